@@ -1,0 +1,168 @@
+//! What to generate from, and how.
+
+use std::sync::Arc;
+
+use super::CancelHandle;
+use crate::engine::sampling::SamplingOverrides;
+use crate::reasoning::Think;
+
+/// Who says a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+/// A message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// The text; for an assistant the answer alone.
+    pub content: String,
+    /// The thought before an assistant's answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thought: Option<String>,
+}
+
+impl Message {
+    /// A system message.
+    pub fn system(content: impl Into<String>) -> Self {
+        Message { role: Role::System, content: content.into(), thought: None }
+    }
+
+    /// A user's message.
+    pub fn user(content: impl Into<String>) -> Self {
+        Message { role: Role::User, content: content.into(), thought: None }
+    }
+
+    /// An assistant's answer.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Message { role: Role::Assistant, content: content.into(), thought: None }
+    }
+}
+
+/// What a generation starts from.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Prompt {
+    /// A conversation, rendered by the model's chat template.
+    Messages(Vec<Message>),
+    /// Text exactly as it is: no template, special tokens parsed, BOS only where the metadata asks for it.
+    Raw(String),
+    /// Token ids exactly as they are.
+    Tokens(Vec<u32>),
+}
+
+impl Prompt {
+    /// Text exactly as it is, without a template.
+    pub fn raw(text: impl Into<String>) -> Self {
+        Prompt::Raw(text.into())
+    }
+}
+
+impl From<&str> for Prompt {
+    /// One user's message.
+    fn from(text: &str) -> Self {
+        Prompt::Messages(vec![Message::user(text)])
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Prompt::Messages(vec![Message::user(text)])
+    }
+}
+
+impl From<Vec<Message>> for Prompt {
+    fn from(messages: Vec<Message>) -> Self {
+        Prompt::Messages(messages)
+    }
+}
+
+impl From<&[Message]> for Prompt {
+    fn from(messages: &[Message]) -> Self {
+        Prompt::Messages(messages.to_vec())
+    }
+}
+
+/// Sees, and may edit, the logits before each token is chosen: (tokens generated so far, logits [vocabulary]).
+pub type LogitsHook = Arc<dyn Fn(&[u32], &mut [f32]) + Send + Sync>;
+
+/// How to generate. What is not set comes from the model (its catalog entry or generation_config.json).
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct Options {
+    /// Sampling parameters that differ from the model's own.
+    pub sampling: SamplingOverrides,
+    /// Bound on generated tokens, thought and answer together; none: what the context holds.
+    pub max_tokens: Option<usize>,
+    /// Seed of the draws; none: random, and reported in [`Stats`](super::Stats).
+    pub seed: Option<u64>,
+    /// Whether to think; none: the model's default.
+    pub think: Option<Think>,
+    /// Strings that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Sees and may edit the logits of each token.
+    pub logits_hook: Option<LogitsHook>,
+    /// Cancels the generation from another thread.
+    pub cancel: Option<CancelHandle>,
+}
+
+impl Options {
+    /// The model's own defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sampling temperature; 0 is greedy.
+    pub fn temperature(mut self, value: f32) -> Self {
+        self.sampling.temperature = Some(value);
+        self
+    }
+
+    /// Sampling parameters that differ from the model's own.
+    pub fn sampling(mut self, sampling: SamplingOverrides) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// Bound on generated tokens, thought and answer together.
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = Some(tokens);
+        self
+    }
+
+    /// Seed of the draws.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Whether to think.
+    pub fn think(mut self, think: Think) -> Self {
+        self.think = Some(think);
+        self
+    }
+
+    /// Adds a string that ends the answer.
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+
+    /// Sees and may edit the logits of each token.
+    pub fn logits_hook(mut self, hook: impl Fn(&[u32], &mut [f32]) + Send + Sync + 'static) -> Self {
+        self.logits_hook = Some(Arc::new(hook));
+        self
+    }
+
+    /// Cancels the generation from another thread.
+    pub fn cancel(mut self, handle: &CancelHandle) -> Self {
+        self.cancel = Some(handle.clone());
+        self
+    }
+}

@@ -1,0 +1,3 @@
+//! The CPU backend: pensive's own kernels.
+
+pub mod kernels;

@@ -1,0 +1,200 @@
+//! The trait a decoder is written against.
+//!
+//! A backend owns weights, activation buffers and the KV pages. The decoder names them by handle and asks for
+//! about a dozen fused operations. Activations are f32, [rows of the step, width].
+
+pub mod cpu;
+
+use crate::Result;
+use crate::checkpoint::Tensor;
+use crate::quant::BlockType;
+
+/// Handle of a matrix [rows, columns] held by the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix(pub usize);
+
+/// Handle of an f32 vector (a norm's weight, a bias).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vector(pub usize);
+
+/// Handle of an activation buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer(pub usize);
+
+/// How keys and values are stored in the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// 32-bit floats: for comparisons with a reference.
+    F32,
+    /// 16-bit floats.
+    #[default]
+    F16,
+}
+
+/// Positions in a KV page: one attention chunk. Page `p` of a sequence holds positions
+/// `p * PAGE_LEN .. (p + 1) * PAGE_LEN`, so chunk boundaries are absolute.
+pub const PAGE_LEN: usize = 64;
+
+/// Shape of one layer's KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Key/value heads.
+    pub heads: usize,
+    /// Width of a key head.
+    pub key_dim: usize,
+    /// Width of a value head.
+    pub value_dim: usize,
+}
+
+/// One row of a step: a token of a sequence at a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Index into [`Step::tables`].
+    pub sequence: usize,
+    /// Absolute position in the sequence.
+    pub position: usize,
+    /// Token id, below the vocabulary's size.
+    pub token: u32,
+    /// Whether the logits after this row are asked for.
+    pub wants_logits: bool,
+}
+
+/// A step: ragged rows of any number of sequences, ordered by sequence and position.
+/// A row attends to all positions of its sequence up to its own; those of earlier rows of the same step count.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// The rows.
+    pub rows: &'a [Row],
+    /// For each sequence its block table: the page ids that hold its positions, in order.
+    pub tables: &'a [&'a [u32]],
+}
+
+/// One matrix product of [`Backend::linear`]: `to = matrix * from + bias`.
+#[derive(Clone, Copy, Debug)]
+pub struct Projection {
+    /// [rows, columns]; columns = width of `from`, rows = width of `to`.
+    pub matrix: Matrix,
+    /// Added to each output row.
+    pub bias: Option<Vector>,
+    /// Where the result goes.
+    pub to: Buffer,
+}
+
+/// Which pairs of a head are rotated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Pairs (i, i + dims/2): Hugging Face's layout, GGUF's "neox".
+    Halves,
+    /// Pairs (2i, 2i + 1): GGUF's layout for `llama`.
+    Interleaved,
+}
+
+/// A rotary embedding: the angle of pair i at position p is `p * inverse_frequencies[i]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// One per rotated pair; twice its length is the number of rotated dimensions (the first of each head).
+    pub inverse_frequencies: Vec<f64>,
+    /// Factor on sin and cos (YaRN's attention factor; 1 otherwise).
+    pub magnitude: f64,
+    /// Which pairs.
+    pub style: RopeStyle,
+}
+
+/// Grouped-query attention over the KV pages: query head h reads kv head h / (heads / kv_heads).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Factor on the scores, usually 1/sqrt(head width).
+    pub scale: f32,
+    /// Only the last `window` positions (own included) are seen.
+    pub window: Option<usize>,
+}
+
+/// Sizes that a backend must be ready for; buffers are allocated once, from these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Most rows in a step.
+    pub rows: usize,
+    /// Most rows of a step that want logits.
+    pub logit_rows: usize,
+    /// Most sequences in a step.
+    pub sequences: usize,
+    /// KV pages, each [`PAGE_LEN`] positions in every layer; memory is committed when a page is first written.
+    pub pages: usize,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
+}
+
+/// What executes a decoder. Every operation works on the rows of the current step (or on those that
+/// [`gather`](Backend::gather) left) and overwrites its destination.
+///
+/// Results depend on nothing but the weights and a row's own inputs: not on the other rows of the step,
+/// the number of threads, or the vector width.
+pub trait Backend: Send {
+    /// A name for reports: "cpu (avx512, 2 threads)".
+    fn name(&self) -> String;
+
+    /// Takes a matrix. The backend keeps the mapping alive if it reads from it.
+    fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix>;
+
+    /// Takes a matrix whose rows are only looked up by [`embed`](Backend::embed).
+    fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix>;
+
+    /// Takes a vector.
+    fn add_vector(&mut self, values: Vec<f32>) -> Result<Vector>;
+
+    /// Declares an activation buffer of this width.
+    fn add_buffer(&mut self, width: usize) -> Buffer;
+
+    /// Declares the next layer's KV cache; layers are numbered in order of declaration.
+    fn add_kv(&mut self, shape: KvShape) -> usize;
+
+    /// Allocates everything a step needs. Called once, after the declarations.
+    fn prepare(&mut self, plan: Plan, rope: &Rope) -> Result<()>;
+
+    /// Starts a step.
+    fn begin(&mut self, step: &Step<'_>);
+
+    /// `to` = rows of the table, one per token.
+    fn embed(&mut self, table: Matrix, to: Buffer);
+
+    /// Root-mean-square norm of each row: `x / sqrt(mean(x²) + epsilon) * weight`.
+    fn rms_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, to: Buffer);
+
+    /// The same over each head of `weight`'s width, in place (query and key norms).
+    fn head_norm(&mut self, x: Buffer, weight: Vector, epsilon: f32);
+
+    /// Several matrix products of one input.
+    fn linear(&mut self, from: Buffer, projections: &[Projection]);
+
+    /// Rotates each head of width `head_dim` by the row's position, in place.
+    fn rope(&mut self, x: Buffer, head_dim: usize);
+
+    /// Stores the rows' keys and values in the pages of layer `layer`.
+    fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer);
+
+    /// Attention of `query` over layer `layer`, reading keys and values only as stored.
+    fn attention(&mut self, layer: usize, query: Buffer, attention: &Attention, to: Buffer);
+
+    /// `to = silu(gate) * up`.
+    fn swiglu(&mut self, gate: Buffer, up: Buffer, to: Buffer);
+
+    /// `to += from`.
+    fn add(&mut self, from: Buffer, to: Buffer);
+
+    /// Keeps only the rows that want logits, in order: `to` has one row for each.
+    fn gather(&mut self, from: Buffer, to: Buffer);
+
+    /// The contents of a buffer, [its rows, width].
+    fn read(&mut self, buffer: Buffer) -> &[f32];
+
+    /// Copies the first `positions` of a page, in all layers, to another page.
+    fn copy_page(&mut self, from: u32, to: u32, positions: usize);
+
+    /// Bytes of one KV page over all declared layers, for memory planning.
+    fn page_bytes(&self, kv_type: KvType) -> usize;
+
+    /// Whether matrices of this type stay as they are.
+    fn supports(&self, kind: BlockType) -> bool;
+}

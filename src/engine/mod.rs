@@ -1,0 +1,3 @@
+//! Sequences, KV pages, batches, sampling.
+
+pub mod sampling;

@@ -1,0 +1,1 @@
+//! Hyperparameters, and one decoder text for every architecture.
