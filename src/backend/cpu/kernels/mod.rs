@@ -10,6 +10,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
+pub use generic::{attention, elementwise, math};
 pub use isa::Isa;
 
 /// A vector unit as the algorithms see it: vectors of [`LANES`](Simd::LANES) lanes of 32 bits. Algorithms work on 16

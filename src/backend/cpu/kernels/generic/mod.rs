@@ -1,3 +1,6 @@
 //! The algorithms, each once, over the [`Simd`](super::Simd) trait.
 
+pub mod attention;
+pub mod elementwise;
+pub mod math;
 pub mod scalar;
