@@ -49,9 +49,9 @@ pub struct Span {
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk {
     /// [key_dim, PAGE_LEN]
-    pub keys: *const u8,
+    pub keys: *mut u8,
     /// [PAGE_LEN, value_stride]
-    pub values: *const u8,
+    pub values: *mut u8,
     /// Width of a key.
     pub key_dim: usize,
     /// Width of a value, rounded up to 16.
@@ -65,8 +65,11 @@ pub trait Element: Copy + 'static {
     /// # Safety
     /// The CPU has the ISA; LANES elements are readable.
     unsafe fn load<S: Simd>(p: *const Self) -> S::F;
-    /// To nearest even.
-    fn from_f32(v: f32) -> Self;
+    /// LANES elements from f32, to nearest even.
+    ///
+    /// # Safety
+    /// The CPU has the ISA; LANES elements are writable.
+    unsafe fn store<S: Simd>(p: *mut Self, v: S::F);
 }
 
 impl Element for f32 {
@@ -76,8 +79,9 @@ impl Element for f32 {
         unsafe { S::f_load(p) }
     }
     #[inline(always)]
-    fn from_f32(v: f32) -> Self {
-        v
+    unsafe fn store<S: Simd>(p: *mut Self, v: S::F) {
+        // SAFETY: the caller's promise.
+        unsafe { S::f_store(p, v) }
     }
 }
 
@@ -88,12 +92,17 @@ impl Element for f16 {
         unsafe { S::f_load_f16(p.cast()) }
     }
     #[inline(always)]
-    fn from_f32(v: f32) -> Self {
-        f16::from_f32(v)
+    unsafe fn store<S: Simd>(p: *mut Self, v: S::F) {
+        // SAFETY: the caller's promise; an f16 is its bits.
+        unsafe { S::f_store_f16(p.cast(), v) }
     }
 }
 
 entry_points! {
+    /// Stores a key and a value of `value_dim` dimensions at position `at` of the chunk. f16 cache.
+    pub fn append_f16(chunk: Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize) = append_f16_generic;
+    /// The same for an f32 cache.
+    pub fn append_f32(chunk: Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize) = append_f32_generic;
     /// One chunk for `spans.len()` rows of `heads` query vectors each: `queries` [rows * heads, key_dim], already
     /// scaled; `scores` [rows * heads, PAGE_LEN] is scratch; `records` [rows * heads] are written. f16 cache.
     pub fn chunk_f16(chunk: Chunk, spans: &[Span], heads: usize, queries: *const f32, scores: *mut f32, records: *mut f32)
@@ -105,6 +114,69 @@ entry_points! {
     pub fn merge(state: *mut f32, next: *const f32, value_stride: usize) = merge_generic;
     /// `to` = the record's output over its sum of weights: the first `width` values.
     pub fn finish(record: *const f32, value_stride: usize, to: *mut f32, width: usize) = finish_generic;
+}
+
+#[inline(always)]
+unsafe fn append_f16_generic<S: Simd>(
+    chunk: Chunk,
+    at: usize,
+    key: *const f32,
+    value: *const f32,
+    value_dim: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { append_generic::<S, f16>(chunk, at, key, value, value_dim) }
+}
+
+#[inline(always)]
+unsafe fn append_f32_generic<S: Simd>(
+    chunk: Chunk,
+    at: usize,
+    key: *const f32,
+    value: *const f32,
+    value_dim: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { append_generic::<S, f32>(chunk, at, key, value, value_dim) }
+}
+
+#[inline(always)]
+unsafe fn append_generic<S: Simd, T: Element>(
+    chunk: Chunk,
+    at: usize,
+    key: *const f32,
+    value: *const f32,
+    value_dim: usize,
+) {
+    let (keys, values) = (chunk.keys.cast::<T>(), chunk.values.cast::<T>());
+    // SAFETY: the caller's promise; `at` < PAGE_LEN.
+    unsafe {
+        for i in (0..chunk.key_dim).step_by(16) {
+            let stored = convert::<S, T>(key.add(i), (chunk.key_dim - i).min(16));
+            for (j, element) in stored.into_iter().take(chunk.key_dim - i).enumerate() {
+                *keys.add((i + j) * PAGE_LEN + at) = element;
+            }
+        }
+        for i in (0..value_dim).step_by(16) {
+            let stored = convert::<S, T>(value.add(i), (value_dim - i).min(16));
+            values.add(at * chunk.value_stride + i).cast::<[T; 16]>().write_unaligned(stored);
+        }
+    }
+}
+
+/// The first `n` values as elements, then zeros.
+#[inline(always)]
+unsafe fn convert<S: Simd, T: Element>(from: *const f32, n: usize) -> [T; 16] {
+    let mut padded = [0.0f32; 16];
+    // SAFETY: the caller's promise: n ≤ 16 values are readable. Each element is written.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), n);
+        let mut out = std::mem::MaybeUninit::<[T; 16]>::uninit();
+        for part in (0..16).step_by(S::LANES) {
+            T::store::<S>(out.as_mut_ptr().cast::<T>().add(part), S::f_load(padded.as_ptr().add(part)));
+        }
+        out.assume_init()
+    }
 }
 
 #[inline(always)]
@@ -146,7 +218,7 @@ unsafe fn chunk_generic<S: Simd, T: Element>(
     let record = record_len(value_stride);
     // SAFETY: the caller's promise; spans end at PAGE_LEN at most.
     unsafe {
-        let keys = Strided(chunk.keys.cast::<T>(), PAGE_LEN);
+        let keys = Strided(chunk.keys.cast::<T>().cast_const(), PAGE_LEN);
         let seen = spans.iter().fold(0, |most, span| most.max(span.to)).next_multiple_of(16);
         let queries = Strided(queries, key_dim);
         product::<S, T>(spans.len() * heads, key_dim, seen, queries, keys, StridedMut(scores, PAGE_LEN));
@@ -163,7 +235,8 @@ unsafe fn chunk_generic<S: Simd, T: Element>(
             let span = spans[row];
             let same = spans[row..].iter().take_while(|other| **other == span).count();
             let weights = Strided(scores.add(row * heads * PAGE_LEN + span.from).cast_const(), PAGE_LEN);
-            let values = Strided(chunk.values.cast::<T>().add(span.from * value_stride), value_stride);
+            let values =
+                Strided(chunk.values.cast::<T>().add(span.from * value_stride).cast_const(), value_stride);
             let to = StridedMut(records.add(row * heads * record), record);
             product::<S, T>(same * heads, span.to - span.from, value_stride, weights, values, to);
             row += same;
