@@ -103,7 +103,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize, String> {
     match metadata.get("general.alignment") {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 30 => Ok(*n as usize),
-        Some(other) => Err(format!("is {other:?}, not a power of two of at most 2^30")),
+        Some(other) => Err(format!("is {}, not a power of two of at most 2^30", other.describe())),
     }
 }
 
@@ -419,3 +419,6 @@ fn type_name(id: u32) -> String {
     };
     name.to_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,4 +3,7 @@
 pub mod attention;
 pub mod elementwise;
 pub mod math;
+pub mod float;
+pub mod formats;
+pub mod quantized;
 pub mod scalar;
