@@ -7,14 +7,13 @@
 use half::f16;
 
 use super::kernels::attention::Chunk;
-use super::memory::{Memory, Shared};
+use super::memory::Memory;
 use crate::Result;
 use crate::backend::{KvShape, KvType, PAGE_LEN};
 
 /// KV pages and their layout.
 pub struct KvCache {
-    start: Shared<u8>,
-    _memory: Memory, // what `start` points to
+    memory: Memory,
     /// How keys and values are stored.
     pub kind: KvType,
     /// By layer.
@@ -71,9 +70,9 @@ impl KvCache {
     /// The system refuses the memory.
     pub fn new(shapes: &[KvShape], pages: usize, kind: KvType) -> Result<Self> {
         let (layers, page_bytes) = layout(shapes, kind);
-        let mut memory = Memory::new(pages * page_bytes, "the KV cache")?;
+        let memory = Memory::new(pages * page_bytes, "the KV cache")?;
         memory.prefer_huge_pages();
-        Ok(KvCache { start: memory.shared(), _memory: memory, kind, layers, page_bytes, pages })
+        Ok(KvCache { memory, kind, layers, page_bytes, pages })
     }
 
     /// Keys and values of a kv head in a page. Who writes through it is the only one at those positions.
@@ -82,18 +81,17 @@ impl KvCache {
         assert!((page as usize) < self.pages && head < shape.heads, "KV page {page}, head {head}");
         let at = page as usize * self.page_bytes + offset + head * head_bytes;
         let key_bytes = shape.key_dim * PAGE_LEN * element_bytes(self.kind);
+        let start = self.memory.shared();
         // SAFETY: checked above; the values follow the keys in the head's block.
-        let (keys, values) = unsafe { (self.start.at(at), self.start.at(at + key_bytes)) };
+        let (keys, values) = unsafe { (start.at(at), start.at(at + key_bytes)) };
         Chunk { keys, values, key_dim: shape.key_dim, value_stride }
     }
 
     /// Copies a page, all layers of it.
     pub fn copy_page(&mut self, from: u32, to: u32) {
         assert!((from as usize) < self.pages && (to as usize) < self.pages, "KV pages {from}, {to}");
-        let bytes = self.page_bytes;
+        let (start, bytes) = (self.memory.shared::<u8>(), self.page_bytes);
         // SAFETY: both pages lie in the memory; `copy` allows them to be the same.
-        unsafe {
-            std::ptr::copy(self.start.at(from as usize * bytes), self.start.at(to as usize * bytes), bytes);
-        }
+        unsafe { std::ptr::copy(start.at(from as usize * bytes), start.at(to as usize * bytes), bytes) };
     }
 }

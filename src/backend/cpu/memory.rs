@@ -7,6 +7,7 @@ use crate::{Error, Result};
 /// Zeroed memory, aligned to a page of the system; each page is committed when it is first written.
 pub struct Memory {
     map: MmapMut,
+    start: Shared<u8>,
 }
 
 impl Memory {
@@ -19,10 +20,11 @@ impl Memory {
         options.len(bytes.max(1));
         #[cfg(unix)]
         options.no_reserve_swap();
-        let map = options.map_anon().map_err(|e| {
+        let mut map = options.map_anon().map_err(|e| {
             Error::Memory(format!("cannot reserve {bytes} bytes for {purpose}: {e}; lower --context"))
         })?;
-        Ok(Memory { map })
+        let start = Shared(map.as_mut_ptr());
+        Ok(Memory { map, start })
     }
 
     /// Asks for huge pages, which are committed 2 MiB at a time and save address translations. Only advice.
@@ -40,15 +42,15 @@ impl Memory {
     }
 
     /// The beginning, for threads that write disjoint parts.
-    pub fn shared<T>(&mut self) -> Shared<T> {
-        Shared(self.map.as_mut_ptr().cast())
+    pub fn shared<T>(&self) -> Shared<T> {
+        Shared(self.start.0.cast())
     }
 
     /// The first `len` f32.
     pub fn as_floats(&self, len: usize) -> &[f32] {
         assert!(len * size_of::<f32>() <= self.map.len());
         // SAFETY: in bounds, aligned to a system page, and any bits are an f32.
-        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), len) }
+        unsafe { std::slice::from_raw_parts(self.start.0.cast(), len) }
     }
 }
 

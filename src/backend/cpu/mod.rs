@@ -6,6 +6,7 @@
 mod attention;
 pub mod kernels;
 mod kv;
+mod linear;
 mod memory;
 pub mod pool;
 mod step;
@@ -13,32 +14,41 @@ mod step;
 mod tests;
 
 use crate::backend::{
-    Attention, Backend, Buffer, KvShape, KvType, Matrix, Plan, Projection, Rope, Step, Vector,
+    Attention, Backend, Buffer, KvShape, KvType, Matrix, PAGE_LEN, Plan, Projection, Rope, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
 use crate::{Error, Result};
 
-use kernels::Isa;
 use kernels::attention::{append_f16, append_f32};
 use kernels::elementwise::{rms_norm, swiglu};
+use kernels::{Isa, Layout, WeightMatrix};
 use kv::KvCache;
 use memory::{Memory, Shared};
 use pool::Pool;
 use step::{RopeTable, SERIAL, StepRows};
 
 /// How the backend works; the default suits the machine.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
     /// Threads; as many as the process may use at once if None.
     pub threads: Option<usize>,
     /// Instruction set; the fastest, or what PENSIVE_ISA names, if None.
     pub isa: Option<Isa>,
+    /// How matrices are held; interleaved by default.
+    pub layout: Layout,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        CpuOptions { threads: None, isa: None, layout: Layout::Interleaved }
+    }
 }
 
 /// The CPU as a [`Backend`].
 pub struct CpuBackend {
     isa: Isa,
+    layout: Layout,
     pool: Pool,
     weights: Vec<Weight>,
     vectors: Vec<Vec<f32>>,
@@ -53,6 +63,8 @@ pub struct CpuBackend {
 }
 
 enum Weight {
+    /// For products.
+    Matrix(WeightMatrix),
     /// Only looked up, in the file's mapping.
     Table(Tensor),
 }
@@ -63,6 +75,7 @@ struct Ready {
     rope: RopeTable,
     cache: KvCache,
     attention: attention::Scratch,
+    linear: linear::Workspace,
 }
 
 /// An activation buffer: [rows, width].
@@ -90,6 +103,7 @@ impl CpuBackend {
         };
         Ok(CpuBackend {
             isa,
+            layout: options.layout,
             pool: Pool::new(options.threads)?,
             weights: Vec::new(),
             vectors: Vec::new(),
@@ -101,7 +115,12 @@ impl CpuBackend {
         })
     }
 
-    fn ready(&mut self) -> &mut Ready {
+    /// What `prepare` allocated.
+    fn ready(&self) -> &Ready {
+        self.ready.as_ref().expect("`prepare` comes before the first step")
+    }
+
+    fn ready_mut(&mut self) -> &mut Ready {
         self.ready.as_mut().expect("`prepare` comes before the first step")
     }
 
@@ -109,17 +128,16 @@ impl CpuBackend {
         self.widths[buffer.0]
     }
 
-    /// A buffer's values, to be read or changed in place.
-    fn buffer(&mut self, buffer: Buffer) -> Shared<f32> {
+    /// A buffer's values.
+    fn buffer(&self, buffer: Buffer) -> Shared<f32> {
         self.ready().buffers[buffer.0].memory.shared()
     }
 
-    /// A buffer that gets a value for each present row.
+    /// A buffer's values, of which each present row gets one.
     fn target(&mut self, buffer: Buffer) -> Shared<f32> {
         let rows = self.rows;
-        let target = &mut self.ready().buffers[buffer.0];
-        target.rows = rows;
-        target.memory.shared()
+        self.ready_mut().buffers[buffer.0].rows = rows;
+        self.buffer(buffer)
     }
 
     /// Calls `task(first, count)` for runs of `total` values.
@@ -150,7 +168,23 @@ impl CpuBackend {
     }
 }
 
-/// A tensor as a matrix, or what is wrong with it.
+impl Weight {
+    fn matrix(&self) -> &WeightMatrix {
+        match self {
+            Weight::Matrix(matrix) => matrix,
+            Weight::Table(table) => panic!("{} is an embedding, not a matrix for products", table.name),
+        }
+    }
+
+    fn table(&self) -> &Tensor {
+        match self {
+            Weight::Table(table) => table,
+            Weight::Matrix(_) => panic!("a matrix for products is not an embedding"),
+        }
+    }
+}
+
+/// Whether a tensor is a matrix.
 fn check_matrix(tensor: &Tensor) -> Result<()> {
     if tensor.shape.len() == 2 {
         return Ok(());
@@ -169,7 +203,10 @@ impl Backend for CpuBackend {
 
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
         check_matrix(tensor)?;
-        unimplemented!()
+        let matrix =
+            WeightMatrix::new(tensor, self.layout, &|count, task| self.pool.for_each(count, 1, task))?;
+        self.weights.push(Weight::Matrix(matrix));
+        Ok(Matrix(self.weights.len() - 1))
     }
 
     fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix> {
@@ -203,12 +240,18 @@ impl Backend for CpuBackend {
             })
             .collect::<Result<_>>()?;
         self.step = StepRows::new(&plan);
+        let columns = self.weights.iter().filter_map(|weight| match weight {
+            Weight::Matrix(matrix) => Some(matrix.columns()),
+            Weight::Table(_) => None,
+        });
+        let columns = columns.max().unwrap_or(0);
         self.ready = Some(Ready {
             plan,
             buffers,
             rope: RopeTable::new(rope, plan.rows)?,
             cache: KvCache::new(&self.shapes, plan.pages, plan.kv_type)?,
             attention: attention::Scratch::new(&self.shapes, self.pool.threads(), plan.rows, plan.pages)?,
+            linear: linear::Workspace::new(plan.rows, columns, self.pool.threads()),
         });
         Ok(())
     }
@@ -225,7 +268,7 @@ impl Backend for CpuBackend {
 
     fn embed(&mut self, table: Matrix, to: Buffer) {
         let (width, target) = (self.width(to), self.target(to));
-        let Weight::Table(table) = &self.weights[table.0];
+        let table = self.weights[table.0].table();
         assert_eq!(table.columns(), width, "width of an embedding's buffer");
         let row_bytes = table.kind.row_bytes(width);
         let rows = &self.step.rows;
@@ -247,8 +290,29 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&mut self, from: Buffer, projections: &[Projection]) {
-        let _ = (from, projections);
-        unimplemented!()
+        assert!(projections.iter().all(|p| p.to != from), "a product's input is not its output");
+        let (rows, width) = (self.rows, self.width(from));
+        for p in projections {
+            assert_eq!(
+                self.width(p.to),
+                self.weights[p.matrix.0].matrix().rows(),
+                "width of a product's output"
+            );
+            self.target(p.to);
+        }
+        let (weights, vectors) = (&self.weights, &self.vectors);
+        let Some(Ready { buffers, linear, .. }) = &mut self.ready else { return };
+        // SAFETY: the buffer has so many values; it is none of the outputs.
+        let input =
+            unsafe { std::slice::from_raw_parts(buffers[from.0].memory.shared().at(0), rows * width) };
+        linear.multiply(self.isa, &self.pool, input, width, projections.len(), |i| {
+            let p = &projections[i];
+            linear::Product {
+                matrix: weights[p.matrix.0].matrix(),
+                bias: p.bias.map(|bias| &vectors[bias.0][..]),
+                to: buffers[p.to.0].memory.shared(),
+            }
+        });
     }
 
     fn rope(&mut self, x: Buffer, head_dim: usize) {
@@ -277,13 +341,13 @@ impl Backend for CpuBackend {
         self.pool.for_each(rows * shape.heads, least, |task| {
             let (head, row) = (task / rows, task % rows);
             let position = step.rows[row].position;
-            let page = step.page(step.rows[row].sequence, position / crate::backend::PAGE_LEN);
+            let page = step.page(step.rows[row].sequence, position / PAGE_LEN);
             let chunk = cache.chunk(layer, page, head);
             // SAFETY: row and head lie in the buffers; a position of a head belongs to one task.
             unsafe {
                 let key = key.at((row * shape.heads + head) * shape.key_dim);
                 let value = value.at((row * shape.heads + head) * shape.value_dim);
-                append(isa, chunk, position % crate::backend::PAGE_LEN, key, value, shape.value_dim);
+                append(isa, chunk, position % PAGE_LEN, key, value, shape.value_dim);
             }
         });
     }
@@ -354,8 +418,8 @@ impl Backend for CpuBackend {
     }
 
     fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
-        debug_assert!(positions <= crate::backend::PAGE_LEN);
-        self.ready().cache.copy_page(from, to); // what lies behind `positions` is not read before it is written
+        debug_assert!(positions <= PAGE_LEN);
+        self.ready_mut().cache.copy_page(from, to); // what lies behind `positions` is not read before it is written
     }
 
     fn page_bytes(&self, kv_type: KvType) -> usize {

@@ -102,7 +102,7 @@ impl Setup {
                 })
                 .collect();
             backend.begin(&Step { rows: &rows, tables: &tables });
-            [&query, &key, &value].map(|input| input.load(&mut backend));
+            [&query, &key, &value].into_iter().for_each(|input| input.load(&mut backend));
             backend.append_kv(layer, key.buffer, value.buffer);
             backend.attention(layer, query.buffer, &attention, out);
             result.extend_from_slice(backend.read(out));
@@ -294,8 +294,8 @@ fn a_copied_page_reads_like_its_source() {
     let layers = [backend.add_kv(shape), backend.add_kv(shape)];
     backend.prepare(plan(64, 3), &no_rope()).unwrap();
     backend.begin(&Step { rows: &rows(64), tables: &[&[0]] });
-    [&query, &key, &value].map(|input| input.load(&mut backend));
-    layers.map(|layer| backend.append_kv(layer, key.buffer, value.buffer));
+    [&query, &key, &value].into_iter().for_each(|input| input.load(&mut backend));
+    layers.into_iter().for_each(|layer| backend.append_kv(layer, key.buffer, value.buffer));
     backend.copy_page(0, 2, 63);
     let attention = Attention { heads: setup.heads, scale: setup.scale(), window: None };
     let mut results =

@@ -1,5 +1,6 @@
 use super::*;
-use crate::backend::KvShape;
+use crate::backend::cpu::kernels::Layout;
+use crate::backend::{KvShape, Projection};
 use crate::quant;
 
 /// Runs `operation` on rows of the inputs, each [rows, width]; gives the first buffer after it, or the extra one.
@@ -156,6 +157,64 @@ fn embed_looks_up_quantized_rows() {
         });
         let expected: Vec<f32> = (30..100).rev().flat_map(|t| all[t * width..][..width].to_vec()).collect();
         assert_eq!(bits(&values), bits(&expected), "{kind}");
+    }
+}
+
+/// Three matrices of 256 columns over one input: outputs of all, one after the other.
+fn products(mut backend: CpuBackend, kinds: [BlockType; 3], count: usize) -> (Vec<f32>, Vec<f64>) {
+    let columns = 256;
+    let x = noise(12, count * columns, 1.0);
+    let input = Input::new(&mut backend, &x, columns);
+    let mut projections = Vec::new();
+    let mut expected = Vec::new();
+    for (i, (kind, rows)) in kinds.into_iter().zip([40, 100, 16]).enumerate() {
+        let mut bytes = vec![0; kind.row_bytes(rows * columns)];
+        quant::quantize(kind, &noise(13 + i as u64, rows * columns, 0.2), &mut bytes);
+        let tensor = Tensor::from_bytes("w", kind, &[rows, columns], bytes);
+        let bias = (i != 1).then(|| noise(16, rows, 1.0));
+        for x in x.chunks(columns) {
+            let dot =
+                |row: &[f32]| row.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>();
+            let bias = |row| bias.as_ref().map_or(0.0, |bias| f64::from(bias[row]));
+            expected.extend(tensor.values().chunks(columns).enumerate().map(|(i, row)| dot(row) + bias(i)));
+        }
+        let bias = bias.map(|bias| backend.add_vector(bias).unwrap());
+        let matrix = backend.add_matrix(&tensor).unwrap();
+        projections.push(Projection { matrix, bias, to: backend.add_buffer(rows) });
+    }
+    backend.prepare(plan(count, count.div_ceil(PAGE_LEN)), &no_rope()).unwrap();
+    begin(&mut backend, &rows(count));
+    input.load(&mut backend);
+    backend.linear(input.buffer, &projections);
+    (projections.iter().flat_map(|p| backend.read(p.to).to_vec()).collect(), expected)
+}
+
+#[test]
+fn linear_multiplies_one_input_with_several_matrices_of_any_types() {
+    for kinds in [
+        [BlockType::Q4_K, BlockType::Q8_0, BlockType::F32],
+        [BlockType::F16, BlockType::BF16, BlockType::F32],
+        [BlockType::Q6_K, BlockType::Q5_0, BlockType::Q4_0],
+    ] {
+        for count in [1, 5, 70] {
+            let values = everywhere(|backend| products(backend, kinds, count).0);
+            let (_, expected) = products(backend(1, best()), kinds, count);
+            // An activation in 8 bits is off by at most 1/254 of its block's largest; 256 such errors average out.
+            let tolerance = if kinds[0] == BlockType::F16 { 1e-5 } else { 0.03 };
+            assert_close(&values, &expected, tolerance);
+        }
+    }
+}
+
+#[test]
+fn matrices_as_in_the_file_give_the_same_bits_as_interleaved_ones() {
+    let kinds = [BlockType::Q4_K, BlockType::Q6_K, BlockType::Q8_0];
+    for count in [1, 9] {
+        let of = |layout| {
+            let options = CpuOptions { threads: Some(2), layout, ..Default::default() };
+            bits(&products(CpuBackend::new(options).unwrap(), kinds, count).0)
+        };
+        assert_eq!(of(Layout::AsInFile), of(Layout::Interleaved));
     }
 }
 

@@ -2,8 +2,8 @@
 
 pub mod attention;
 pub mod elementwise;
-pub mod math;
 pub mod float;
 pub mod formats;
+pub mod math;
 pub mod quantized;
 pub mod scalar;
