@@ -26,6 +26,8 @@ pub use matrix::{ActivationKind, Activations, Input, Layout, Output, Scratch, We
 pub trait Simd: Copy + 'static {
     /// 32-bit lanes of a vector: 16 (AVX-512, and scalar as an array), 8 (AVX2) or 4 (NEON).
     const LANES: usize;
+    /// Vectors that a kernel may keep in registers at once.
+    const REGISTERS: usize;
     /// Whether [`dot_signed`](Simd::dot_signed) adds 128 * (sum of x) to the result, so that its accumulator
     /// must start at -128 * (sum of x).
     const SIGNED_BIAS: bool;
@@ -96,6 +98,8 @@ pub trait Simd: Copy + 'static {
     /// The greatest lane, of none that is NaN.
     unsafe fn f_max_lane(v: Self::F) -> f32;
 
+    /// v, computed here and now: keeps the compiler from interleaving work that together needs too many registers.
+    unsafe fn pin(v: Self::F) -> Self::F;
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
 }

@@ -11,6 +11,7 @@ pub struct Neon;
 // SAFETY of every block below: the caller promises the ISA, and that loads and stores are in bounds.
 impl Simd for Neon {
     const LANES: usize = 4;
+    const REGISTERS: usize = 32;
     const SIGNED_BIAS: bool = false;
     type F = float32x4_t;
     type I = uint32x4_t;
@@ -176,6 +177,13 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {
         unsafe { vmaxvq_f32(v) }
+    }
+    #[inline(always)]
+    unsafe fn pin(v: Self::F) -> Self::F {
+        let mut v = v;
+        // SAFETY: no instruction at all.
+        unsafe { asm!("/* {0} */", inout(vreg) v, options(nostack, preserves_flags)) };
+        v
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

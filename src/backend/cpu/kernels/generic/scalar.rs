@@ -22,6 +22,7 @@ fn zip<A: Copy, B: Copy, C>(a: [A; N], b: [B; N], f: impl Fn(A, B) -> C) -> [C; 
 // SAFETY of every block below: the caller promises that loads and stores are in bounds.
 impl Simd for Scalar {
     const LANES: usize = N;
+    const REGISTERS: usize = 1;
     const SIGNED_BIAS: bool = false;
     type F = [f32; N];
     type I = [u32; N];
@@ -173,6 +174,10 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {
         v.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+    }
+    #[inline(always)]
+    unsafe fn pin(v: Self::F) -> Self::F {
+        v
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
