@@ -370,6 +370,7 @@ unsafe fn tile_row<S: Simd, T: Element, const R: usize>(
 }
 
 /// R rows and V vectors of columns from `column` on, held in registers.
+#[allow(clippy::needless_range_loop)] // index loops of constant length unroll for sure
 #[inline(always)]
 unsafe fn tile<S: Simd, T: Element, const R: usize, const V: usize>(
     depth: usize,
