@@ -53,9 +53,9 @@ fn fastest(times: usize, mut call: impl FnMut()) -> f64 {
 
 fn pool(threads: usize) {
     let pool = Pool::new(Some(threads)).expect("threads start");
-    let many = 1000;
-    let runs = fastest(20, || (0..many).for_each(|_| pool.run(|_| ())));
-    let barriers = fastest(20, || {
+    let many = 20;
+    let runs = fastest(2000, || (0..many).for_each(|_| pool.run(|_| ())));
+    let barriers = fastest(2000, || {
         pool.run(|worker| (0..many).for_each(|_| worker.barrier()));
     });
     let micros = |seconds: f64| seconds / many as f64 * 1e6;
