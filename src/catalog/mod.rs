@@ -6,7 +6,7 @@ use crate::SamplingOverrides;
 use crate::reasoning::Think;
 
 /// A model of the catalog.
-#[derive(Clone, Debug, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Short name: `deepseek-r1:1.5b`.
@@ -37,7 +37,7 @@ pub struct Entry {
 }
 
 /// The shapes of a model.
-#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shape {
     /// Parameters, in billions.
