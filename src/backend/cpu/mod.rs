@@ -1,3 +1,4 @@
 //! The CPU backend: pensive's own kernels.
 
 pub mod kernels;
+pub mod pool;

@@ -1,5 +1,16 @@
 //! Kernels. Each algorithm stands once, in [`generic`], over the small [`Simd`] trait; the ISA folders hold the
-//! trait's instances and thin `#[target_feature]` entry points; one dispatcher picks at start.
+//! trait's instances; [`entry_points!`] compiles an algorithm for each of them, and [`Isa`] picks one at start.
+
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
+pub mod generic;
+mod isa;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
+
+pub use isa::Isa;
 
 /// A vector unit as the algorithms see it: vectors of [`LANES`](Simd::LANES) lanes of 32 bits. Algorithms work on 16
 /// virtual lanes, as 16 / LANES vectors, so that every ISA computes the same sums in the same order.
@@ -12,6 +23,9 @@
 pub trait Simd: Copy + 'static {
     /// 32-bit lanes of a vector: 16 (AVX-512, and scalar as an array), 8 (AVX2) or 4 (NEON).
     const LANES: usize;
+    /// Whether [`dot_signed`](Simd::dot_signed) adds 128 * (sum of x) to the result, so that its accumulator
+    /// must start at -128 * (sum of x).
+    const SIGNED_BIAS: bool;
     /// LANES f32.
     type F: Copy;
     /// LANES 32-bit integers; also seen as LANES groups of four bytes.
@@ -45,7 +59,11 @@ pub trait Simd: Copy + 'static {
 
     unsafe fn i_splat(v: u32) -> Self::I;
     unsafe fn i_load(p: *const u32) -> Self::I;
+    /// LANES 16-bit values, zero-extended.
+    unsafe fn i_load_u16(p: *const u16) -> Self::I;
     unsafe fn i_store(p: *mut u32, v: Self::I);
+    /// The low byte of each lane: LANES bytes.
+    unsafe fn i_store_u8(p: *mut u8, v: Self::I);
     unsafe fn i_and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I;
@@ -53,12 +71,80 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;
     /// Low 32 bits of the product.
     unsafe fn i_mul(a: Self::I, b: Self::I) -> Self::I;
-    unsafe fn i_shl<const N: u32>(v: Self::I) -> Self::I;
+    unsafe fn i_shl<const N: i32>(v: Self::I) -> Self::I;
     /// Logical.
-    unsafe fn i_shr<const N: u32>(v: Self::I) -> Self::I;
+    unsafe fn i_shr<const N: i32>(v: Self::I) -> Self::I;
+    /// Arithmetic: keeps the sign.
+    unsafe fn i_sar<const N: i32>(v: Self::I) -> Self::I;
     /// Lane by lane: acc + the sum of four products of w's bytes (unsigned, at most 127) and x's (signed, -127..=127).
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// The same for signed w (-128..=127); see [`SIGNED_BIAS`](Simd::SIGNED_BIAS).
+    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
 
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
 }
+
+/// Compiles a generic algorithm for every ISA: makes `unsafe fn NAME(isa, arguments…)` that runs
+/// `GENERIC::<S>(arguments…)` with the [`Simd`] instance of `isa`, inside a function that has its target features.
+///
+/// `entry_points! { pub fn scale(x: *mut f32, n: usize) = generic::scale; }`
+///
+/// The generic function and everything it calls must be `#[inline(always)]`: what is not inlined is compiled
+/// without the features (correct, but slow). Closures are not inlined for sure; avoid them there.
+macro_rules! entry_points {
+    ($($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $generic:path;)*) => {$(
+        $(#[$attr])*
+        ///
+        /// # Safety
+        /// The CPU has `isa`; the pointers are valid for what the algorithm touches.
+        #[allow(clippy::too_many_arguments)]
+        $vis unsafe fn $name(isa: $crate::backend::cpu::kernels::Isa, $($arg: $ty),*) $(-> $ret)? {
+            use $crate::backend::cpu::kernels::{Isa, generic::scalar::Scalar};
+            use $generic as algorithm;
+            #[cfg(target_arch = "x86_64")]
+            use $crate::backend::cpu::kernels::x86_64::{avx2::Avx2, avx512::Avx512};
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+            unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's promise.
+                unsafe { algorithm::<Avx512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+            unsafe fn avxvnni($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's promise.
+                unsafe { algorithm::<Avx2<true>>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's promise.
+                unsafe { algorithm::<Avx2<false>>($($arg),*) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod,fp16")]
+            unsafe fn neon($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's promise.
+                unsafe { algorithm::<$crate::backend::cpu::kernels::aarch64::neon::Neon>($($arg),*) }
+            }
+            debug_assert!(isa.is_available());
+            // SAFETY: the caller's promise.
+            unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::AvxVnni => avxvnni($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2($($arg),*),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon => neon($($arg),*),
+                    _ => algorithm::<Scalar>($($arg),*),
+                }
+            }
+        }
+    )*};
+}
+pub(crate) use entry_points;

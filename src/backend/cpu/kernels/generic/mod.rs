@@ -1,0 +1,3 @@
+//! The algorithms, each once, over the [`Simd`](super::Simd) trait.
+
+pub mod scalar;
