@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::stream::Channel;
 use super::{Model, Options};
 use crate::Result;
+use crate::engine::lookup::Lookup;
 use crate::engine::sampling::{Sampler, Sampling};
 use crate::engine::{Engine, Feed, Sequence, Wants};
 use crate::reasoning::{Part, Piece, ThoughtParser};
@@ -190,6 +191,8 @@ pub struct Generation {
     pieces: Vec<Piece>,
     phase: Phase,
     history: Vec<u32>, // prompt and generated tokens
+    lookup: Option<Lookup>,
+    draft: Vec<u32>, // reused
     limit: usize,      // of generated tokens
     thought_began: Option<f64>,
     stats: Stats,
@@ -231,6 +234,8 @@ impl Generation {
             pieces: Vec::new(),
             phase: Phase::Prefill,
             history: start.prompt,
+            lookup: options.speculate.then(Lookup::default),
+            draft: Vec::new(),
             limit: options.max_tokens.map_or(room, |max| max.min(room)),
             thought_began: None,
             stats,
@@ -281,8 +286,14 @@ impl Generation {
         }
         let began = Instant::now();
         let model = self.model.clone();
-        let last = self.history.len() - 1;
-        self.advance(&mut lock(&model.inner.engine), last)?;
+        let mut engine = lock(&model.inner.engine);
+        // a draft must leave room for the token that is chosen after it
+        let most = (self.limit - self.stats.tokens.len() - 1).min(engine.max_logit_rows() - 1);
+        match self.lookup.as_mut().map(|lookup| lookup.draft(&self.history, most)) {
+            Some(draft) if !draft.is_empty() => self.speculate(&mut engine, draft)?,
+            _ => self.advance(&mut engine, self.history.len() - 1)?,
+        }
+        drop(engine);
         self.stats.seconds.decode += began.elapsed().as_secs_f64();
         Ok(())
     }

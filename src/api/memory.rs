@@ -6,12 +6,18 @@ use crate::{Error, Result, catalog};
 /// Smallest context that a model is loaded with when memory is short, tokens.
 const SMALLEST_CONTEXT: usize = 2048;
 
-/// Bytes that this process may still take: what the system has available, within the limit of its control group.
-pub fn available_bytes() -> u64 {
-    let mut system = sysinfo::System::new();
+/// Bytes of memory: those that this process may still take, and all of the machine's (or control group's).
+/// Where the system does not say, there is no limit.
+pub fn available_and_total_bytes() -> (u64, u64) {
+    let Ok(mut system) = sysinfo::System::new() else { return (u64::MAX, u64::MAX) };
     system.refresh_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.free_memory);
-    system.available_memory().min(limit)
+    let (mut available, mut total) = (system.available_memory(), system.total_memory());
+    if let Some(group) = system.cgroup_limits() {
+        // the group's page cache gives way, so only what is resident counts
+        available = available.min(group.total_memory.saturating_sub(group.rss));
+        total = total.min(group.total_memory);
+    }
+    (available, total)
 }
 
 /// What loading takes.
@@ -50,7 +56,7 @@ impl Needs {
 
     fn refusal(&self, context: usize, available: u64) -> String {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let largest = catalog::largest_that_fits(available);
+        let largest = catalog::largest_that_fits(available, context);
         let advice = match largest {
             Some(entry) => format!("the largest model of the catalog that fits is {}", entry.name),
             None => "no model of the catalog fits".to_owned(),

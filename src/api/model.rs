@@ -135,7 +135,7 @@ impl ModelBuilder {
         if checkpoint.tensors.is_empty() {
             return Err(Error::file(&found.path, "holds no tensors, only metadata: there is nothing to run"));
         }
-        let entry = found.entry.or_else(|| catalog::for_metadata(&checkpoint.metadata));
+        let entry = found.entry.or_else(|| known(&checkpoint, &hyperparameters));
         // the vocabulary is built while the weights are made ready
         let (text, engine) = std::thread::scope(|scope| {
             let text = scope.spawn(|| Text::read(&checkpoint.metadata));
@@ -210,7 +210,7 @@ impl ModelBuilder {
         let widths = 5 * h.width + 2 * (h.heads + h.kv_heads) * h.head_dim + 2 * h.feed_forward;
         let buffers = 4 * (self.chunk * widths + LOGIT_ROWS * h.vocabulary) as u64;
         let needs = Needs { weights, buffers, page };
-        let available = memory::available_bytes();
+        let available = memory::available_and_total_bytes().0;
         let context = needs.context(self.context, h.context, available, self.force)?;
         if self.context.is_none() && context < h.context {
             (self.progress)(Progress::Notice(format!(
@@ -230,16 +230,19 @@ impl ModelBuilder {
     #[cfg(feature = "hub")]
     fn find(&mut self) -> Result<Found> {
         use crate::hub::{Hub, Reference};
-        let reference = Reference::parse(&self.name)?;
         let hub = Hub::from_env()?;
-        let located = match hub.find(&reference)? {
-            Some(located) => located,
-            None if self.download => {
-                let plan = hub.plan(&reference)?;
+        let reference = hub.reference(&self.name)?;
+        let located = match (hub.find(&reference)?, &reference) {
+            (Some(located), _) => located,
+            (None, Reference::Hub(reference)) if self.download => {
+                let plan = hub.plan(reference)?;
                 let progress = &mut self.progress;
-                hub.pull(&plan, &mut |p| progress(Progress::Download { done: p.done, total: p.total }), None)?
+                let mut report = |p: &crate::hub::Progress<'_>| {
+                    progress(Progress::Download { done: p.done, total: p.total });
+                };
+                hub.pull(&plan, &mut report, &std::sync::atomic::AtomicBool::new(false))?
             }
-            None => {
+            (None, _) => {
                 return Err(Error::Hub(format!(
                     "{} is not on this machine: fetch it with `pensive pull {}`",
                     self.name, self.name
@@ -258,6 +261,20 @@ impl ModelBuilder {
         }
         Ok(Found { path: PathBuf::from(&self.name), entry: None })
     }
+}
+
+/// The catalog's entry of a model that was named by its path, by what its metadata says.
+fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry> {
+    let mut names = Vec::new();
+    if let Metadata::Gguf(pairs) = &checkpoint.metadata {
+        for key in ["general.name", "general.basename", "general.size_label"] {
+            if let Some(crate::checkpoint::Value::String(name)) = pairs.get(key) {
+                names.push(name.as_str());
+            }
+        }
+    }
+    names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
+    catalog::for_metadata(&h.architecture, &names)
 }
 
 struct Found {

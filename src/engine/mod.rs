@@ -4,6 +4,7 @@
 //! pages: it is cut back to a position, or forked to share a prefix, without copying (a shared page that is only
 //! partly full is copied when one of its owners writes to it).
 
+pub mod lookup;
 mod pages;
 pub mod philox;
 pub mod sampling;
@@ -122,6 +123,11 @@ impl Engine {
     /// Most rows in a step: the size of a prefill chunk.
     pub fn max_rows(&self) -> usize {
         self.plan.rows
+    }
+
+    /// Most rows of a step that want logits.
+    pub fn max_logit_rows(&self) -> usize {
+        self.plan.logit_rows
     }
 
     /// Runs one step over all feeds and appends their tokens to their sequences.
