@@ -302,6 +302,37 @@ impl Generation {
     fn advance(&mut self, engine: &mut Engine, from: usize) -> Result<()> {
         let tokens = &self.history[from..];
         let logits = engine.step(&mut [Feed { sequence: &mut self.sequence, tokens, wants: Wants::Last }])?;
+        self.choose(logits);
+        Ok(())
+    }
+
+    /// Feeds the last token and a draft of those after it; takes as many tokens as the draft has right, and one more.
+    fn speculate(&mut self, engine: &mut Engine, draft: std::ops::Range<usize>) -> Result<()> {
+        let known = self.history.len();
+        self.draft.clear();
+        self.draft.push(self.history[known - 1]);
+        self.draft.extend_from_slice(&self.history[draft]);
+        let drafted = self.draft.len() - 1;
+        let feed = Feed { sequence: &mut self.sequence, tokens: &self.draft, wants: Wants::All };
+        let logits = engine.step(&mut [feed])?;
+        let vocabulary = logits.len() / (drafted + 1);
+        let mut right = 0;
+        for row in logits.chunks_mut(vocabulary) {
+            let token = self.choose(row);
+            if self.phase == Phase::Over || self.draft.get(right + 1) != Some(&token) {
+                break;
+            }
+            right += 1;
+        }
+        self.sequence.truncate(known + right);
+        if let Some(lookup) = &mut self.lookup {
+            lookup.report(drafted, right);
+        }
+        Ok(())
+    }
+
+    /// Chooses the next token from its logits.
+    fn choose(&mut self, logits: &mut [f32]) -> u32 {
         if let Some(hook) = &self.hook {
             hook(&self.stats.tokens, logits);
         }
@@ -310,7 +341,7 @@ impl Generation {
         self.history.push(token);
         self.stats.tokens.push(token);
         self.take(token);
-        Ok(())
+        token
     }
 
     /// What a token means for thought and answer.
