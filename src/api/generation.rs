@@ -193,7 +193,7 @@ pub struct Generation {
     history: Vec<u32>, // prompt and generated tokens
     lookup: Option<Lookup>,
     draft: Vec<u32>, // reused
-    limit: usize,      // of generated tokens
+    limit: usize,    // of generated tokens
     thought_began: Option<f64>,
     stats: Stats,
 }

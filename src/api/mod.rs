@@ -2,6 +2,7 @@
 
 mod chat;
 mod generation;
+pub mod measure;
 pub mod memory;
 mod model;
 mod options;

@@ -79,7 +79,9 @@ impl Lookup {
 }
 
 fn slot(ngram: &[u32]) -> usize {
-    let mix = |hash: u64, &token: &u32| (hash ^ u64::from(token)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);
+    let mix = |hash: u64, &token: &u32| {
+        (hash ^ u64::from(token)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23)
+    };
     ngram.iter().fold(0, mix) as usize % SLOTS
 }
 
