@@ -74,12 +74,22 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_shl<const N: i32>(v: Self::I) -> Self::I;
     /// Logical.
     unsafe fn i_shr<const N: i32>(v: Self::I) -> Self::I;
+    /// Logical, by a count that the compiler may or may not know.
+    unsafe fn i_shr_by(v: Self::I, count: u32) -> Self::I;
     /// Arithmetic: keeps the sign.
     unsafe fn i_sar<const N: i32>(v: Self::I) -> Self::I;
     /// Lane by lane: acc + the sum of four products of w's bytes (unsigned, at most 127) and x's (signed, -127..=127).
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// The same for signed w (-128..=127); see [`SIGNED_BIAS`](Simd::SIGNED_BIAS).
     unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// Four [`dot`](Simd::dot)s, where w's bytes have at most `BITS` bits: a chance to add up in 16 bits first.
+    #[inline(always)]
+    unsafe fn dot4<const BITS: u32>(acc: Self::I, w: [Self::I; 4], x: [Self::I; 4]) -> Self::I {
+        unsafe { Self::dot(Self::dot(Self::dot(Self::dot(acc, w[0], x[0]), w[1], x[1]), w[2], x[2]), w[3], x[3]) }
+    }
+
+    /// The greatest lane, of none that is NaN.
+    unsafe fn f_max_lane(v: Self::F) -> f32;
 
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);

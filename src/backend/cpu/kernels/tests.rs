@@ -51,11 +51,15 @@ unsafe fn every_operation<S: Simd>(x: *const Lanes, out: *mut Results) {
                 S::i_shl::<5>(i),
                 S::i_shr::<5>(i),
                 S::i_shr::<0>(i),
+                S::i_shr_by(i, x.i[0][0] & 31),
                 S::i_sar::<24>(i),
                 S::i_load_u16(x.i[0].as_ptr().cast::<u16>().add(part)),
                 S::f_bits(S::f_from_bits(i)),
                 S::dot(i, small, k),
                 S::dot_signed(start, j, k),
+                S::dot4::<7>(i, [small; 4], [k; 4]),
+                S::dot4::<6>(i, [S::i_and(j, S::i_splat(0x3f3f_3f3f)); 4], [k; 4]),
+                S::dot4::<5>(i, [S::i_and(j, S::i_splat(0x1f1f_1f1f)); 4], [k; 4]),
             ];
             out.resize(results.len() + 2, [0; 16]);
             for (r, v) in results.into_iter().enumerate() {

@@ -150,6 +150,10 @@ impl Simd for Neon {
         unsafe { vshlq_u32(v, vdupq_n_s32(-N)) }
     }
     #[inline(always)]
+    unsafe fn i_shr_by(v: Self::I, count: u32) -> Self::I {
+        unsafe { vshlq_u32(v, vdupq_n_s32(-(count as i32))) }
+    }
+    #[inline(always)]
     unsafe fn i_sar<const N: i32>(v: Self::I) -> Self::I {
         unsafe { vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(-N))) }
     }
@@ -169,6 +173,10 @@ impl Simd for Neon {
         acc
     }
 
+    #[inline(always)]
+    unsafe fn f_max_lane(v: Self::F) -> f32 {
+        unsafe { vmaxvq_f32(v) }
+    }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a hint; it never faults.

@@ -146,6 +146,10 @@ impl Simd for Scalar {
         map(v, |v| v >> B)
     }
     #[inline(always)]
+    unsafe fn i_shr_by(v: Self::I, count: u32) -> Self::I {
+        map(v, |v| v >> count)
+    }
+    #[inline(always)]
     unsafe fn i_sar<const B: i32>(v: Self::I) -> Self::I {
         map(v, |v| ((v as i32) >> B) as u32)
     }
@@ -166,6 +170,10 @@ impl Simd for Scalar {
         })
     }
 
+    #[inline(always)]
+    unsafe fn f_max_lane(v: Self::F) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
+    }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
 }

@@ -136,6 +136,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_srli_epi32::<N>(v) }
     }
     #[inline(always)]
+    unsafe fn i_shr_by(v: Self::I, count: u32) -> Self::I {
+        unsafe { _mm256_srl_epi32(v, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
     unsafe fn i_sar<const N: i32>(v: Self::I) -> Self::I {
         unsafe { _mm256_srai_epi32::<N>(v) }
     }
@@ -161,7 +165,33 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             }
         }
     }
+    #[inline(always)]
+    unsafe fn dot4<const BITS: u32>(acc: Self::I, w: [Self::I; 4], x: [Self::I; 4]) -> Self::I {
+        unsafe {
+            if VNNI || BITS > 6 {
+                let acc = Self::dot(Self::dot(acc, w[0], x[0]), w[1], x[1]);
+                return Self::dot(Self::dot(acc, w[2], x[2]), w[3], x[3]);
+            }
+            // Two products of at most 63 * 127 are added up by maddubs: 16002; twice that fits 16 bits. With at
+            // most 5 bits, four times 2 * 31 * 127 = 7874 fits as well.
+            let low = _mm256_add_epi16(_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1]));
+            let high = _mm256_add_epi16(_mm256_maddubs_epi16(w[2], x[2]), _mm256_maddubs_epi16(w[3], x[3]));
+            if BITS > 5 {
+                sum_pairs(sum_pairs(acc, low), high)
+            } else {
+                sum_pairs(acc, _mm256_add_epi16(low, high))
+            }
+        }
+    }
 
+    #[inline(always)]
+    unsafe fn f_max_lane(v: Self::F) -> f32 {
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }

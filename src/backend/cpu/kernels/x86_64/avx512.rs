@@ -133,6 +133,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_srl_epi32(v, _mm_cvtsi32_si128(N)) }
     }
     #[inline(always)]
+    unsafe fn i_shr_by(v: Self::I, count: u32) -> Self::I {
+        unsafe { _mm512_srl_epi32(v, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
     unsafe fn i_sar<const N: i32>(v: Self::I) -> Self::I {
         unsafe { _mm512_sra_epi32(v, _mm_cvtsi32_si128(N)) }
     }
@@ -146,6 +150,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), x) }
     }
 
+    #[inline(always)]
+    unsafe fn f_max_lane(v: Self::F) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
