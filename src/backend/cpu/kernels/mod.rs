@@ -5,12 +5,15 @@
 pub mod aarch64;
 pub mod generic;
 mod isa;
+mod matrix;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
+pub use generic::{attention, elementwise, math};
 pub use isa::Isa;
+pub use matrix::{ActivationKind, Activations, Input, Layout, Output, Scratch, WeightMatrix};
 
 /// A vector unit as the algorithms see it: vectors of [`LANES`](Simd::LANES) lanes of 32 bits. Algorithms work on 16
 /// virtual lanes, as 16 / LANES vectors, so that every ISA computes the same sums in the same order.
@@ -85,7 +88,9 @@ pub trait Simd: Copy + 'static {
     /// Four [`dot`](Simd::dot)s, where w's bytes have at most `BITS` bits: a chance to add up in 16 bits first.
     #[inline(always)]
     unsafe fn dot4<const BITS: u32>(acc: Self::I, w: [Self::I; 4], x: [Self::I; 4]) -> Self::I {
-        unsafe { Self::dot(Self::dot(Self::dot(Self::dot(acc, w[0], x[0]), w[1], x[1]), w[2], x[2]), w[3], x[3]) }
+        unsafe {
+            Self::dot(Self::dot(Self::dot(Self::dot(acc, w[0], x[0]), w[1], x[1]), w[2], x[2]), w[3], x[3])
+        }
     }
 
     /// The greatest lane, of none that is NaN.
@@ -98,60 +103,61 @@ pub trait Simd: Copy + 'static {
 /// Compiles a generic algorithm for every ISA: makes `unsafe fn NAME(isa, arguments…)` that runs
 /// `GENERIC::<S>(arguments…)` with the [`Simd`] instance of `isa`, inside a function that has its target features.
 ///
-/// `entry_points! { pub fn scale(x: *mut f32, n: usize) = generic::scale; }`
+/// `entry_points! { pub fn scale(x: *mut f32, n: usize) = generic::scale; }`; one more type parameter may follow
+/// the name, `fn multiply<F: Format>(…)`, and is handed on as the second.
 ///
 /// The generic function and everything it calls must be `#[inline(always)]`: what is not inlined is compiled
 /// without the features (correct, but slow). Closures are not inlined for sure; avoid them there.
 macro_rules! entry_points {
-    ($($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $generic:path;)*) => {$(
+    ($(
+        $(#[$attr:meta])*
+        $vis:vis fn $name:ident $(<$g:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+            = $generic:path;
+    )*) => {$(
         $(#[$attr])*
         ///
         /// # Safety
         /// The CPU has `isa`; the pointers are valid for what the algorithm touches.
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name(isa: $crate::backend::cpu::kernels::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis unsafe fn $name $(<$g: $bound>)? (isa: $crate::backend::cpu::kernels::Isa, $($arg: $ty),*) $(-> $ret)? {
             use $crate::backend::cpu::kernels::{Isa, generic::scalar::Scalar};
             use $generic as algorithm;
             #[cfg(target_arch = "x86_64")]
             use $crate::backend::cpu::kernels::x86_64::{avx2::Avx2, avx512::Avx512};
-
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-            unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: the caller's promise.
-                unsafe { algorithm::<Avx512>($($arg),*) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-            unsafe fn avxvnni($($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: the caller's promise.
-                unsafe { algorithm::<Avx2<true>>($($arg),*) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: the caller's promise.
-                unsafe { algorithm::<Avx2<false>>($($arg),*) }
-            }
             #[cfg(target_arch = "aarch64")]
-            #[target_feature(enable = "neon,dotprod,fp16")]
-            unsafe fn neon($($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: the caller's promise.
-                unsafe { algorithm::<$crate::backend::cpu::kernels::aarch64::neon::Neon>($($arg),*) }
+            use $crate::backend::cpu::kernels::aarch64::neon::Neon;
+
+            macro_rules! instance {
+                ($instance:ident, $simd:ty, $features:literal) => {
+                    #[target_feature(enable = $features)]
+                    unsafe fn $instance $(<$g: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                        // SAFETY: the caller's promise.
+                        unsafe { algorithm::<$simd $(, $g)?>($($arg),*) }
+                    }
+                };
             }
+            #[cfg(target_arch = "x86_64")]
+            instance!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+            #[cfg(target_arch = "x86_64")]
+            instance!(avxvnni, Avx2<true>, "avx2,fma,f16c,avxvnni");
+            #[cfg(target_arch = "x86_64")]
+            instance!(avx2, Avx2<false>, "avx2,fma,f16c");
+            #[cfg(target_arch = "aarch64")]
+            instance!(neon, Neon, "neon,dotprod,fp16");
+
             debug_assert!(isa.is_available());
             // SAFETY: the caller's promise.
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512($($arg),*),
+                    Isa::Avx512 => avx512 $(::<$g>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Isa::AvxVnni => avxvnni($($arg),*),
+                    Isa::AvxVnni => avxvnni $(::<$g>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => avx2($($arg),*),
+                    Isa::Avx2 => avx2 $(::<$g>)? ($($arg),*),
                     #[cfg(target_arch = "aarch64")]
-                    Isa::Neon => neon($($arg),*),
-                    _ => algorithm::<Scalar>($($arg),*),
+                    Isa::Neon => neon $(::<$g>)? ($($arg),*),
+                    _ => algorithm::<Scalar $(, $g)?>($($arg),*),
                 }
             }
         }
