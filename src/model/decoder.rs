@@ -239,6 +239,10 @@ impl<'a> Load<'a> {
 
     fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
         let tensor = self.tensor(&format!("{name}.weight"), rows, columns)?;
+        if !self.backend.supports(tensor.kind) {
+            let device = self.backend.name();
+            return Err(self.fault(format!("tensor {name}.weight is {}, which {device} does not run", tensor.kind)));
+        }
         let matrix = self.backend.add_matrix(tensor)?;
         self.count(tensor);
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
