@@ -1,12 +1,12 @@
 //! The GGUF container, versions 2 and 3, little-endian
 //! ([specification](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)).
 //!
-//! | part     | content                                                                                     |
-//! |----------|---------------------------------------------------------------------------------------------|
-//! | header   | magic `GGUF`, u32 version, u64 number of tensors, u64 number of pairs                         |
-//! | pairs    | string key, u32 value type, value                                                           |
-//! | tensors  | string name, u32 number of dimensions, u64 each (fastest first), u32 type, u64 offset        |
-//! | data     | from the next multiple of `general.alignment`; a tensor's offset counts from there           |
+//! | part    | content                                                                               |
+//! |---------|---------------------------------------------------------------------------------------|
+//! | header  | magic `GGUF`, u32 version, u64 number of tensors, u64 number of pairs                 |
+//! | pairs   | string key, u32 value type, value                                                     |
+//! | tensors | string name, u32 number of dimensions, u64 each (fastest first), u32 type, u64 offset |
+//! | data    | from the next multiple of `general.alignment`; a tensor's offset counts from there    |
 //!
 //! A string is a u64 length and that many bytes of UTF-8. An array is a u32 element type, a u64 length, and
 //! the elements. Every count is compared with the bytes that are left before anything is allocated for it.

@@ -16,7 +16,7 @@ pub struct TensorSpec {
     pub name: String,
     /// How its values are stored.
     pub kind: BlockType,
-    /// Dimensions, slowest first: [rows, columns].
+    /// Dimensions, slowest first: `[rows, columns]`.
     pub shape: Vec<usize>,
 }
 
