@@ -4,13 +4,18 @@
 //! network) or at the hub ([`Hub::plan`], then [`Hub::pull`]). [`Hub::list`] and [`Hub::removal`] keep the cache in
 //! order. The cache is the ordinary Hugging Face cache, shared with Python's tools.
 
+mod cache;
 mod cached;
+mod client;
+mod download;
+mod models;
 mod plan;
 mod reference;
 mod removal;
 mod settings;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 pub use cached::Cached;
 pub use plan::{Phase, Plan, PlannedFile, Progress};
@@ -18,8 +23,12 @@ pub use reference::{HubReference, Reference, Select};
 pub use removal::Removal;
 pub use settings::{Setting, Settings};
 
+use cache::CachedRepo;
+use client::Client;
+use download::Download;
+
 use crate::Result;
-use crate::catalog::Entry;
+use crate::catalog::{Entry, quantization};
 
 /// Files of a model on this machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,8 +83,16 @@ impl Hub {
     /// # Errors
     /// Several quantizations are here and the wanted one is not clear; or a folder cannot be read.
     pub fn find(&self, reference: &Reference) -> Result<Option<Located>> {
-        let _ = reference;
-        unimplemented!()
+        match reference {
+            Reference::Hub(reference) => cached::find(&self.settings, reference),
+            Reference::Path(path) => Ok(Some(Located {
+                files: vec![path.clone()],
+                repository: None,
+                commit: None,
+                quantization: quantization::of_path(&path.to_string_lossy()),
+                entry: None,
+            })),
+        }
     }
 
     /// Asks the hub what a download of `reference` would fetch.
@@ -83,8 +100,7 @@ impl Hub {
     /// # Errors
     /// Offline; no such repository, revision, file or quantization (lists what is there); gated; no network.
     pub fn plan(&self, reference: &HubReference) -> Result<Plan> {
-        let _ = reference;
-        unimplemented!()
+        plan::make(&self.settings, reference)
     }
 
     /// Downloads what the plan lacks. A download that was stopped goes on where it stopped; SHA-256 is compared
@@ -96,18 +112,35 @@ impl Hub {
         &self,
         plan: &Plan,
         progress: &mut dyn FnMut(&Progress),
-        cancel: &std::sync::atomic::AtomicBool,
+        cancel: &AtomicBool,
     ) -> Result<Located> {
-        let _ = (plan, progress, cancel);
-        unimplemented!()
+        let cache = &self.settings.cache.value;
+        plan.check_room(cache)?;
+        let repo = CachedRepo::new(cache, &plan.repository, &plan.revision);
+        let client = Client::new(&self.settings)?;
+        let mut download = Download { client, repo, plan, progress, cancel, before: 0 };
+        let mut files = Vec::new();
+        for file in &plan.files {
+            download.fetch(file)?;
+            files.push(download.repo.point(file.hash(), &plan.commit, &file.path)?);
+            download.finish(file);
+        }
+        download.repo.set_commit(&plan.commit)?;
+        Ok(Located {
+            files,
+            repository: Some(plan.repository.clone()),
+            commit: Some(plan.commit.clone()),
+            quantization: plan.quantization.clone(),
+            entry: plan.entry,
+        })
     }
 
-    /// All GGUF models of the cache, the runnable first, then by name.
+    /// All models of the cache, the runnable first, then by name.
     ///
     /// # Errors
     /// The cache folder cannot be read. (No cache folder is an empty list.)
     pub fn list(&self) -> Result<Vec<Cached>> {
-        unimplemented!()
+        cached::list(&self.settings)
     }
 
     /// What removing `reference` from the cache would delete.
@@ -115,8 +148,7 @@ impl Hub {
     /// # Errors
     /// A path (files that were not pulled are not removed), or a model that is not here.
     pub fn removal(&self, reference: &Reference) -> Result<Removal> {
-        let _ = reference;
-        unimplemented!()
+        removal::plan(&self.settings, reference)
     }
 
     /// Deletes what `removal` names; returns the freed bytes.
@@ -124,7 +156,6 @@ impl Hub {
     /// # Errors
     /// A file that cannot be deleted.
     pub fn remove(&self, removal: &Removal) -> Result<u64> {
-        let _ = removal;
-        unimplemented!()
+        removal::execute(removal)
     }
 }
