@@ -44,8 +44,7 @@ pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
 /// The hub by the environment; `--offline` goes before it.
 pub(super) fn hub(offline: bool) -> Result<Hub> {
     let settings = Settings::from_env()?;
-    let offline = offline || settings.offline.value;
-    Ok(Hub::new(settings.offline(offline)))
+    Ok(Hub::new(if offline { settings.offline(true) } else { settings }))
 }
 
 /// Sees to it that the files of a model are here, for `run` and `chat`.
