@@ -1,48 +1,25 @@
 //! Files become hyperparameters and tensors: GGUF and safetensors, memory-mapped, checked, never trusted.
 
+pub mod gguf;
+mod mapping;
+mod metadata;
+mod safetensors;
+mod split;
+pub mod write;
+
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use metadata::{FromValue, GgufMetadata, Metadata, Value};
+
 use crate::quant::BlockType;
 use crate::{Error, Result};
+use mapping::Storage;
 
-/// A metadata value of a GGUF file. Integers of every width are widened.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// u8, u16, u32, u64
-    Unsigned(u64),
-    /// i8, i16, i32, i64
-    Signed(i64),
-    /// f32, f64
-    Float(f64),
-    /// bool
-    Bool(bool),
-    /// UTF-8 text
-    String(String),
-    /// An array of integers (also of booleans, as 0 and 1).
-    Integers(Vec<i64>),
-    /// An array of floats.
-    Floats(Vec<f64>),
-    /// An array of strings.
-    Strings(Vec<String>),
-}
-
-/// What stands beside the tensors.
-#[derive(Clone, Debug)]
-pub enum Metadata {
-    /// The key-value pairs of a GGUF file.
-    Gguf(BTreeMap<String, Value>),
-    /// The files of a Hugging Face repository.
-    HuggingFace {
-        /// config.json
-        config: serde_json::Value,
-        /// The folder, with tokenizer.json, generation_config.json and so on.
-        folder: PathBuf,
-    },
-}
-
-/// A tensor of a checkpoint: a view of a mapped file, row-major.
+/// A tensor of a checkpoint: a view of a mapped file, row-major. A clone shares the mapping.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     /// The name as the file has it.
@@ -51,14 +28,26 @@ pub struct Tensor {
     pub kind: BlockType,
     /// Dimensions, slowest first: [rows, columns] for a matrix, [columns] for a vector.
     pub shape: Vec<usize>,
-    data: Arc<memmap2::Mmap>,
-    range: std::ops::Range<usize>,
+    data: Arc<Storage>,
+    range: Range<usize>,
 }
 
 impl Tensor {
-    /// The stored bytes.
+    /// A tensor in memory instead of a file.
+    ///
+    /// # Panics
+    /// If `bytes` are not those of a tensor of this type and shape, or a row is no whole number of blocks.
+    pub fn from_bytes(name: &str, kind: BlockType, shape: &[usize], bytes: Vec<u8>) -> Self {
+        let expected = byte_len(kind, shape).expect("a row is whole blocks");
+        assert_eq!(bytes.len(), expected, "bytes of tensor {name}");
+        let range = 0..bytes.len();
+        let data = Arc::new(Storage::Memory(bytes));
+        Tensor { name: name.to_owned(), kind, shape: shape.to_owned(), data, range }
+    }
+
+    /// The stored bytes. They need not be aligned.
     pub fn bytes(&self) -> &[u8] {
-        &self.data[self.range.clone()]
+        &self.data.bytes()[self.range.clone()]
     }
 
     /// Length of a row: the fastest dimension.
@@ -77,12 +66,42 @@ impl Tensor {
         crate::quant::dequantize(self.kind, self.bytes(), &mut out);
         out
     }
+
+    /// Gives the memory of the tensor's pages back to the system; the next access reads them from the file
+    /// again. The pages at both ends may hold bytes of neighbours, which are read again as well. Does nothing
+    /// where the system knows no such advice, or the tensor lies in memory.
+    pub fn drop_pages(&self) {
+        self.data.drop_pages(self.range.clone());
+    }
+
+    /// Asks the system to read the tensor's pages ahead. Does nothing where the system knows no such advice.
+    pub fn will_need(&self) {
+        self.data.will_need(self.range.clone());
+    }
+}
+
+/// Bytes of a tensor, or what is wrong with its type and shape.
+fn byte_len(kind: BlockType, shape: &[usize]) -> Result<usize, String> {
+    let columns = shape.last().copied().unwrap_or(1);
+    if !columns.is_multiple_of(kind.block_len()) {
+        return Err(format!(
+            "has rows of {columns} values, which is no multiple of {kind}'s block of {}",
+            kind.block_len()
+        ));
+    }
+    shape[..shape.len().saturating_sub(1)]
+        .iter()
+        .try_fold((columns / kind.block_len()).checked_mul(kind.block_bytes()), |bytes, &n| {
+            Some(bytes?.checked_mul(n))
+        })
+        .flatten()
+        .ok_or_else(|| format!("has the shape {shape:?}, whose size overflows"))
 }
 
 /// An opened checkpoint.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// The files, in order of their parts.
+    /// The files that hold tensors, in order of their parts.
     pub files: Vec<PathBuf>,
     /// What stands beside the tensors.
     pub metadata: Metadata,
@@ -91,12 +110,75 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file (of a split one any part: the others are found beside it), a safetensors file, or a
-    /// folder laid out as a Hugging Face repository.
+    /// Opens a GGUF file (of a split one any part: the others are found beside it), a safetensors file or its
+    /// index (config.json lies beside it), or a folder laid out as a Hugging Face repository.
     ///
     /// # Errors
     /// A file that is missing, truncated or inconsistent; the error names the file and the field.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Err(Error::file(path, "W1"))
+        let path = path.as_ref();
+        let kind = path.metadata().map_err(|e| Error::io(path, e))?;
+        if kind.is_dir() {
+            return safetensors::open_folder(path);
+        }
+        if !kind.is_file() {
+            return Err(Error::file(path, "is neither a file nor a folder"));
+        }
+        let start = first_bytes(path)?;
+        if start.starts_with(gguf::MAGIC) {
+            split::open(path)
+        } else if safetensors::is_index(path) || safetensors::begins(&start) {
+            safetensors::open_file(path)
+        } else {
+            Err(Error::file(
+                path,
+                format!(
+                    "is not a GGUF or safetensors file ({}); pensive runs GGUF files and Hugging Face folders",
+                    if start.is_empty() {
+                        "it is empty".into()
+                    } else {
+                        format!("starts with \"{}\"", start.escape_ascii())
+                    }
+                ),
+            ))
+        }
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// If the checkpoint has none; the error names the file and the tensor.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| {
+            let file = self.files.first().map_or(Path::new("checkpoint"), PathBuf::as_path);
+            Error::file(file, format!("has no tensor '{name}' ({} others)", self.tensors.len()))
+        })
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.range.len() as u64).sum()
+    }
+
+    /// What the checkpoint calls itself: `general.name`, or `_name_or_path` of config.json.
+    pub fn name(&self) -> Option<&str> {
+        match &self.metadata {
+            Metadata::Gguf(values) => values.find("general.name").ok().flatten(),
+            Metadata::HuggingFace { config, .. } => {
+                config.get("_name_or_path")?.as_str().filter(|s| !s.is_empty())
+            }
+        }
     }
 }
+
+/// The first bytes of a file, at most 9: enough to tell the formats apart.
+fn first_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut start = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(9).read_to_end(&mut start))
+        .map_err(|e| Error::io(path, e))?;
+    Ok(start)
+}
+
+#[cfg(test)]
+mod tests;

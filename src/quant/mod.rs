@@ -2,6 +2,13 @@
 //!
 //! Plain scalar Rust, exact: the truth that kernels are tested against.
 
+pub(crate) mod k_quants;
+mod legacy;
+pub(crate) mod planes;
+mod search;
+
+use half::{bf16, f16};
+
 /// How the values of a tensor are stored. Names and numbers are GGUF's (`ggml_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -89,15 +96,126 @@ impl std::fmt::Display for BlockType {
 
 /// Values from blocks: `blocks` holds `out.len()` values of type `kind`.
 ///
+/// Layouts and order of operations are ggml's (`dequantize_row_*` of ggml-quants.c), so the values are too, bit
+/// for bit. `blocks` need not be aligned.
+///
 /// # Panics
 /// If `blocks` is not exactly the bytes of `out.len()` values.
 pub fn dequantize(kind: BlockType, blocks: &[u8], out: &mut [f32]) {
-    assert_eq!(blocks.len(), kind.row_bytes(out.len()));
-    unimplemented!("W1")
+    check_lengths(kind, blocks, out);
+    match kind {
+        BlockType::F32 => from_blocks(blocks, out, |b, y: &mut [f32; 1]| y[0] = f32::from_le_bytes(*b)),
+        BlockType::F16 => {
+            from_blocks(blocks, out, |b, y: &mut [f32; 1]| y[0] = f16::from_le_bytes(*b).to_f32())
+        }
+        BlockType::BF16 => {
+            from_blocks(blocks, out, |b, y: &mut [f32; 1]| y[0] = bf16::from_le_bytes(*b).to_f32())
+        }
+        BlockType::Q4_0 => from_blocks(blocks, out, legacy::dequantize_q4_0),
+        BlockType::Q4_1 => from_blocks(blocks, out, legacy::dequantize_q4_1),
+        BlockType::Q5_0 => from_blocks(blocks, out, legacy::dequantize_q5_0),
+        BlockType::Q5_1 => from_blocks(blocks, out, legacy::dequantize_q5_1),
+        BlockType::Q8_0 => from_blocks(blocks, out, legacy::dequantize_q8_0),
+        BlockType::Q2_K => from_blocks(blocks, out, k_quants::dequantize_q2_k),
+        BlockType::Q3_K => from_blocks(blocks, out, k_quants::dequantize_q3_k),
+        BlockType::Q4_K => from_blocks(blocks, out, k_quants::dequantize_q4_k),
+        BlockType::Q5_K => from_blocks(blocks, out, k_quants::dequantize_q5_k),
+        BlockType::Q6_K => from_blocks(blocks, out, k_quants::dequantize_q6_k),
+    }
 }
 
-/// Blocks from values, by plain rounding (no importance weights).
+/// Blocks from values, by rounding to the nearest code; K-quants search for scales with a small square error,
+/// all values weighing the same.
+///
+/// Values must be finite and within the format's range (F16, and the scales of all block formats, end at
+/// 65504): others saturate or become arbitrary values, never a panic.
+///
+/// # Panics
+/// If `blocks` is not exactly the bytes of `values.len()` values.
 pub fn quantize(kind: BlockType, values: &[f32], blocks: &mut [u8]) {
-    let _ = (kind, values, blocks);
-    unimplemented!("W1")
+    check_lengths(kind, blocks, values);
+    blocks.fill(0);
+    match kind {
+        BlockType::F32 => to_blocks(values, blocks, |x: &[f32; 1], b| *b = x[0].to_le_bytes()),
+        BlockType::F16 => to_blocks(values, blocks, |x: &[f32; 1], b| *b = to_f16(x[0]).to_le_bytes()),
+        BlockType::BF16 => {
+            to_blocks(values, blocks, |x: &[f32; 1], b| *b = bf16::from_f32(x[0]).to_le_bytes())
+        }
+        BlockType::Q4_0 => to_blocks(values, blocks, legacy::quantize_q4_0),
+        BlockType::Q4_1 => to_blocks(values, blocks, legacy::quantize_q4_1),
+        BlockType::Q5_0 => to_blocks(values, blocks, legacy::quantize_q5_0),
+        BlockType::Q5_1 => to_blocks(values, blocks, legacy::quantize_q5_1),
+        BlockType::Q8_0 => to_blocks(values, blocks, legacy::quantize_q8_0),
+        BlockType::Q2_K => to_blocks(values, blocks, k_quants::quantize_q2_k),
+        BlockType::Q3_K => to_blocks(values, blocks, k_quants::quantize_q3_k),
+        BlockType::Q4_K => to_blocks(values, blocks, k_quants::quantize_q4_k),
+        BlockType::Q5_K => to_blocks(values, blocks, k_quants::quantize_q5_k),
+        BlockType::Q6_K => to_blocks(values, blocks, k_quants::quantize_q6_k),
+    }
 }
+
+fn check_lengths(kind: BlockType, blocks: &[u8], values: &[f32]) {
+    assert!(
+        values.len().is_multiple_of(kind.block_len()),
+        "{} values are no whole blocks of {kind}",
+        values.len()
+    );
+    assert_eq!(blocks.len(), kind.row_bytes(values.len()), "bytes of {} values of {kind}", values.len());
+}
+
+/// Runs `block` over all blocks: `BYTES` bytes become `LEN` values.
+fn from_blocks<const BYTES: usize, const LEN: usize>(
+    blocks: &[u8],
+    out: &mut [f32],
+    block: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
+) {
+    for (bytes, values) in blocks.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        block(bytes, values);
+    }
+}
+
+/// Runs `block` over all blocks: `LEN` values become `BYTES` bytes, which are zero before.
+fn to_blocks<const BYTES: usize, const LEN: usize>(
+    values: &[f32],
+    blocks: &mut [u8],
+    block: impl Fn(&[f32; LEN], &mut [u8; BYTES]),
+) {
+    for (values, bytes) in values.as_chunks().0.iter().zip(blocks.as_chunks_mut().0) {
+        block(values, bytes);
+    }
+}
+
+/// The f16 at byte `at` of a block.
+fn f16_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Stores `value` as f16 at byte `at` of a block, and returns what is stored.
+fn put_f16(block: &mut [u8], at: usize, value: f32) -> f32 {
+    let stored = to_f16(value);
+    block[at..at + 2].copy_from_slice(&stored.to_le_bytes());
+    stored.to_f32()
+}
+
+/// The nearest finite f16: an infinite scale would make every value of its block NaN.
+fn to_f16(value: f32) -> f16 {
+    f16::from_f32(value.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
+}
+
+/// The value with the largest magnitude, sign kept.
+fn farthest(values: &[f32]) -> f32 {
+    values.iter().copied().fold(0.0, |far: f32, x| if x.abs() > far.abs() { x } else { far })
+}
+
+/// 1 / scale, or 0 for a scale of 0, whose codes do not matter.
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// The code nearest to `x`, within `0..=max`.
+fn round_code(x: f32, max: u8) -> u8 {
+    ((x + 0.5) as u8).min(max)
+}
+
+#[cfg(test)]
+mod tests;

@@ -55,7 +55,11 @@ pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
     } else {
         Input::Lines { reader: Box::new(BufReader::new(io::stdin())), prompt: console.stdin_terminal }
     };
-    let thought = settings.thought.as_ref().map_or(Thought::Fold, |t| t.value);
+    let thought = match settings.thought.as_ref().map(|t| t.value) {
+        Some(Thought::Show | Thought::Stdout) => Thought::Show,
+        Some(Thought::Hide) => Thought::Hide,
+        Some(Thought::Fold) | None => Thought::Fold,
+    };
     let talk = ModelChat { chat, settings: settings.clone(), console: *console };
     Repl::new(talk, screen, input, settings.options(), thought, store).run()
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::live::{Live, Size};
 use crate::api::{Event, Finish, Stats};
 use crate::cli::args::Thought;
+use crate::cli::output::Trimmed;
 use crate::cli::render::{Bar, Console, DIM, RESET, Unit, harmless};
 use crate::{Error, Result};
 
@@ -106,8 +107,8 @@ struct Turn<'a, O, E> {
     phase: Phase,
     /// The thought, then the answer.
     text: Trimmed,
-    /// A piece made ready to be written; its memory is used again.
-    piece: String,
+    /// Something of it was written.
+    begun: bool,
     live: Live,
     bar: Bar,
     started: Instant,
@@ -127,12 +128,12 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
     fn new(view: Thought, screen: &'a mut Screen<O, E>) -> Self {
         Turn {
             live: Live::new((screen.size)(), screen.dims()),
-            text: Trimmed::new(screen.rich),
+            text: Trimmed::blanks(),
+            begun: false,
             bar: screen.console.slow_bar("reading the prompt", Unit::Tokens),
             screen,
             view,
             phase: Phase::Waiting,
-            piece: String::new(),
             started: Instant::now(),
             progress: None,
             forgotten: false,
@@ -168,29 +169,29 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
             self.bar.finish();
             self.phase = Phase::Thinking { since: Instant::now() };
         }
-        let begun = self.text.begun;
-        self.text.push(text, &mut self.piece);
         if self.view == Thought::Hide {
             return self.progress();
         }
-        if self.piece.is_empty() {
+        let first = !self.begun;
+        let piece = self.trim(text);
+        if piece.is_empty() {
             return Ok(());
         }
         if self.folds() {
-            return self.live.push(&self.piece, (self.screen.size)(), &mut self.screen.out);
+            return self.live.push(&piece, (self.screen.size)(), &mut self.screen.out);
         }
-        if !self.screen.rich && !begun {
+        if !self.screen.rich && first {
             self.screen.note("thought:")?;
         }
-        self.screen.aside(&self.piece)
+        self.screen.aside(&piece)
     }
 
     /// Folds the thought, or ends its text, and says how long it was.
     fn end_thought(&mut self, tokens: usize, seconds: f64) -> io::Result<()> {
-        let shown = self.text.begun && self.view != Thought::Hide;
+        let shown = std::mem::take(&mut self.begun);
         self.clear_live()?;
         self.phase = Phase::Answering;
-        self.text = Trimmed::new(self.screen.rich);
+        self.text = Trimmed::blanks();
         if !shown {
             return Ok(());
         }
@@ -203,8 +204,8 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
     fn answer(&mut self, text: &str) -> io::Result<()> {
         self.clear_live()?;
         self.phase = Phase::Answering;
-        self.text.push(text, &mut self.piece);
-        self.screen.out.write_all(self.piece.as_bytes())?;
+        let piece = self.trim(text);
+        self.screen.out.write_all(piece.as_bytes())?;
         self.screen.out.flush()
     }
 
@@ -226,10 +227,20 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
             return self.live.keep(&mut self.screen.out);
         }
         self.clear_live()?;
-        match self.text.begun {
-            true if thinking && self.view != Thought::Hide => self.screen.note(""),
-            true if !thinking => writeln!(self.screen.out).and_then(|()| self.screen.out.flush()),
-            _ => Ok(()),
+        match self.begun {
+            true if thinking => self.screen.note(""),
+            true => writeln!(self.screen.out).and_then(|()| self.screen.out.flush()),
+            false => Ok(()),
+        }
+    }
+
+    /// What of a piece can be written now, with nothing in it that would move a terminal's cursor.
+    fn trim(&mut self, text: &str) -> String {
+        let piece = self.text.push(text);
+        self.begun |= !piece.is_empty();
+        match self.screen.rich {
+            true => harmless(&piece).into_owned(),
+            false => piece,
         }
     }
 
@@ -271,43 +282,6 @@ fn remark(stats: &Stats, max_tokens: Option<usize>, forgotten: bool) -> Option<S
             stats.context
         )),
         _ => None,
-    }
-}
-
-/// Text in pieces, without the white space around it.
-struct Trimmed {
-    /// It goes to a terminal, where control characters could do anything.
-    terminal: bool,
-    begun: bool,
-    /// White space that belongs to the text only if more follows.
-    space: String,
-}
-
-impl Trimmed {
-    fn new(terminal: bool) -> Self {
-        Trimmed { terminal, begun: false, space: String::new() }
-    }
-
-    /// Puts into `out` what can be written now.
-    fn push(&mut self, text: &str, out: &mut String) {
-        out.clear();
-        let text = if self.begun { text } else { text.trim_start() };
-        let body = text.trim_end();
-        if !body.is_empty() {
-            self.begun = true;
-            out.push_str(&self.space);
-            self.space.clear();
-            self.copy(body, out);
-        }
-        if self.begun {
-            let mut space = std::mem::take(&mut self.space);
-            self.copy(&text[body.len()..], &mut space);
-            self.space = space;
-        }
-    }
-
-    fn copy(&self, text: &str, out: &mut String) {
-        if self.terminal { out.push_str(&harmless(text)) } else { out.push_str(text) }
     }
 }
 

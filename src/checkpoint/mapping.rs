@@ -1,0 +1,64 @@
+//! A file as read-only memory.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use memmap2::Mmap;
+
+use crate::{Error, Result};
+
+/// Where the bytes of tensors lie.
+#[derive(Debug)]
+pub(super) enum Storage {
+    /// A mapped file.
+    File(Mmap),
+    /// Memory of our own.
+    Memory(Vec<u8>),
+}
+
+impl Storage {
+    /// Maps a file, read only.
+    pub(super) fn map(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        // SAFETY: assumes that nobody truncates or rewrites the file while it is mapped, as with every mapping;
+        // model files are replaced as a whole (a new file under the old name), which leaves the mapping intact.
+        let map = unsafe { Mmap::map(&file) };
+        map.map(Storage::File).map_err(|e| Error::io(path, e))
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Storage::File(map) => map,
+            Storage::Memory(bytes) => bytes,
+        }
+    }
+
+    /// Drops the pages of `range` from memory. What the system answers does not matter: it is advice.
+    #[cfg(unix)]
+    pub(super) fn drop_pages(&self, range: Range<usize>) {
+        if let Storage::File(map) = self {
+            // SAFETY: the mapping is of a file, shared and read only, so a dropped page is read again with the
+            // same bytes.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+        }
+    }
+
+    /// Reads the pages of `range` ahead.
+    #[cfg(unix)]
+    pub(super) fn will_need(&self, range: Range<usize>) {
+        if let Storage::File(map) = self {
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+    }
+
+    /// No such advice here.
+    #[cfg(not(unix))]
+    pub(super) fn drop_pages(&self, _range: Range<usize>) {}
+
+    /// No such advice here.
+    #[cfg(not(unix))]
+    pub(super) fn will_need(&self, _range: Range<usize>) {}
+}

@@ -1,0 +1,163 @@
+//! Folders laid out as Hugging Face repositories: config.json, and weights in safetensors files
+//! ([format](https://github.com/huggingface/safetensors#format)), one or several under an index.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::mapping::Storage;
+use super::{Checkpoint, Metadata, Tensor};
+use crate::quant::BlockType;
+use crate::{Error, Result};
+
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// model.safetensors.index.json
+#[derive(Deserialize)]
+struct Index {
+    /// The file of each tensor.
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Whether the name is that of an index.
+pub(super) fn is_index(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(".safetensors.index.json")
+}
+
+/// Whether a file that begins with these 9 bytes may be safetensors: a u64 length of a JSON object.
+pub(super) fn begins(start: &[u8]) -> bool {
+    matches!(start, [_, _, _, _, 0, 0, 0, 0, b'{'])
+}
+
+/// Opens the weights of a folder.
+pub(super) fn open_folder(folder: &Path) -> Result<Checkpoint> {
+    if !folder.join(CONFIG).is_file() {
+        return Err(no_repository(folder));
+    }
+    if folder.join(SINGLE).is_file() {
+        open_single(folder, &folder.join(SINGLE))
+    } else if folder.join(INDEX).is_file() {
+        open_index(folder, &folder.join(INDEX))
+    } else {
+        Err(Error::file(folder, format!("has neither {SINGLE} nor {INDEX}: download the weights")))
+    }
+}
+
+/// Opens the checkpoint that a file belongs to: an index, a single file, or one of several under an index.
+pub(super) fn open_file(path: &Path) -> Result<Checkpoint> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    if is_index(path) {
+        return open_index(folder, path);
+    }
+    let index = folder.join(INDEX);
+    if index.is_file() && read_json::<Index>(&index)?.weight_map.values().any(|file| path.ends_with(file)) {
+        return open_index(folder, &index);
+    }
+    open_single(folder, path)
+}
+
+/// A folder that is no repository: names the GGUF files in it, which may be what was meant.
+fn no_repository(folder: &Path) -> Error {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut ggufs: Vec<String> =
+        names.filter_map(|name| name.into_string().ok()).filter(|n| n.ends_with(".gguf")).collect();
+    ggufs.sort();
+    let hint = if ggufs.is_empty() {
+        String::new()
+    } else {
+        format!("; or name a file in it: {}", ggufs.join(", "))
+    };
+    Error::file(folder, format!("has no {CONFIG}: a folder must be a Hugging Face repository{hint}"))
+}
+
+fn open_single(folder: &Path, path: &Path) -> Result<Checkpoint> {
+    let metadata = metadata(folder)?;
+    let tensors = open_tensors(path)?;
+    Ok(Checkpoint { files: vec![path.to_owned()], metadata, tensors })
+}
+
+fn open_index(folder: &Path, path: &Path) -> Result<Checkpoint> {
+    let metadata = metadata(folder)?;
+    let index: Index = read_json(path)?;
+    let mut shards = BTreeMap::new();
+    let mut tensors = BTreeMap::new();
+    for (name, file) in index.weight_map {
+        if Path::new(&file).file_name() != Some(file.as_ref()) {
+            return Err(Error::file(
+                path,
+                format!("weight_map names the file '{file}' for {name}: not a plain file name"),
+            ));
+        }
+        let shard = folder.join(&file);
+        if !shards.contains_key(&shard) {
+            if !shard.is_file() {
+                return Err(Error::file(
+                    shard,
+                    format!("is missing, but {INDEX} names it: download it to this place"),
+                ));
+            }
+            shards.insert(shard.clone(), open_tensors(&shard)?);
+        }
+        let tensor = shards.get_mut(&shard).and_then(|tensors| tensors.remove(&name));
+        let missing = || Error::file(&shard, format!("has no tensor '{name}', but {INDEX} says so"));
+        tensors.insert(name.clone(), tensor.ok_or_else(missing)?);
+    }
+    Ok(Checkpoint { files: shards.into_keys().collect(), metadata, tensors })
+}
+
+fn metadata(folder: &Path) -> Result<Metadata> {
+    let path = folder.join(CONFIG);
+    if !path.is_file() {
+        return Err(Error::file(path, "is missing: weights need it beside them"));
+    }
+    let config: serde_json::Value = read_json(&path)?;
+    if !config.is_object() {
+        return Err(Error::file(path, "is not a JSON object"));
+    }
+    Ok(Metadata::HuggingFace { config, folder: folder.to_owned() })
+}
+
+fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
+    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("is not valid: {e}")))
+}
+
+/// The tensors of one file. The safetensors crate compares lengths and offsets with the file.
+fn open_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let data = Arc::new(Storage::map(path)?);
+    let (header, metadata) = SafeTensors::read_metadata(data.bytes())
+        .map_err(|e| Error::file(path, format!("is no whole safetensors file ({e}): download it again")))?;
+    let start = 8 + header;
+    let tensor = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
+        let kind = block_type(info.dtype).ok_or_else(|| {
+            Error::file(
+                path,
+                format!("tensor {name} is {:?}, which is not supported (F32, F16, BF16)", info.dtype),
+            )
+        })?;
+        let (begin, end) = info.data_offsets;
+        let tensor = Tensor {
+            name: name.clone(),
+            kind,
+            shape: info.shape.clone(),
+            data: Arc::clone(&data),
+            range: start + begin..start + end,
+        };
+        Ok((name, tensor))
+    };
+    metadata.tensors().into_iter().map(tensor).collect()
+}
+
+fn block_type(dtype: Dtype) -> Option<BlockType> {
+    match dtype {
+        Dtype::F32 => Some(BlockType::F32),
+        Dtype::F16 => Some(BlockType::F16),
+        Dtype::BF16 => Some(BlockType::BF16),
+        _ => None,
+    }
+}
