@@ -363,3 +363,6 @@ unsafe fn interleave_tile(kind: BlockType, from: RowPointers, row_bytes: usize, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

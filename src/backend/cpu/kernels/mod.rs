@@ -26,6 +26,8 @@ pub use matrix::{ActivationKind, Activations, Input, Layout, Output, Scratch, We
 pub trait Simd: Copy + 'static {
     /// 32-bit lanes of a vector: 16 (AVX-512, and scalar as an array), 8 (AVX2) or 4 (NEON).
     const LANES: usize;
+    /// Vectors that a kernel may keep in registers at once.
+    const REGISTERS: usize;
     /// Whether [`dot_signed`](Simd::dot_signed) adds 128 * (sum of x) to the result, so that its accumulator
     /// must start at -128 * (sum of x).
     const SIGNED_BIAS: bool;

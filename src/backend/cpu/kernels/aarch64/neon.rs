@@ -11,6 +11,7 @@ pub struct Neon;
 // SAFETY of every block below: the caller promises the ISA, and that loads and stores are in bounds.
 impl Simd for Neon {
     const LANES: usize = 4;
+    const REGISTERS: usize = 32;
     const SIGNED_BIAS: bool = false;
     type F = float32x4_t;
     type I = uint32x4_t;

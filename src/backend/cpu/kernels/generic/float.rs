@@ -104,10 +104,11 @@ pub unsafe fn multiply_float<S: Simd, W: Float>(p: &FloatProduct) {
                     }
                 )*}};
             }
-            match S::LANES {
-                16 => token_tiles!(1, 4; 4 1),
-                8 => token_tiles!(2, 2; 2 1),
-                _ => token_tiles!(4, 2; 2 1),
+            match (S::LANES, S::REGISTERS) {
+                (16, 32) => token_tiles!(1, 4; 4 1),
+                (8, 16) => token_tiles!(2, 2; 2 1),
+                (4, 32) => token_tiles!(4, 2; 2 1),
+                _ => token_tiles!(1, 1; 1),
             }
         }
     }

@@ -247,10 +247,11 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
             )*}};
         }
         // Tokens: vectors over the rows of one tile, and of two if the registers hold them.
-        match S::LANES {
-            16 => token_tiles! { 8: 1 2; 4: 1 2; 1: 1; },
-            8 => token_tiles! { 4: 2; 2: 2; 1: 2; },
-            _ => token_tiles! { 4: 4; 2: 4; 1: 4; },
+        match (S::LANES, S::REGISTERS) {
+            (16, 32) => token_tiles! { 8: 1 2; 4: 1 2; 1: 1; },
+            (8, 16) => token_tiles! { 4: 2; 1: 2; },
+            (4, 32) => token_tiles! { 4: 4; 1: 4; },
+            _ => token_tiles! { 1: 1; },
         }
     }
 }

@@ -22,6 +22,7 @@ fn zip<A: Copy, B: Copy, C>(a: [A; N], b: [B; N], f: impl Fn(A, B) -> C) -> [C; 
 // SAFETY of every block below: the caller promises that loads and stores are in bounds.
 impl Simd for Scalar {
     const LANES: usize = N;
+    const REGISTERS: usize = 1;
     const SIGNED_BIAS: bool = false;
     type F = [f32; N];
     type I = [u32; N];

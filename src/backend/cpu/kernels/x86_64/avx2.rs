@@ -10,6 +10,7 @@ pub struct Avx2<const VNNI: bool>;
 // SAFETY of every block below: the caller promises the ISA, and that loads and stores are in bounds.
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
     const SIGNED_BIAS: bool = VNNI;
     type F = __m256;
     type I = __m256i;

@@ -10,6 +10,7 @@ pub struct Avx512;
 // SAFETY of every block below: the caller promises the ISA, and that loads and stores are in bounds.
 impl Simd for Avx512 {
     const LANES: usize = 16;
+    const REGISTERS: usize = 32;
     const SIGNED_BIAS: bool = true;
     type F = __m512;
     type I = __m512i;
