@@ -115,3 +115,6 @@ pub(super) fn optional_json(path: &Path) -> Result<Value> {
         Err(source) => Err(Error::io(path, source)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,12 +79,14 @@ pub(super) fn small_fields() -> BTreeMap<String, Value> {
 }
 
 pub(super) fn small() -> Tokenizer {
-    Tokenizer::from_metadata(&Metadata::Gguf(small_fields())).unwrap()
+    Tokenizer::from_metadata(&Metadata::Gguf(small_fields().into())).unwrap()
 }
 
 /// Every line of a fixture: a text, and its ids by the reference with special tokens parsed.
 fn agrees_on_every_line(file: &str, fixture: &str) {
-    let Some((tokenizer, lines)) = published(file).zip(read_shared(&format!("tokenizer/{fixture}"))) else { return };
+    let Some((tokenizer, lines)) = published(file).zip(read_shared(&format!("tokenizer/{fixture}"))) else {
+        return;
+    };
     assert!(lines.lines().count() > 100);
     for line in lines.lines() {
         let line: Json = serde_json::from_str(line).unwrap();
