@@ -126,6 +126,10 @@ impl<'a> Vocabulary<'a> {
             };
             joined.clear();
             joined.extend([left, right]);
+            if !vocab.contains_key(&joined) && !hidden.contains(&*joined) {
+                let what = format!("merge {number} makes '{joined}', which is not a token");
+                return Err(self.fault("tokenizer.ggml.merges", what));
+            }
             if [left, right, &joined].iter().all(|entry| !hidden.contains(entry)) {
                 merges.push((left.to_owned(), right.to_owned()));
             }

@@ -11,7 +11,7 @@ use super::guard::is_sentinel;
 use super::python::{python_str, tojson};
 
 /// Steps that a template may take: a bound against templates that never end.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 10_000_000;
 
 /// The environment, without templates.
 pub(super) fn environment() -> Environment<'static> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -166,7 +167,8 @@ fn markers_are_tokens_or_text_as_the_caller_says() {
 proptest! {
     #[test]
     fn decoding_gives_back_the_text_that_was_encoded(text in ".{0,60}", marker in 0..MARKERS.len()) {
-        let tokenizer = small();
+        static SMALL: LazyLock<Tokenizer> = LazyLock::new(small);
+        let tokenizer = &*SMALL;
         let text = format!("{text}{}{text}", MARKERS[marker].0);
         for special in [Special::Parse, Special::Text] {
             let ids = tokenizer.encode(&text, special).unwrap();

@@ -37,7 +37,7 @@ fn every_wrong_field_is_an_error_that_names_it() {
         ("token_type", Value::Integers(vec![9; 266]), "9 is not 1 to 6"),
         ("token_type", Value::Bool(true), "an array of integers"),
         ("merges", Value::Strings(vec!["th".into()]), "merge 0"),
-        ("merges", Value::Strings(vec!["x y".into()]), "xy"),
+        ("merges", Value::Strings(vec!["x y".into()]), "merge 0 makes 'xy'"),
         ("bos_token_id", Value::Unsigned(266), "266 is not one of 266 tokens"),
         ("add_bos_token", Value::Unsigned(1), "a boolean"),
     ];
@@ -80,7 +80,9 @@ fn bos_is_wanted_as_the_metadata_says_or_as_the_kind_of_vocabulary_has_it() {
         let mut fields = small_fields();
         set(&mut fields, "pre", Value::String(pre.to_owned()));
         fields.remove("tokenizer.ggml.add_bos_token");
-        flag.map(|flag| set(&mut fields, "add_bos_token", Value::Bool(flag)));
+        if let Some(flag) = flag {
+            set(&mut fields, "add_bos_token", Value::Bool(flag));
+        }
         read(fields).unwrap().bos()
     };
     assert_eq!(bos("qwen2", None), Some((256, false)));
@@ -198,6 +200,16 @@ fn sentencepiece_makes_no_control_or_byte_token_from_text() {
     let ids = tokenizer.encode("<0x0A>", Special::Parse).unwrap();
     assert!(!ids.contains(&(3 + 0x0A)));
     assert_eq!(tokenizer.decode(&ids), "<0x0A>");
+}
+
+#[test]
+fn sentencepiece_takes_time_in_proportion_to_the_text() {
+    // The whole text is one word: quadratic work would take hours.
+    let tokenizer = sentencepiece(&ENTRIES, false);
+    for text in ["he ".repeat(100_000), " ".repeat(300_000), "é".repeat(150_000)] {
+        let ids = tokenizer.encode(&text, Special::Parse).unwrap();
+        assert!(tokenizer.decode(&ids) == text);
+    }
 }
 
 #[test]

@@ -116,6 +116,9 @@ fn what_cannot_be_read_is_an_error_that_names_the_file() {
         error(&[("tokenizer.json", json!({"model": 1}))]).contains("is not a tokenizer that can be read")
     );
     let mut json = tokenizer_json();
+    json["model"]["merges"] = json!(["ab ab"]);
+    assert!(error(&[("tokenizer.json", json)]).contains("its merges do not fit its vocabulary"));
+    let mut json = tokenizer_json();
     json["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     assert!(error(&[("tokenizer.json", json)]).contains("its decoder is neither"));
 
