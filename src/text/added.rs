@@ -34,8 +34,7 @@ impl Added {
 
     fn fits(&self, text: &str, found: &Range<usize>) -> bool {
         let word = |c: char| c.is_alphanumeric() || c == '_';
-        !self.whole_word
-            || (!text[..found.start].ends_with(word) && !text[found.end..].starts_with(word))
+        !self.whole_word || (!text[..found.start].ends_with(word) && !text[found.end..].starts_with(word))
     }
 }
 

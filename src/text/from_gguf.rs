@@ -1,6 +1,6 @@
 //! A tokenizer from a GGUF file's `tokenizer.ggml.*` fields.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use tokenizers::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
@@ -8,10 +8,8 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use super::added::Added;
 use super::tokenizer::{Parts, Pieces, byte_level_bytes, is_end_literal, sentencepiece_bytes};
 use super::{pretokenizer, spm};
-use crate::checkpoint::Value;
+use crate::checkpoint::GgufMetadata;
 use crate::{Error, Result};
-
-type Fields = BTreeMap<String, Value>;
 
 /// `tokenizer.ggml.token_type`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,53 +38,65 @@ impl Kind {
 
 /// The fields that both tokenizer models have.
 struct Vocabulary<'a> {
-    fields: &'a Fields,
+    metadata: &'a GgufMetadata,
     entries: &'a [String],
     kinds: Vec<Kind>,
 }
 
 /// Reads the fields.
-pub(super) fn parts(fields: &Fields) -> Result<Parts> {
-    let vocabulary = Vocabulary::read(fields)?;
-    match string(fields, "tokenizer.ggml.model")? {
+pub(super) fn parts(metadata: &GgufMetadata) -> Result<Parts> {
+    let vocabulary = Vocabulary::read(metadata)?;
+    match metadata.require("tokenizer.ggml.model")? {
         "gpt2" => vocabulary.byte_level(),
         "llama" => vocabulary.sentencepiece(),
         other => Err(Error::Unsupported(format!(
-            "tokenizer.ggml.model: the tokenizer model '{other}' is not known; known are gpt2, llama"
+            "{}: tokenizer.ggml.model: the tokenizer model '{other}' is not known; known are gpt2, llama",
+            metadata.file().display()
         ))),
     }
 }
 
 impl<'a> Vocabulary<'a> {
-    fn read(fields: &'a Fields) -> Result<Self> {
-        let entries = strings(fields, "tokenizer.ggml.tokens")?;
-        let mut kinds = match fields.get("tokenizer.ggml.token_type") {
-            None => vec![Kind::Normal; entries.len()],
-            Some(Value::Integers(codes)) if codes.len() == entries.len() => codes
-                .iter()
-                .map(|&code| Kind::from_code(code).ok_or_else(|| {
-                    fault("tokenizer.ggml.token_type", format!("{code} is not a type of token (1 to 6)"))
-                }))
-                .collect::<Result<_>>()?,
-            Some(Value::Integers(codes)) => {
-                let what = format!("{} types for {} tokens", codes.len(), entries.len());
-                return Err(fault("tokenizer.ggml.token_type", what));
+    fn read(metadata: &'a GgufMetadata) -> Result<Self> {
+        let entries: &[String] = metadata.require("tokenizer.ggml.tokens")?;
+        let mut vocabulary = Vocabulary { metadata, entries, kinds: vec![Kind::Normal; entries.len()] };
+        if let Some(codes) = metadata.find::<&[i64]>("tokenizer.ggml.token_type")? {
+            vocabulary.one_each("tokenizer.ggml.token_type", codes.len())?;
+            for (kind, &code) in vocabulary.kinds.iter_mut().zip(codes) {
+                let unknown = || {
+                    Error::file(metadata.file(), format!("tokenizer.ggml.token_type: {code} is not 1 to 6"))
+                };
+                *kind = Kind::from_code(code).ok_or_else(unknown)?;
             }
-            Some(_) => return Err(fault("tokenizer.ggml.token_type", "is not an array of integers")),
-        };
+        }
         // Some conversions forget to say that an end of turn is a control token.
-        for (kind, entry) in kinds.iter_mut().zip(entries) {
+        for (kind, entry) in vocabulary.kinds.iter_mut().zip(entries) {
             if is_end_literal(entry) {
                 *kind = Kind::Control;
             }
         }
-        Ok(Vocabulary { fields, entries, kinds })
+        Ok(vocabulary)
+    }
+
+    /// Checks that an array has one item for each token.
+    fn one_each(&self, key: &str, len: usize) -> Result<()> {
+        let tokens = self.entries.len();
+        if len == tokens { Ok(()) } else { Err(self.fault(key, format!("{len} items for {tokens} tokens"))) }
+    }
+
+    fn fault(&self, key: &str, what: impl std::fmt::Display) -> Error {
+        Error::file(self.metadata.file(), format!("{key}: {what}"))
     }
 
     fn byte_level(self) -> Result<Parts> {
-        let scheme = pretokenizer::scheme(string(self.fields, "tokenizer.ggml.pre").map_err(|error| {
-            Error::Text(format!("{error}; the file is from an old converter, take a newer one"))
-        })?)?;
+        let name = self.metadata.require("tokenizer.ggml.pre")?;
+        let scheme = pretokenizer::scheme(name).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "{}: tokenizer.ggml.pre: the pre-tokenizer '{name}' is not known; known are {}",
+                self.metadata.file().display(),
+                pretokenizer::names().collect::<Vec<_>>().join(", ")
+            ))
+        })?;
         let mut vocab = Vocab::with_capacity(self.entries.len());
         for (id, (entry, kind)) in self.tokens() {
             if matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Byte) {
@@ -94,15 +104,16 @@ impl<'a> Vocabulary<'a> {
             }
         }
         let merges = self.merges(&vocab)?;
-        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(scheme.whole_words);
-        let mut core = tokenizers::Tokenizer::new(ModelWrapper::BPE(built("tokenizer.ggml.merges", model.build())?));
+        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(scheme.whole_words).build();
+        let model = model.map_err(|error| self.fault("tokenizer.ggml.merges", error))?;
+        let mut core = tokenizers::Tokenizer::new(ModelWrapper::BPE(model));
         core.with_pre_tokenizer(Some(scheme.pre_tokenizer()));
         self.finish(core, byte_level_bytes, scheme.add_bos)
     }
 
     /// The merges as pairs. Those of control and unused tokens are left out: plain text must not make one.
     fn merges(&self, vocab: &Vocab) -> Result<Merges> {
-        let lines = strings(self.fields, "tokenizer.ggml.merges")?;
+        let lines: &[String] = self.metadata.require("tokenizer.ggml.merges")?;
         let hidden = self.tokens().filter(|(_, (entry, _))| !vocab.contains_key(*entry));
         let hidden: HashSet<&str> = hidden.map(|(_, (entry, _))| entry.as_str()).collect();
         let mut merges = Merges::with_capacity(lines.len());
@@ -111,10 +122,14 @@ impl<'a> Vocabulary<'a> {
             let pair = line.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
             let Some((left, right)) = pair else {
                 let what = format!("merge {number} is not two entries with a space between: '{line}'");
-                return Err(fault("tokenizer.ggml.merges", what));
+                return Err(self.fault("tokenizer.ggml.merges", what));
             };
             joined.clear();
             joined.extend([left, right]);
+            if !vocab.contains_key(&joined) && !hidden.contains(&*joined) {
+                let what = format!("merge {number} makes '{joined}', which is not a token");
+                return Err(self.fault("tokenizer.ggml.merges", what));
+            }
             if [left, right, &joined].iter().all(|entry| !hidden.contains(entry)) {
                 merges.push((left.to_owned(), right.to_owned()));
             }
@@ -123,15 +138,8 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn sentencepiece(self) -> Result<Parts> {
-        let scores = match self.fields.get("tokenizer.ggml.scores") {
-            Some(Value::Floats(scores)) if scores.len() == self.entries.len() => scores,
-            Some(Value::Floats(scores)) => {
-                let what = format!("{} scores for {} tokens", scores.len(), self.entries.len());
-                return Err(fault("tokenizer.ggml.scores", what));
-            }
-            Some(_) => return Err(fault("tokenizer.ggml.scores", "is not an array of floats")),
-            None => return Err(fault("tokenizer.ggml.scores", "is missing")),
-        };
+        let scores: &[f64] = self.metadata.require("tokenizer.ggml.scores")?;
+        self.one_each("tokenizer.ggml.scores", scores.len())?;
         let text = |kind: Kind| matches!(kind, Kind::Normal | Kind::UserDefined);
         let scored: Vec<(&str, f64)> = self
             .tokens()
@@ -146,20 +154,30 @@ impl<'a> Vocabulary<'a> {
             .filter(|(_, (_, kind))| usable(*kind))
             .map(|(id, (entry, _))| (entry.clone(), id))
             .collect();
-        let mut model =
-            BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true).cache_capacity(0);
+        let mut model = BPE::builder()
+            .vocab_and_merges(vocab, merges)
+            .byte_fallback(true)
+            .fuse_unk(true)
+            .cache_capacity(0);
         if let Some(id) = unknown {
             model = model.unk_token(self.entries[id].clone());
         }
-        let mut core = tokenizers::Tokenizer::new(ModelWrapper::BPE(built("tokenizer.ggml.tokens", model.build())?));
-        let add_space_prefix = flag(self.fields, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-        let normalizer = built("tokenizer.ggml.add_space_prefix", spm::normalizer(add_space_prefix))?;
-        built("tokenizer.ggml.add_space_prefix", core.with_normalizer(Some(normalizer)).map(|_| ()))?;
+        let model = model.build().map_err(|error| self.fault("tokenizer.ggml.tokens", error))?;
+        let mut core = tokenizers::Tokenizer::new(ModelWrapper::BPE(model));
+        let key = "tokenizer.ggml.add_space_prefix";
+        spm::normalizer(self.metadata.find(key)?.unwrap_or(true))
+            .and_then(|normalizer| core.with_normalizer(Some(normalizer)).map(|_| ()))
+            .map_err(|error| self.fault(key, error))?;
         self.finish(core, sentencepiece_bytes, true)
     }
 
     /// Puts the parts together that do not depend on the tokenizer model.
-    fn finish(&self, core: tokenizers::Tokenizer, bytes: fn(&str) -> Vec<u8>, add_bos: bool) -> Result<Parts> {
+    fn finish(
+        &self,
+        core: tokenizers::Tokenizer,
+        bytes: fn(&str) -> Vec<u8>,
+        add_bos: bool,
+    ) -> Result<Parts> {
         let mut pieces = Pieces::default();
         let mut added = Vec::new();
         for (id, (entry, kind)) in self.tokens() {
@@ -172,65 +190,29 @@ impl<'a> Vocabulary<'a> {
                 }
             }
         }
-        let id = |key: &str| id(self.fields, key, self.entries.len());
-        let add_bos = flag(self.fields, "tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
-        let bos = id("tokenizer.ggml.bos_token_id")?.map(|bos| (bos, add_bos));
+        let add_bos = self.metadata.find("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
+        let bos = self.id("bos")?.map(|bos| (bos, add_bos));
         let mut ends = Vec::new();
-        for key in ["eos", "eot", "eom"] {
-            ends.extend(id(&format!("tokenizer.ggml.{key}_token_id"))?);
+        for name in ["eos", "eot", "eom"] {
+            ends.extend(self.id(name)?);
         }
         Ok(Parts { core, added, pieces, bos, ends })
     }
 
+    /// A special token's id, checked against the vocabulary.
+    fn id(&self, name: &str) -> Result<Option<u32>> {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let (id, tokens) = (self.metadata.find::<u32>(&key)?, self.entries.len());
+        match id {
+            Some(id) if id as usize >= tokens => {
+                Err(self.fault(&key, format!("{id} is not one of {tokens} tokens")))
+            }
+            id => Ok(id),
+        }
+    }
+
     fn tokens(&self) -> impl Iterator<Item = (u32, (&String, Kind))> {
         (0..).zip(self.entries.iter().zip(self.kinds.iter().copied()))
-    }
-}
-
-fn fault(field: &str, what: impl std::fmt::Display) -> Error {
-    Error::Text(format!("{field}: {what}"))
-}
-
-fn built<T>(field: &str, result: tokenizers::Result<T>) -> Result<T> {
-    result.map_err(|error| fault(field, error))
-}
-
-fn string<'a>(fields: &'a Fields, key: &str) -> Result<&'a str> {
-    match fields.get(key) {
-        Some(Value::String(value)) => Ok(value),
-        Some(_) => Err(fault(key, "is not a string")),
-        None => Err(fault(key, "is missing")),
-    }
-}
-
-fn strings<'a>(fields: &'a Fields, key: &str) -> Result<&'a [String]> {
-    match fields.get(key) {
-        Some(Value::Strings(values)) => Ok(values),
-        Some(_) => Err(fault(key, "is not an array of strings")),
-        None => Err(fault(key, "is missing")),
-    }
-}
-
-fn flag(fields: &Fields, key: &str) -> Result<Option<bool>> {
-    match fields.get(key) {
-        None => Ok(None),
-        Some(Value::Bool(value)) => Ok(Some(*value)),
-        Some(_) => Err(fault(key, "is not a boolean")),
-    }
-}
-
-/// A token's id, checked against the vocabulary.
-fn id(fields: &Fields, key: &str, len: usize) -> Result<Option<u32>> {
-    let value = match fields.get(key) {
-        None => return Ok(None),
-        Some(Value::Unsigned(value)) => i128::from(*value),
-        Some(Value::Signed(-1)) => return Ok(None), // how some converters write "none"
-        Some(Value::Signed(value)) => i128::from(*value),
-        Some(_) => return Err(fault(key, "is not an integer")),
-    };
-    match u32::try_from(value) {
-        Ok(id) if (id as usize) < len => Ok(Some(id)),
-        _ => Err(fault(key, format!("{value} is not one of the {len} tokens"))),
     }
 }
 

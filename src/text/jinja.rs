@@ -11,7 +11,7 @@ use super::guard::is_sentinel;
 use super::python::{python_str, tojson};
 
 /// Steps that a template may take: a bound against templates that never end.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 10_000_000;
 
 /// The environment, without templates.
 pub(super) fn environment() -> Environment<'static> {
@@ -24,7 +24,8 @@ pub(super) fn environment() -> Environment<'static> {
     environment.set_formatter(|out, _, value| out.write_str(&python_str(value)).map_err(Error::from));
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| python_str(value));
-    environment.add_filter("trim", |text: &str, chars: Option<&str>| strip(text, chars, true, true).to_owned());
+    environment
+        .add_filter("trim", |text: &str, chars: Option<&str>| strip(text, chars, true, true).to_owned());
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });
@@ -146,7 +147,10 @@ mod tests {
         assert_eq!(render("{{ s.strip() }}|{{ s.lstrip() }}|{{ s.rstrip() }}"), "a,b,,c|a,b,,c | a,b,,c");
         assert_eq!(render("{{ 'xxaxbxx'.strip('x') }} {{ 'a\u{1f}'.strip() }}|"), "axb a|");
         assert_eq!(render("{{ s.split(',') }} {{ 'a b'.split() }}"), "[' a', 'b', '', 'c '] ['a', 'b']");
-        assert_eq!(render("{{ 'a-b-c'.rsplit('-', 1) }} {{ 'a-b-c'.split('-', 1) }}"), "['a-b', 'c'] ['a', 'b-c']");
+        assert_eq!(
+            render("{{ 'a-b-c'.rsplit('-', 1) }} {{ 'a-b-c'.split('-', 1) }}"),
+            "['a-b', 'c'] ['a', 'b-c']"
+        );
         assert_eq!(render("{{ 'abc'.removeprefix('a') }}{{ 'abc'.removesuffix('c') }}"), "bcab");
         assert_eq!(render("{{ 'abc'.startswith('ab') }} {{ 'abc'.endswith(('x', 'bc')) }}"), "True True");
         assert_eq!(render("{{ 'abc'[::-1] }} {{ 'abc'[-2:] }} {{ [1, 2, 3][::-1] }}"), "cba bc [3, 2, 1]");
@@ -165,12 +169,18 @@ mod tests {
     #[test]
     fn values_print_as_python_prints_them() {
         assert_eq!(render("{{ none }} {{ true }} {{ 1.0 }} {{ missing }}|"), "None True 1.0 |");
-        assert_eq!(render("{{ [none, 'it\\'s', 2.5, {'a': false}] }}"), "[None, \"it's\", 2.5, {'a': False}]");
+        assert_eq!(
+            render("{{ [none, 'it\\'s', 2.5, {'a': false}] }}"),
+            "[None, \"it's\", 2.5, {'a': False}]"
+        );
     }
 
     #[test]
     fn what_is_undefined_is_false_and_prints_nothing() {
-        assert_eq!(render("{{ missing }}{% if not missing %}no{% endif %}{{ missing is defined }}"), "noFalse");
+        assert_eq!(
+            render("{{ missing }}{% if not missing %}no{% endif %}{{ missing is defined }}"),
+            "noFalse"
+        );
         assert!(environment().render_str("{{ missing.attribute }}", ()).is_err());
     }
 

@@ -227,19 +227,27 @@ mod tests {
             r#"{"a": [1, 2.0, null, true], "b": {}, "é<>&'": "\"\\\n\t\u0001🙂"}"#
         );
         assert_eq!(render(r#"{{ "é🙂" | tojson(ensure_ascii=true) }}"#), r#""\u00e9\ud83d\ude42""#);
-        assert_eq!(render(r#"{{ [1, {"b": 2, "a": []}] | tojson(sort_keys=true) }}"#), r#"[1, {"a": [], "b": 2}]"#);
+        assert_eq!(
+            render(r#"{{ [1, {"b": 2, "a": []}] | tojson(sort_keys=true) }}"#),
+            r#"[1, {"a": [], "b": 2}]"#
+        );
         assert_eq!(render(r#"{{ [1, {"b": 2}] | tojson(separators=(",", ":")) }}"#), r#"[1,{"b":2}]"#);
         assert_eq!(
             render(r#"{{ {"a": [1, {}], "b": []} | tojson(indent=2) }}"#),
             "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}"
         );
-        assert_eq!(render("{{ {1.5: 2, none: 3, true: 4} | tojson }}"), r#"{"1.5": 2, "null": 3, "true": 4}"#);
+        assert_eq!(
+            render("{{ {1.5: 2, none: 3, true: 4} | tojson }}"),
+            r#"{"1.5": 2, "null": 3, "true": 4}"#
+        );
     }
 
     #[test]
     fn floats_have_python_s_digits_and_exponents() {
-        assert_eq!(render("{{ [1e16, 1e15, 0.0001, 0.00001, 1.5e-7, -0.0, 1e100] | tojson }}"),
-            "[1e+16, 1000000000000000.0, 0.0001, 1e-05, 1.5e-07, -0.0, 1e+100]");
+        assert_eq!(
+            render("{{ [1e16, 1e15, 0.0001, 0.00001, 1.5e-7, -0.0, 1e100] | tojson }}"),
+            "[1e+16, 1000000000000000.0, 0.0001, 1e-05, 1.5e-07, -0.0, 1e+100]"
+        );
     }
 
     #[test]
@@ -250,6 +258,9 @@ mod tests {
 
     #[test]
     fn strings_inside_lists_are_quoted_as_python_quotes_them() {
-        assert_eq!(render(r#"{{ ["a", "it's", "\"'", "\n", ("x",)] }}"#), r#"['a', "it's", '"\'', '\n', ('x',)]"#);
+        assert_eq!(
+            render(r#"{{ ["a", "it's", "\"'", "\n", ("x",)] }}"#),
+            r#"['a', "it's", '"\'', '\n', ('x',)]"#
+        );
     }
 }

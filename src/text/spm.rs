@@ -6,6 +6,10 @@ use std::collections::HashMap;
 use tokenizers::normalizers::{Prepend, Replace, Sequence};
 use tokenizers::{NormalizerWrapper, Result};
 
+/// Entries of more bytes are not made by merges: published ones have some dozens, and the time to find an entry's
+/// pairs grows with the square of its length.
+const LONGEST_ENTRY: usize = 1024;
+
 /// The merges that scores stand for: two neighbours merge if together they are an entry, the highest score
 /// first. The tokenizers crate wants each pair that makes an entry, in this order; the pairs of one entry come in
 /// the order of their lengths, as in Hugging Face's conversion.
@@ -14,7 +18,7 @@ use tokenizers::{NormalizerWrapper, Result};
 pub(super) fn merges<'a>(entries: &[(&'a str, f64)]) -> Vec<(&'a str, &'a str)> {
     let known: HashMap<&str, f64> = entries.iter().copied().collect();
     let mut merges: Vec<(f64, &str, &str)> = Vec::new();
-    for &(entry, score) in entries {
+    for &(entry, score) in entries.iter().filter(|(entry, _)| entry.len() <= LONGEST_ENTRY) {
         let cuts = entry.char_indices().skip(1).map(|(at, _)| entry.split_at(at));
         let pairs = cuts.filter(|(left, right)| known.contains_key(left) && known.contains_key(right));
         merges.extend(pairs.map(|(left, right)| (score, left, right)));

@@ -7,7 +7,7 @@ use super::from_json::{literal, optional_json};
 use super::guard::{Author, Guard};
 use super::jinja;
 use super::tokenizer::Tokenizer;
-use crate::checkpoint::{self, Metadata};
+use crate::checkpoint::Metadata;
 use crate::{Error, Result};
 
 /// A message as chat templates see it.
@@ -80,12 +80,10 @@ impl ChatTemplate {
     /// A file that cannot be read; a template that cannot be compiled.
     pub fn from_metadata(metadata: &Metadata) -> Result<Option<Self>> {
         let source = match metadata {
-            Metadata::Gguf(fields) => ["tokenizer.chat_template", "tokenizer.chat_template.default"]
-                .into_iter()
-                .find_map(|key| match fields.get(key) {
-                    Some(checkpoint::Value::String(source)) => Some(source.clone()),
-                    _ => None,
-                }),
+            Metadata::Gguf(pairs) => match pairs.find::<&str>("tokenizer.chat_template")? {
+                Some(source) => Some(source.to_owned()),
+                None => pairs.find::<&str>("tokenizer.chat_template.default")?.map(str::to_owned),
+            },
             Metadata::HuggingFace { folder, .. } => {
                 let file = folder.join("chat_template.jinja");
                 match std::fs::read_to_string(&file) {
@@ -131,7 +129,8 @@ impl ChatTemplate {
         }
         context.extra.values().for_each(|value| strings(value, &mut texts));
         let guard = Guard::new(tokenizer.added(), &self.source, texts)?;
-        let rendered = self.render_with(messages, context, &|text, author| guard.guard(text, author).into())?;
+        let rendered =
+            self.render_with(messages, context, &|text, author| guard.guard(text, author).into())?;
         let (text, found) = guard.release(&rendered);
         let mut ids = tokenizer.encode_around(&text, &found)?;
         if let Some((bos, true)) = tokenizer.bos()
@@ -192,7 +191,8 @@ fn configured(template: &serde_json::Value) -> Option<String> {
 
 fn message_value(message: &TemplateMessage, text: &dyn Fn(&str, Author) -> Value) -> Value {
     let author = if message.role == "assistant" { Author::Assistant } else { Author::Other };
-    let thought = message.reasoning_content.as_deref().map(|thought| ("reasoning_content", text(thought, author)));
+    let thought =
+        message.reasoning_content.as_deref().map(|thought| ("reasoning_content", text(thought, author)));
     let fields = [("role", text(&message.role, Author::Other)), ("content", text(&message.content, author))];
     Value::from_pairs(fields.into_iter().chain(thought))
 }

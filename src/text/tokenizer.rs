@@ -101,7 +101,7 @@ impl Tokenizer {
     /// An unknown pre-tokenizer or tokenizer model, named; missing or inconsistent fields, named.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self> {
         let parts = match metadata {
-            Metadata::Gguf(fields) => from_gguf::parts(fields)?,
+            Metadata::Gguf(pairs) => from_gguf::parts(pairs)?,
             Metadata::HuggingFace { config, folder } => {
                 from_json::parts(&folder.join("tokenizer.json"), Some(config))?
             }
@@ -142,7 +142,7 @@ impl Tokenizer {
     /// vocabularies) is read from the text; runs of whitespace that a vocabulary adds by hand are.
     ///
     /// # Errors
-    /// A character that the vocabulary cannot express (not with byte-level vocabularies or byte fallback).
+    /// A tokenizer.json whose unknown token is not in its vocabulary, for a text that needs it.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
         let found = match special {
             Special::Parse => self.added.find(text, |_, _| true),
@@ -153,7 +153,8 @@ impl Tokenizer {
 
     /// Token ids of a text in which the added tokens have been found already (in order, not overlapping).
     pub(super) fn encode_around(&self, text: &str, found: &[Found]) -> Result<Vec<u32>> {
-        self.try_encode(text, found).map_err(|error| Error::Text(format!("the text cannot be encoded: {error}")))
+        self.try_encode(text, found)
+            .map_err(|error| Error::Text(format!("the text cannot be encoded: {error}")))
     }
 
     fn try_encode(&self, text: &str, found: &[Found]) -> tokenizers::Result<Vec<u32>> {

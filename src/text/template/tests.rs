@@ -1,8 +1,11 @@
+use std::collections::BTreeMap;
+
 use serde_json::{Value as Json, json};
 
-use super::super::tests::{R1_VOCAB, published, read_shared, small};
 use super::super::Special;
-use super::*;
+use super::super::tests::{R1_VOCAB, published, read_shared, small};
+use super::{ChatTemplate, TemplateContext, TemplateMessage};
+use crate::checkpoint::{Metadata, Value};
 
 fn message(role: &str, content: &str) -> TemplateMessage {
     TemplateMessage { role: role.to_owned(), content: content.to_owned(), reasoning_content: None }
@@ -63,7 +66,8 @@ fn guarding_the_messages_changes_no_published_template_s_text() {
 fn without_markers_in_messages_the_ids_are_those_of_the_rendered_text() {
     let tokenizer = published(R1_VOCAB).unwrap_or_else(small);
     for Golden { file, template, messages, context, expected } in goldens() {
-        let is_plain = |text: &str| ["<think>", "</think>", "<|im_end|>"].iter().all(|marker| !text.contains(marker));
+        let is_plain =
+            |text: &str| ["<think>", "</think>", "<|im_end|>"].iter().all(|marker| !text.contains(marker));
         if messages.iter().all(|message| is_plain(&message.content)) {
             let mut ids = tokenizer.encode(&expected, Special::Parse).unwrap();
             let (bos, _) = tokenizer.bos().unwrap();
@@ -147,7 +151,9 @@ fn bos_stands_once_whether_the_template_writes_it_or_not() {
 
 #[test]
 fn a_refusal_is_an_error_in_the_template_s_own_words() {
-    let template = ChatTemplate::new("{% macro m() %}{{ raise_exception('Roles must alternate') }}{% endmacro %}{{ m() }}");
+    let template = ChatTemplate::new(
+        "{% macro m() %}{{ raise_exception('Roles must alternate') }}{% endmacro %}{{ m() }}",
+    );
     let error = template.unwrap().render(&[], &TemplateContext::default()).unwrap_err();
     assert_eq!(error.to_string(), "the chat template refuses these messages: Roles must alternate");
 }
@@ -171,24 +177,28 @@ fn the_date_is_the_given_one_or_today() {
     let now = Some("2025-01-02T03:04:05".parse().unwrap());
     let context = TemplateContext { now, ..Default::default() };
     assert_eq!(template.render(&[], &context).unwrap(), "02 Jan 2025, 2 January 03:04");
-    let year = ChatTemplate::new("{{ strftime_now('%Y') }}").unwrap().render(&[], &TemplateContext::default());
+    let year =
+        ChatTemplate::new("{{ strftime_now('%Y') }}").unwrap().render(&[], &TemplateContext::default());
     assert!(year.unwrap().parse::<i16>().unwrap() >= 2025);
 }
 
 #[test]
 fn a_template_that_opens_the_thought_is_told_from_one_that_does_not() {
     let context = TemplateContext::default();
-    let ends = |source: &str| ChatTemplate::new(source).unwrap().generation_prompt_ends_with("<think>", &context);
+    let ends =
+        |source: &str| ChatTemplate::new(source).unwrap().generation_prompt_ends_with("<think>", &context);
     assert!(ends(R1_LIKE));
-    assert!(!ends("<think>{{ messages[0].content }}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"));
+    assert!(!ends(
+        "<think>{{ messages[0].content }}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
+    ));
     assert!(!ends("{{ raise_exception('no') }}<think>"));
 }
 
 #[test]
 fn a_checkpoint_s_template_is_found_wherever_it_is_kept() {
     let gguf = |key: &str| {
-        let source = checkpoint::Value::String("T".to_owned());
-        ChatTemplate::from_metadata(&Metadata::Gguf([(key.to_owned(), source)].into())).unwrap()
+        let pairs = BTreeMap::from([(key.to_owned(), Value::String("T".to_owned()))]);
+        ChatTemplate::from_metadata(&Metadata::Gguf(pairs.into())).unwrap()
     };
     assert_eq!(gguf("tokenizer.chat_template").unwrap().source(), "T");
     assert_eq!(gguf("tokenizer.chat_template.default").unwrap().source(), "T");
@@ -196,7 +206,8 @@ fn a_checkpoint_s_template_is_found_wherever_it_is_kept() {
 
     let folder = tempfile::tempdir().unwrap();
     let metadata = Metadata::HuggingFace { config: Json::Null, folder: folder.path().to_owned() };
-    let source = || ChatTemplate::from_metadata(&metadata).unwrap().map(|template| template.source().to_owned());
+    let source =
+        || ChatTemplate::from_metadata(&metadata).unwrap().map(|template| template.source().to_owned());
     let configure = |template: Json| {
         let config = json!({ "chat_template": template }).to_string();
         std::fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
@@ -210,29 +221,4 @@ fn a_checkpoint_s_template_is_found_wherever_it_is_kept() {
     assert_eq!(source().as_deref(), Some("named"));
     std::fs::write(folder.path().join("chat_template.jinja"), "file").unwrap();
     assert_eq!(source().as_deref(), Some("file"));
-}
-
-#[test] fn scratch_more() {
-    let tokenizer = small();
-    let (mut bad, mut badids) = (0, 0);
-    for line in std::fs::read_to_string("/tmp/w5_goldens.jsonl").unwrap().lines() {
-        let golden: Json = serde_json::from_str(line).unwrap();
-        let file = golden["template"].as_str().unwrap();
-        let source = read_shared(&format!("chat/templates/{file}")).unwrap();
-        let template = ChatTemplate::new(&source).unwrap();
-        let messages: Vec<TemplateMessage> = serde_json::from_value(golden["messages"].clone()).unwrap();
-        let context = TemplateContext { add_generation_prompt: true, bos_token: "<s>".into(), eos_token: "</s>".into(),
-           now: Some("2025-01-20T00:00:00".parse().unwrap()), extra: golden["extra"].as_object().cloned().unwrap() };
-        let got = template.render(&messages, &context);
-        match (&got, golden["expected"].as_str()) {
-            (Ok(got), Some(e)) if got == e => {
-                let ids = template.encode(&tokenizer, &messages, &context).unwrap();
-                let t = tokenizer.decode(&ids[1..]);
-                if t != *got { badids += 1; if badids < 12 { eprintln!("GUARD {file} {:?}\n got {t:?}\n exp {got:?}\n", golden["messages"]); } }
-            }
-            (Err(e), None) => { eprintln!("both err {file}: {e} / {}", golden["error"]); }
-            (got, e) => { bad += 1; if bad < 12 { eprintln!("DIFF {file} {:?} extra {}\n got {got:?}\n exp {e:?} {}\n", golden["messages"], golden["extra"].to_string().len(), golden["error"]); } }
-        }
-    }
-    eprintln!("bad {bad} badids {badids}");
 }
