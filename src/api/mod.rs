@@ -2,8 +2,11 @@
 
 mod chat;
 mod generation;
+pub mod measure;
+pub mod memory;
 mod model;
 mod options;
+mod stream;
 
 pub use chat::{Chat, Turn};
 pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, ThoughtEnd};

@@ -129,6 +129,7 @@ fn paths(settings: &Settings, hub: &hub::Settings) -> Vec<[String; 3]> {
     };
     vec![
         path("config", &settings.paths.config.display(), config),
+        path("data", &settings.paths.data.display(), "default"),
         path("state", &settings.paths.state.display(), "default"),
         path("cache", &hub.cache.value.display(), hub.cache.origin),
     ]

@@ -1,6 +1,7 @@
 //! The command line: one file a command; rendering apart from doing.
 
 pub mod args;
+mod chat;
 mod completions;
 mod config;
 mod interrupt;
@@ -54,8 +55,8 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
     match cli.command {
-        None => chat(&ChatArgs::default(), console),
-        Some(Command::Chat(args)) => chat(&args, console),
+        None => open_chat(&ChatArgs::default(), console),
+        Some(Command::Chat(args)) => open_chat(&args, console),
         Some(Command::Run(args)) => run::run(&args, console),
         Some(Command::Pull(args)) => pull::run(&args, console),
         Some(Command::List(args)) => list::run(&args, console),
@@ -68,12 +69,9 @@ fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
 }
 
 /// Opens a chat; also what `pensive run MODEL` without a prompt does on a terminal.
-fn chat(args: &ChatArgs, console: &Console) -> Result<ExitCode> {
+fn open_chat(args: &ChatArgs, console: &Console) -> Result<ExitCode> {
     let settings = Settings::from_env(Flags::from(args))?;
-    settings.model_name()?;
-    // CHAT: `chat::run(args, &settings, console)`
-    let _ = console;
-    Err(Error::Unsupported("the chat is not part of this build".into()))
+    chat::run(&settings, console)
 }
 
 /// Reports what went wrong. A reader that is gone (`| head`) is no failure: it has what it wanted.

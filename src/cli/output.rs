@@ -118,7 +118,7 @@ fn write_flushed(to: &mut dyn Write, text: &str) -> std::io::Result<()> {
 }
 
 /// Drops blanks around a text that comes in pieces: those at the end are held back until more follows.
-struct Trimmed {
+pub(super) struct Trimmed {
     /// Which characters are blanks at the end.
     blank: fn(char) -> bool,
     /// Blanks in front go as well, until something else came.
@@ -128,7 +128,7 @@ struct Trimmed {
 
 impl Trimmed {
     /// White space in front and at the end.
-    fn blanks() -> Self {
+    pub(super) fn blanks() -> Self {
         Trimmed { blank: char::is_whitespace, in_front: true, held: String::new() }
     }
 
@@ -138,7 +138,7 @@ impl Trimmed {
     }
 
     /// What may be written once `text` has come.
-    fn push(&mut self, text: &str) -> String {
+    pub(super) fn push(&mut self, text: &str) -> String {
         let text = if self.in_front { text.trim_start_matches(self.blank) } else { text };
         self.in_front &= text.is_empty();
         let kept = text.trim_end_matches(self.blank).len();

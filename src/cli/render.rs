@@ -194,7 +194,8 @@ fn new_bar(label: &'static str, unit: Unit, done: u64) -> ProgressBar {
     bar.with_position(done).with_elapsed(Duration::ZERO)
 }
 
-fn knows_escape_codes() -> bool {
+/// Whether a terminal understands escape codes: all do that are not called dumb.
+pub(super) fn knows_escape_codes() -> bool {
     #[cfg(windows)]
     return crossterm::ansi_support::supports_ansi();
     #[cfg(not(windows))]

@@ -48,7 +48,7 @@ fn chat(args: &RunArgs, console: &Console) -> Result<ExitCode> {
         generate: args.generate.clone(),
         thought: args.thought,
     };
-    super::chat(&chat, console)
+    super::open_chat(&chat, console)
 }
 
 /// Where the thought goes. JSON carries it, so that beside JSON it is shown only if asked for.

@@ -50,6 +50,8 @@ pub struct Paths {
     pub config: PathBuf,
     /// PENSIVE_CONFIG named it, so it must exist.
     pub config_is_named: bool,
+    /// Folder of saved chats.
+    pub data: PathBuf,
     /// Folder of what pensive remembers: the last model, the chat's history.
     pub state: PathBuf,
 }
@@ -66,6 +68,7 @@ impl Paths {
         Ok(Paths {
             config_is_named: named.is_some(),
             config: named.unwrap_or_else(|| dirs.config_dir().join("pensive").join("config.toml")),
+            data: dirs.data_dir().join("pensive"),
             state: dirs.state_dir().unwrap_or_else(|| dirs.cache_dir()).join("pensive"),
         })
     }

@@ -1,7 +1,12 @@
 use super::*;
 
 fn paths() -> Paths {
-    Paths { config: "/etc/pensive.toml".into(), config_is_named: false, state: "/nowhere".into() }
+    Paths {
+        config: "/etc/pensive.toml".into(),
+        config_is_named: false,
+        data: "/nowhere".into(),
+        state: "/nowhere".into(),
+    }
 }
 
 fn config(text: &str) -> Config {
