@@ -246,7 +246,7 @@ fn show_knows_a_catalog_model_before_it_is_pulled() {
 #[test]
 fn removing_what_is_not_there_or_was_not_pulled_fails() {
     let home = Home::new();
-    home.run(&["remove", "deepseek-r1:7b", "--yes"]).fails(1, &["deepseek"]);
+    home.run(&["remove", "deepseek-r1:7b", "--yes"]).fails(1, &["DeepSeek-R1-Distill-Qwen-7B"]);
     let file = home.file("mine.gguf", "mine");
     home.run(&["rm", &file, "--yes"]).fails(1, &["mine.gguf"]);
     assert!(Path::new(&file).exists());
