@@ -98,6 +98,8 @@ pub trait Simd: Copy + 'static {
     /// The greatest lane, of none that is NaN.
     unsafe fn f_max_lane(v: Self::F) -> f32;
 
+    /// v, computed here and now: keeps the compiler from interleaving work that together needs too many registers.
+    unsafe fn pin(v: Self::F) -> Self::F;
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
 }

@@ -199,9 +199,9 @@ fn a_window_hides_what_lies_further_back() {
 #[test]
 fn every_instruction_set_and_thread_count_gives_the_same_bits() {
     for kv_type in [KvType::F16, KvType::F32] {
-        for (group, dim) in [(1, 64), (3, 80), (6, 128), (7, 24)] {
+        for (group, dim) in [(3, 80), (7, 24)] {
             let shape = KvShape { heads: 2, key_dim: dim, value_dim: dim };
-            let setup = Setup::new(group, shape, 200, kv_type);
+            let setup = Setup::new(group, shape, 140, kv_type);
             everywhere(|backend| setup.at_once(backend));
         }
     }

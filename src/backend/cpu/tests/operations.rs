@@ -199,8 +199,9 @@ fn linear_multiplies_one_input_with_several_matrices_of_any_types() {
         for count in [1, 5, 70] {
             let values = everywhere(|backend| products(backend, kinds, count).0);
             let (_, expected) = products(backend(1, best()), kinds, count);
-            // An activation in 8 bits is off by at most 1/254 of its block's largest; 256 such errors average out.
-            let tolerance = if kinds[0] == BlockType::F16 { 1e-5 } else { 0.03 };
+            // Results are of size 3. An activation in 8 bits is off by 0.007 (standard deviation), so a sum of 256 of
+            // them, times weights of 0.2, by 0.02; six times that is allowed.
+            let tolerance = if kinds[0] == BlockType::F16 { 1e-5 } else { 0.12 };
             assert_close(&values, &expected, tolerance);
         }
     }

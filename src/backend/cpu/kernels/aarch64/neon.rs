@@ -179,6 +179,13 @@ impl Simd for Neon {
         unsafe { vmaxvq_f32(v) }
     }
     #[inline(always)]
+    unsafe fn pin(v: Self::F) -> Self::F {
+        let mut v = v;
+        // SAFETY: no instruction at all.
+        unsafe { asm!("/* {0} */", inout(vreg) v, options(nostack, preserves_flags)) };
+        v
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         // SAFETY: a hint; it never faults.
         unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }

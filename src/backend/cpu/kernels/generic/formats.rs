@@ -19,6 +19,9 @@ pub const CHUNK: usize = 256;
 /// Columns that share an activation scale.
 pub const GROUP: usize = 16;
 
+/// Columns of the smallest block, and of an inner step of the product: two groups.
+pub const PAIR: usize = 2 * GROUP;
+
 /// A chunk of a tile, unpacked.
 #[repr(C, align(64))]
 pub struct Unpacked {

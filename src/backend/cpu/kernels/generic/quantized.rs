@@ -1,18 +1,17 @@
 //! Quantized matrix times int8 activations.
 //!
-//! The fixed order of a row's sum, the same for every format, ISA, layout and number of tokens: groups of 16 columns
-//! ascending, each
+//! The fixed order of a row's sum, the same for every format, ISA, layout and number of tokens. With the exact integer
+//! sum `dot = Σ (quant - offset) * activation` of each group of 16 columns, pairs of groups go in ascending order, each
 //!
-//! `acc = fma(weight_scale, activation_scale * (Σ (quant - offset) * activation) as f32, acc)`
+//! `acc = fma(scale, fma(x_scale1, dot1, x_scale0 * dot0), acc)` if the pair shares a weight scale, else
+//! `acc = fma(scale0, x_scale0 * dot0, acc); acc = fma(scale1, x_scale1 * dot1, acc)`,
 //!
-//! with an exact integer sum; after the last group that shares a minimum
+//! and where there are minima then, for each of the pair's one or two
 //!
-//! `acc = fma(minimum, activation_scale * (Σ activation) as f32, acc)`
-//!
-//! where the second factor of 32-wide minima is the sum of its two groups' (lower columns first).
+//! `acc = fma(minimum, x_sum, acc)` with `x_sum = x_scale * Σ activation`, or the sum of the two.
 
 use super::super::Simd;
-use super::formats::{Block, CHUNK, Format, GROUP, TILE, Unpacked};
+use super::formats::{Block, CHUNK, Format, GROUP, PAIR, TILE, Unpacked};
 
 /// One chunk of a token's activations: groups of 16 values with a scale each.
 #[repr(C, align(32))]
@@ -141,6 +140,8 @@ const FEW_TOKENS: usize = 4;
 
 /// How far ahead of the unpacking weights are asked for, in bytes.
 const PREFETCH: usize = 8192;
+#[allow(missing_docs)]
+pub static PF: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(8192);
 
 /// Computes the tiles of a product.
 ///
@@ -168,7 +169,7 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
             for tile in 0..tiles {
                 unpack_chunk::<S, F>(p, first + tile, chunk, columns, p.unpacked.add(tile));
             }
-            multiply_chunk::<S, F>(p, tiles, columns / GROUP, p.x.add(chunk * p.tokens));
+            multiply_chunk::<S, F>(p, tiles, columns / PAIR, p.x.add(chunk * p.tokens));
         }
         for tile in 0..tiles {
             store_tile::<S>(p, first + tile, p.sums.add(tile * p.tokens * TILE));
@@ -191,7 +192,7 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
             Bytes::Interleaved(bytes) => {
                 let from = bytes.add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip));
                 for line in (0..blocks * block_bytes * TILE).step_by(64) {
-                    S::prefetch(from.wrapping_add(PREFETCH + line));
+                    S::prefetch(from.wrapping_add(PF.load(std::sync::atomic::Ordering::Relaxed) + line));
                 }
                 from
             }
@@ -225,7 +226,7 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
 unsafe fn multiply_chunk<S: Simd, F: Format>(
     p: &Product,
     tiles: usize,
-    groups: usize,
+    pairs: usize,
     x: *const QuantizedChunk,
 ) {
     unsafe {
@@ -233,13 +234,14 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
         macro_rules! token_tiles {
             ($($tokens:literal: $one:literal $($two:literal)?;)*) => {{$(
                 while p.tokens - token >= $tokens {
+                    let starts = starts::<S, F, $tokens>(x.add(token));
                     let mut tile = 0;
                     $(while tiles - tile >= 2 {
-                        multiply_block::<S, F, $two, $tokens>(p, tile, token, groups, x.add(token));
+                        multiply_block::<S, F, $two, $tokens>(p, tile, token, pairs, x.add(token), &starts);
                         tile += 2;
                     })?
                     while tile < tiles {
-                        multiply_block::<S, F, $one, $tokens>(p, tile, token, groups, x.add(token));
+                        multiply_block::<S, F, $one, $tokens>(p, tile, token, pairs, x.add(token), &starts);
                         tile += 1;
                     }
                     token += $tokens;
@@ -248,7 +250,7 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
         }
         // Tokens: vectors over the rows of one tile, and of two if the registers hold them.
         match (S::LANES, S::REGISTERS) {
-            (16, 32) => token_tiles! { 8: 1 2; 4: 1 2; 1: 1; },
+            (16, 32) => token_tiles! { 4: 1 2; 1: 1; },
             (8, 16) => token_tiles! { 4: 2; 1: 2; },
             (4, 32) => token_tiles! { 4: 4; 1: 4; },
             _ => token_tiles! { 1: 1; },
@@ -262,8 +264,9 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
     p: &Product,
     tile: usize,
     token: usize,
-    groups: usize,
+    pairs: usize,
     x: *const QuantizedChunk,
+    starts: &[[u32; CHUNK / GROUP]; T],
 ) {
     unsafe {
         let mut weights = [p.unpacked.add(tile); V];
@@ -279,40 +282,57 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
                 sums[t][v] = S::f_load(at[t][v]);
             }
         }
-        let groups_per_scale = F::SCALE_LEN / GROUP;
-        for group in 0..groups {
-            let mut w = [[S::i_splat(0); 4]; V];
-            let mut scale = [S::f_splat(0.0); V];
+        let scales = PAIR / F::SCALE_LEN;
+        for pair in 0..pairs {
+            let mut w = [[[S::i_splat(0); 4]; 2]; V];
+            let mut scale = [[S::f_splat(0.0); 2]; V];
             let mut minimum = scale;
             for v in 0..V {
-                let weights = &*weights[v];
-                for i in 0..4 {
-                    w[v][i] = S::i_load(weights.quants.as_ptr().add((4 * group + i) * TILE + parts[v]));
+                let quants = (*weights[v]).quants.as_ptr().add(8 * pair * TILE + parts[v]);
+                for i in 0..8 {
+                    w[v][i / 4][i % 4] = S::i_load(quants.add(i * TILE));
                 }
-                let of = group / groups_per_scale * TILE + parts[v];
-                scale[v] = S::f_load(weights.scales.as_ptr().add(of));
-                minimum[v] = S::f_load(weights.minima.as_ptr().add(of));
+                for i in 0..scales {
+                    let at = (scales * pair + i) * TILE + parts[v];
+                    scale[v][i] = S::f_load((*weights[v]).scales.as_ptr().add(at));
+                    minimum[v][i] = S::f_load((*weights[v]).minima.as_ptr().add(at));
+                }
             }
-            let has_minimum = F::MINIMA && group % groups_per_scale == groups_per_scale - 1;
             for t in 0..T {
                 let x = x.add(t);
-                let values = (*x).values.as_ptr().cast::<u32>().add(4 * group);
-                let mut four = [S::i_splat(0); 4];
-                for i in 0..4 {
-                    four[i] = S::i_splat(*values.add(i));
-                }
-                let start = start::<S, F>((*x).negative_sums[group]);
-                let x_scale = S::f_splat((*x).scales[group]);
-                for v in 0..V {
-                    let dot = S::f_from_i(dot_group::<S, F>(start, w[v], four));
-                    sums[t][v] = S::f_fma(scale[v], S::f_mul(x_scale, dot), sums[t][v]);
-                }
-                if has_minimum {
-                    let sum =
-                        if groups_per_scale == 2 { (*x).pair_sums[group / 2] } else { (*x).sums[group] };
-                    for v in 0..V {
-                        sums[t][v] = S::f_fma(minimum[v], S::f_splat(sum), sums[t][v]);
+                let mut scaled = [S::f_splat(0.0); V];
+                for i in 0..2 {
+                    let group = 2 * pair + i;
+                    let values = (*x).values.as_ptr().cast::<u32>().add(4 * group);
+                    let mut four = [S::i_splat(0); 4];
+                    for i in 0..4 {
+                        four[i] = S::i_splat(*values.add(i));
                     }
+                    let start = S::i_splat(if shift::<S, F>().is_some() { starts[t][group] } else { 0 });
+                    let x_scale = S::f_splat((*x).scales[group]);
+                    for v in 0..V {
+                        let dot = S::f_from_i(dot_group::<S, F>(start, w[v][i], four));
+                        let first_of_scale = i == 0 || scales == 2;
+                        scaled[v] = if first_of_scale {
+                            S::f_mul(x_scale, dot)
+                        } else {
+                            S::f_fma(x_scale, dot, scaled[v])
+                        };
+                        if i == 1 || scales == 2 {
+                            sums[t][v] = S::f_fma(scale[v][i % scales], scaled[v], sums[t][v]);
+                        }
+                    }
+                }
+                if F::MINIMA {
+                    for i in 0..scales {
+                        let sum = if scales == 1 { (*x).pair_sums[pair] } else { (*x).sums[2 * pair + i] };
+                        for v in 0..V {
+                            sums[t][v] = S::f_fma(minimum[v][i], S::f_splat(sum), sums[t][v]);
+                        }
+                    }
+                }
+                for v in 0..V {
+                    sums[t][v] = S::pin(sums[t][v]);
                 }
             }
         }
@@ -324,16 +344,25 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
     }
 }
 
-/// Where a group's integer sum starts: what the quants' offset takes off.
+/// log2 of what is taken off each quant, in the form that the dot product sees.
 #[inline(always)]
-unsafe fn start<S: Simd, F: Format>(negative_sum: i32) -> S::I {
-    let shift = if F::BITS == 8 && S::SIGNED_BIAS { Some(7) } else { F::OFFSET };
-    unsafe {
-        match shift {
-            Some(shift) => S::i_splat((negative_sum << shift) as u32),
-            None => S::i_splat(0),
+const fn shift<S: Simd, F: Format>() -> Option<u32> {
+    if F::BITS == 8 && S::SIGNED_BIAS { Some(7) } else { F::OFFSET }
+}
+
+/// Where the integer sums of T tokens' groups start: what the quants' offset takes off.
+#[inline(always)]
+unsafe fn starts<S: Simd, F: Format, const T: usize>(x: *const QuantizedChunk) -> [[u32; CHUNK / GROUP]; T] {
+    let mut starts = [[0; CHUNK / GROUP]; T];
+    if let Some(shift) = shift::<S, F>() {
+        for t in 0..T {
+            for group in 0..CHUNK / GROUP {
+                // SAFETY: there are T tokens.
+                starts[t][group] = unsafe { ((*x.add(t)).negative_sums[group] << shift) as u32 };
+            }
         }
     }
+    starts
 }
 
 /// The integer sum of a group.

@@ -176,5 +176,9 @@ impl Simd for Scalar {
         v.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
     }
     #[inline(always)]
+    unsafe fn pin(v: Self::F) -> Self::F {
+        v
+    }
+    #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
 }

@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: 8 lanes; with or without AVX-VNNI's dot product.
 
 use super::super::Simd;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// AVX2, FMA, F16C; with AVX-VNNI too if `VNNI`.
@@ -194,6 +195,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn pin(v: Self::F) -> Self::F {
+        unsafe { pin(v) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
@@ -206,4 +211,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 #[inline(always)]
 unsafe fn sum_pairs(acc: __m256i, pairs: __m256i) -> __m256i {
     unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))) }
+}
+
+/// See [`Simd::pin`].
+#[inline]
+#[target_feature(enable = "avx")]
+fn pin(mut v: __m256) -> __m256 {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) v, options(nostack, preserves_flags)) };
+    v
 }

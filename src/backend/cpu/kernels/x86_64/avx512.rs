@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: 16 lanes.
 
 use super::super::Simd;
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// AVX-512 F, BW, DQ, VL and VNNI.
@@ -156,7 +157,20 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(v) }
     }
     #[inline(always)]
+    unsafe fn pin(v: Self::F) -> Self::F {
+        unsafe { pin(v) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+}
+
+/// See [`Simd::pin`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pin(mut v: __m512) -> __m512 {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(zmm_reg) v, options(nostack, preserves_flags)) };
+    v
 }
