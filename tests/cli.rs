@@ -1,10 +1,12 @@
-//! The binary as a user meets it: what it prints where, and with which exit code. No model is needed here.
+//! The binary as a user meets it: what it prints where, and with which exit code.
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
+
+mod common;
 
 /// A home of its own, so that no file or variable of this machine plays a part.
 struct Home(TempDir);
@@ -343,4 +345,114 @@ fn a_wrong_variable_is_named() {
     let mut command = home.command(&["config"]);
     let answer = Answer::of(command.env("PENSIVE_THREADS", "many").output().expect("pensive runs"));
     answer.fails(2, &["PENSIVE_THREADS=many", "whole number"]);
+}
+
+/// `run` of a small real model, greedy and short; none (with a printed reason) where the model is absent.
+fn run_real(home: &Home, stdin: &str, args: &[&str]) -> Option<Answer> {
+    let model = common::real_model(common::SMOLLM2.1)?;
+    let model = model.to_str().expect("a UTF-8 path");
+    let all = [&["run", model, "--temperature", "0", "-n", "24", "-c", "512"], args].concat();
+    Some(home.run_with_stdin(&all, stdin.as_bytes()))
+}
+
+#[test]
+fn an_answer_is_printed_on_stdout_and_ends_in_one_newline() {
+    let home = Home::new();
+    let Some(answer) = run_real(&home, "", &["What", "colour", "is", "grass?"]) else { return };
+    let text = answer.succeeds();
+    assert!(text.trim().len() > 2 && text.ends_with('\n') && !text.ends_with("\n\n"), "{answer:?}");
+    let remembered = home.run(&["config", "--json"]).json();
+    assert_eq!(setting(&remembered, "model").1, "last used");
+}
+
+#[test]
+fn piped_text_is_part_of_the_prompt() {
+    let home = Home::new();
+    let Some(words) = run_real(&home, "", &["--json", "summarise"]) else { return };
+    let Some(both) = run_real(&home, "grass is green\n", &["--json", "summarise"]) else { return };
+    let prompt = |answer: &Answer| answer.json()["prompt_tokens"].as_u64().expect("a count");
+    assert!(prompt(&both) > prompt(&words));
+}
+
+#[test]
+fn json_has_the_text_that_is_printed_and_the_streamed_events_end_with_it() {
+    let home = Home::new();
+    let prompt = "-5 + 3?";
+    let Some(text) = run_real(&home, "", &[prompt]) else { return };
+    let Some(json) = run_real(&home, "", &[prompt, "--json"]) else { return };
+    let Some(stream) = run_real(&home, "", &["--json-stream", prompt]) else { return };
+    let object = json.json();
+    assert_eq!(format!("{}\n", object["answer"].as_str().expect("a text")), text.succeeds());
+    assert_eq!(object["architecture"], "llama");
+    assert_eq!(object["context"], 512);
+    let lines: Vec<serde_json::Value> = stream
+        .succeeds()
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON on every line"))
+        .collect();
+    let (last, events) = lines.split_last().expect("at least one line");
+    assert_eq!((&last["tokens"], &last["answer"]), (&object["tokens"], &object["answer"]));
+    let answer: String =
+        events.iter().filter(|e| e["event"] == "answer").filter_map(|e| e["text"].as_str()).collect();
+    assert_eq!(answer.trim(), object["answer"]);
+}
+
+#[test]
+fn a_raw_prompt_is_continued_without_a_template() {
+    let home = Home::new();
+    let Some(answer) = run_real(&home, "One, two, three,", &["--raw", "--json", "-n", "4"]) else { return };
+    let object = answer.json();
+    assert!(object["answer"].as_str().expect("a text").starts_with(" four"), "{object}");
+    assert_eq!((&object["finish"], object["tokens"].as_array().map(Vec::len)), (&"length".into(), Some(4)));
+}
+
+#[test]
+fn a_stop_string_ends_the_answer_and_is_not_printed() {
+    let home = Home::new();
+    let args = ["--raw", "-n", "40", "--stop", "six"];
+    let Some(answer) = run_real(&home, "One, two, three,", &args) else { return };
+    assert_eq!(answer.succeeds(), " four, five, \n");
+}
+
+#[test]
+fn a_prompt_that_leaves_no_room_exits_with_1_and_both_numbers() {
+    let home = Home::new();
+    let Some(answer) = run_real(&home, &"word ".repeat(2000), &[]) else { return };
+    answer.fails(1, &["tokens", "512"]);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_a_generation_quietly() {
+    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
+    let home = Home::new();
+    let mut command = home.command(&["run", model.to_str().expect("a UTF-8 path"), "-n", "400", "-q", "hi"]);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let answer = Answer::of(command.stdout(writer).output().expect("pensive runs"));
+    assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_prints_the_partial_result_and_exits_with_130() {
+    use std::io::{BufRead, BufReader, Read};
+    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
+    let home = Home::new();
+    let model = model.to_str().expect("a UTF-8 path");
+    let mut command =
+        home.command(&["run", model, "--raw", "--json-stream", "Once upon a time", "-c", "8192"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("pensive runs");
+    let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+    let mut line = String::new();
+    while !line.contains("answer") {
+        line.clear();
+        assert!(stdout.read_line(&mut line).expect("a line") > 0, "it ended before it answered");
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("UTF-8 on stdout");
+    let last: serde_json::Value =
+        serde_json::from_str(rest.lines().last().expect("a last line")).expect("JSON");
+    assert_eq!(last["finish"], "interrupted");
+    assert_eq!(child.wait().expect("pensive ends").code(), Some(130));
 }

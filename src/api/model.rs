@@ -298,7 +298,7 @@ impl Text {
 }
 
 /// Sampling that a Hugging Face repository recommends in generation_config.json.
-fn generation_config(metadata: &Metadata) -> SamplingOverrides {
+pub(crate) fn generation_config(metadata: &Metadata) -> SamplingOverrides {
     let Metadata::HuggingFace { folder, .. } = metadata else { return SamplingOverrides::default() };
     let Some(config) = std::fs::read(folder.join("generation_config.json"))
         .ok()

@@ -61,6 +61,9 @@ pub(super) fn ensure(name: &str, args: &LoadArgs, console: &Console) -> Result<(
     if hub.settings().offline.value {
         return Err(missing_offline(name));
     }
+    if let Some(Err(why)) = reference.entry.map(|entry| entry.runnable()) {
+        return Err(Error::Unsupported(format!("{name}: {why}")));
+    }
     if !args.yes && !console.can_ask() {
         let what = "to download it now, add --yes, or run";
         return Err(Error::Hub(format!("{name} is not on this machine; {what} `pensive pull {name}`")));
@@ -98,6 +101,9 @@ fn announce(plan: &Plan, console: &Console) {
     };
     console.note(format!("  size     {}{here}{free}", bytes(plan.total_bytes())));
     console.note(format!("  memory   {}", needs(plan)));
+    if let Some(Err(why)) = plan.entry.map(|entry| entry.runnable()) {
+        console.note(format!("  it cannot be run: {why}"));
+    }
 }
 
 /// "needs about X of your Y GiB".
