@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use super::keyboard;
 use super::render::{RESET, error_line};
 
 /// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
@@ -21,6 +22,7 @@ pub fn install(color: bool) {
     let handler = move || match stop().take() {
         Some(stop) => stop(),
         None => {
+            keyboard::restore();
             let _ = crossterm::terminal::disable_raw_mode();
             error_line(if color { RESET } else { "" });
             std::process::exit(EXIT_INTERRUPTED.into());
