@@ -89,7 +89,8 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
                     self.screen.note("use Ctrl-D or /bye to leave").map(|()| Next::Line)
                 }
                 Line::Cleared => Ok(Next::Line),
-                Line::Trouble(text) => self.screen.note(&text).map(|()| Next::Line),
+                // It comes while the prompt's line is open.
+                Line::Trouble(text) => self.screen.note(&format!("\n{text}")).map(|()| Next::Line),
                 Line::End => Ok(Next::End),
             };
             match next.map_err(stdout_error)? {

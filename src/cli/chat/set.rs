@@ -25,15 +25,15 @@ pub(super) enum Setting {
 /// All settings: name and meaning.
 pub(super) const SETTINGS: &[(Setting, &str, &str)] = &[
     (Setting::Temperature, "temperature", "0 is greedy"),
-    (Setting::TopK, "top-k", "keep the k most likely tokens; 0 keeps all"),
-    (Setting::TopP, "top-p", "keep the most likely tokens that hold this probability"),
-    (Setting::MinP, "min-p", "keep tokens at least this likely beside the best"),
+    (Setting::TopK, "top-k", "keep the k most likely tokens; 0: all"),
+    (Setting::TopP, "top-p", "keep what holds this much probability"),
+    (Setting::MinP, "min-p", "least share of the best probability"),
     (Setting::RepeatPenalty, "repeat-penalty", "1 is off"),
     (Setting::PresencePenalty, "presence-penalty", "0 is off"),
     (Setting::FrequencyPenalty, "frequency-penalty", "0 is off"),
     (Setting::RepeatLastN, "repeat-last-n", "tokens that the penalties look back at"),
     (Setting::Seed, "seed", "of the draws"),
-    (Setting::MaxTokens, "max-tokens", "of thought and answer together"),
+    (Setting::MaxTokens, "max-tokens", "thought and answer together"),
 ];
 
 /// Other names for habits' sake.
@@ -118,7 +118,7 @@ impl Setting {
             Setting::FrequencyPenalty => value(s.frequency_penalty, model.frequency_penalty),
             Setting::RepeatLastN => value(s.repeat_last_n, model.repeat_last_n),
             Setting::Seed => value(options.seed, "random"),
-            Setting::MaxTokens => value(options.max_tokens, "what the context holds"),
+            Setting::MaxTokens => value(options.max_tokens, "no bound"),
         }
     }
 }
@@ -132,7 +132,7 @@ fn assign<T: FromStr>(to: &mut Option<T>, value: &str) -> Option<()> {
 /// The table of /set.
 pub(super) fn table(options: &Options, model: &Sampling) -> String {
     let row = |(setting, name, help): &(Setting, &str, &str)| {
-        format!("  {name:<18} {:<33} {help}\n", setting.get(options, model))
+        format!("  {name:<18} {:<20} {help}\n", setting.get(options, model))
     };
     SETTINGS.iter().map(row).collect()
 }

@@ -202,6 +202,15 @@ fn escape_codes_in_an_answer_reach_a_file_but_no_terminal() {
 }
 
 #[test]
+fn a_terminal_that_only_gets_text_is_as_safe() {
+    let mut screen = pipes();
+    screen.console.stdout_terminal = true;
+    let events = [Ok(say("a\u{1b}[31mb")), Ok(done(Finish::Stop))];
+    show(events.into_iter(), Thought::Fold, None, &mut screen).unwrap().unwrap();
+    assert_eq!(String::from_utf8(screen.out).unwrap(), "a\u{fffd}[31mb\n");
+}
+
+#[test]
 fn durations_are_said_as_people_do() {
     for (seconds, said) in [
         (0.04, "0.0 s"),
