@@ -78,8 +78,8 @@ fn label_length(bytes: &[u8]) -> Option<usize> {
         return None;
     }
     at += 1;
-    const PARTS: [&str; 17] =
-        ["0", "1", "2", "3", "4", "8", "K", "S", "M", "L", "XL", "XS", "XXS", "XXL", "NL", "MOE", "P"];
+    const PARTS: [&str; 15] =
+        ["0", "1", "2", "3", "4", "8", "K", "S", "M", "L", "XL", "XS", "XXS", "NL", "MOE"];
     while bytes.get(at) == Some(&b'_') {
         let rest = &bytes[at + 1..];
         let length = rest.iter().take_while(|b| b.is_ascii_alphanumeric()).count();

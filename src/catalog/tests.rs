@@ -136,3 +136,10 @@ fn a_model_loaded_by_path_is_known_by_its_metadata() {
     assert_eq!(name("llama", &["DeepSeek R1 Distill Qwen 7B"]), None);
     assert_eq!(name("qwen2", &["", "-", "Q4_K_M.gguf"]), None);
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_name_makes_a_look_up_panic(name in "(\\PC|UD-|Q4_K|-|gguf|[.]){0,12}") {
+        let _ = (quantization::of_path(&name), find_quantized(&name), nearest(&name), for_metadata("qwen2", &[&name]));
+    }
+}

@@ -1,12 +1,12 @@
 //! The GGUF container, versions 2 and 3, little-endian
 //! ([specification](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)).
 //!
-//! | part     | content                                                                                     |
-//! |----------|---------------------------------------------------------------------------------------------|
-//! | header   | magic `GGUF`, u32 version, u64 number of tensors, u64 number of pairs                         |
-//! | pairs    | string key, u32 value type, value                                                           |
-//! | tensors  | string name, u32 number of dimensions, u64 each (fastest first), u32 type, u64 offset        |
-//! | data     | from the next multiple of `general.alignment`; a tensor's offset counts from there           |
+//! | part    | content                                                                               |
+//! |---------|---------------------------------------------------------------------------------------|
+//! | header  | magic `GGUF`, u32 version, u64 number of tensors, u64 number of pairs                 |
+//! | pairs   | string key, u32 value type, value                                                     |
+//! | tensors | string name, u32 number of dimensions, u64 each (fastest first), u32 type, u64 offset |
+//! | data    | from the next multiple of `general.alignment`; a tensor's offset counts from there    |
 //!
 //! A string is a u64 length and that many bytes of UTF-8. An array is a u32 element type, a u64 length, and
 //! the elements. Every count is compared with the bytes that are left before anything is allocated for it.
@@ -103,7 +103,7 @@ fn alignment(metadata: &BTreeMap<String, Value>) -> Result<usize, String> {
     match metadata.get("general.alignment") {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 30 => Ok(*n as usize),
-        Some(other) => Err(format!("is {other:?}, not a power of two of at most 2^30")),
+        Some(other) => Err(format!("is {}, not a power of two of at most 2^30", other.describe())),
     }
 }
 
@@ -419,3 +419,6 @@ fn type_name(id: u32) -> String {
     };
     name.to_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! A file as read-only memory.
 
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
@@ -9,12 +10,18 @@ use memmap2::Mmap;
 use crate::{Error, Result};
 
 /// Where the bytes of tensors lie.
-#[derive(Debug)]
 pub(super) enum Storage {
     /// A mapped file.
     File(Mmap),
     /// Memory of our own.
     Memory(Vec<u8>),
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = if matches!(self, Storage::File(_)) { "file" } else { "memory" };
+        write!(f, "{} bytes of {place}", self.bytes().len())
+    }
 }
 
 impl Storage {

@@ -28,17 +28,17 @@ pub enum Value {
 }
 
 impl Value {
-    /// The kind of value, for messages.
-    fn kind(&self) -> &'static str {
+    /// The value, or its type where it may be long, for messages.
+    pub(super) fn describe(&self) -> String {
         match self {
-            Value::Unsigned(_) => "an unsigned integer",
-            Value::Signed(_) => "a signed integer",
-            Value::Float(_) => "a float",
-            Value::Bool(_) => "a boolean",
-            Value::String(_) => "a string",
-            Value::Integers(_) => "an array of integers",
-            Value::Floats(_) => "an array of floats",
-            Value::Strings(_) => "an array of strings",
+            Value::Unsigned(n) => n.to_string(),
+            Value::Signed(n) => n.to_string(),
+            Value::Float(x) => x.to_string(),
+            Value::Bool(b) => b.to_string(),
+            Value::String(_) => "a string".to_owned(),
+            Value::Integers(_) => "an array of integers".to_owned(),
+            Value::Floats(_) => "an array of floats".to_owned(),
+            Value::Strings(_) => "an array of strings".to_owned(),
         }
     }
 }
@@ -82,7 +82,7 @@ impl GgufMetadata {
     pub fn find<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
         let Some(value) = self.values.get(key) else { return Ok(None) };
         T::from_value(value).map(Some).ok_or_else(|| {
-            Error::file(&self.file, format!("metadata {key} is {}, not {}", value.kind(), T::EXPECTED))
+            Error::file(&self.file, format!("metadata {key} is {}, not {}", value.describe(), T::EXPECTED))
         })
     }
 

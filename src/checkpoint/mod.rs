@@ -26,7 +26,7 @@ pub struct Tensor {
     pub name: String,
     /// How its values are stored.
     pub kind: BlockType,
-    /// Dimensions, slowest first: [rows, columns] for a matrix, [columns] for a vector.
+    /// Dimensions, slowest first: `[rows, columns]` for a matrix, `[columns]` for a vector.
     pub shape: Vec<usize>,
     data: Arc<Storage>,
     range: Range<usize>,
@@ -117,7 +117,10 @@ impl Checkpoint {
     /// A file that is missing, truncated or inconsistent; the error names the file and the field.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let kind = path.metadata().map_err(|e| Error::io(path, e))?;
+        let kind = path.metadata().map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::file(path, "there is no such file or folder"),
+            _ => Error::io(path, e),
+        })?;
         if kind.is_dir() {
             return safetensors::open_folder(path);
         }

@@ -16,7 +16,7 @@ pub struct TensorSpec {
     pub name: String,
     /// How its values are stored.
     pub kind: BlockType,
-    /// Dimensions, slowest first: [rows, columns].
+    /// Dimensions, slowest first: `[rows, columns]`.
     pub shape: Vec<usize>,
 }
 
@@ -43,7 +43,7 @@ impl<W: Write> GgufWriter<W> {
         let alignment = match metadata.get("general.alignment") {
             None => DEFAULT_ALIGNMENT,
             Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 30 => *n as usize,
-            Some(other) => return Err(invalid(format!("general.alignment is {other:?}"))),
+            Some(other) => return Err(invalid(format!("general.alignment is {}", other.describe()))),
         };
         let mut head = Vec::new();
         head.extend(MAGIC);

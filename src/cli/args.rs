@@ -18,12 +18,12 @@ Examples:
   pensive pull deepseek-r1:14b
   pensive run ./model.gguf --json 'What is 17 * 23?'
 
-MODEL is a short name of the catalog (deepseek-r1:7b, deepseek-r1:7b-q8_0), a repository of the Hugging Face
-hub (owner/repo[@revision][:QUANTIZATION]), or the path of a GGUF file.";
+MODEL is a short name of the catalog (deepseek-r1:7b, deepseek-r1:7b-q8_0), a repository of the Hugging Face hub \
+(owner/repo[@revision][:QUANTIZATION]), or the path of a GGUF file.";
 
 const RUN_HELP: &str = "\
-The prompt's words are joined with spaces. A word that is one of the options above is an option wherever it
-stands; any other word belongs to the prompt, also if it begins with a hyphen. After `--` every word belongs to
+The prompt's words are joined with spaces. A word that is one of the options above is an option wherever it \
+stands; any other word belongs to the prompt, also if it begins with a hyphen. After `--` every word belongs to \
 the prompt. Piped text comes first, then a blank line, then the words.
 
 Examples:
@@ -33,7 +33,7 @@ Examples:
   git diff | pensive run deepseek-r1:7b review this --thought hide
   pensive run deepseek-r1 --json --seed 1 --temperature 0 'Name a prime.'
 
-Exit codes: 0 the answer is complete or reached --max-tokens, 130 interrupted by Ctrl-C (the partial answer is
+Exit codes: 0 the answer is complete or reached --max-tokens, 130 interrupted by Ctrl-C (the partial answer is \
 printed), 2 wrong usage, 1 anything else.";
 
 /// Runs R1-style reasoning models on this machine.
@@ -52,10 +52,10 @@ pub struct Cli {
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct GlobalArgs {
     /// Print no notices and no progress, only results and errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 900)]
     pub quiet: bool,
     /// Print what is being done: files, device, settings
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 900)]
     pub verbose: bool,
 }
 

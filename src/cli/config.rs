@@ -69,6 +69,9 @@ fn rows(settings: &Settings, entry: Option<&Entry>) -> Vec<Row> {
     rows.push(row("stop", settings::from(Origin::Flag, stop).as_ref(), "none"));
     rows.extend(sampling_rows(settings, entry));
     rows.push(row("force", given(flags.load.force).as_ref(), ""));
+    let isa = std::env::var("PENSIVE_ISA").ok().filter(|isa| !isa.is_empty());
+    let isa = settings::from(Origin::Variable("PENSIVE_ISA"), isa);
+    rows.push(row("isa", isa.as_ref(), "the widest of this processor"));
     rows
 }
 

@@ -81,7 +81,11 @@ fn failure(error: &Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     error_line(format!("pensive: {error}"));
-    ExitCode::from(if matches!(error, Error::Usage(_)) { EXIT_USAGE } else { EXIT_FAILURE })
+    ExitCode::from(match error {
+        _ if interrupt::caught() => interrupt::EXIT_INTERRUPTED,
+        Error::Usage(_) => EXIT_USAGE,
+        _ => EXIT_FAILURE,
+    })
 }
 
 /// Prints clap's help, version or error.

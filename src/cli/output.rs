@@ -70,6 +70,14 @@ impl Screen {
         write_flushed(&mut self.stdout, "\n").map_err(stdout_error)
     }
 
+    /// Leaves the last line as it is after a failure, so that its report stands on a line of its own.
+    pub(super) fn abandon(&mut self) {
+        let _ = self.end_thought();
+        if self.console.stdout_terminal && !self.answer_text.in_front {
+            let _ = write_flushed(&mut self.stdout, "\n");
+        }
+    }
+
     fn show_thought(&mut self, text: &str) -> Result<()> {
         let text = self.thought_text.push(text);
         if text.is_empty() || self.thought == Thought::Hide {
@@ -190,7 +198,8 @@ struct Speed {
 
 impl<'a> Report<'a> {
     pub(super) fn new(stats: &'a Stats, model: &Model) -> Self {
-        let mut report = Self::of(stats, model.name().into(), model.architecture().into(), model.device());
+        let mut report =
+            Self::of(stats, model.name().into(), model.architecture().into(), model.device().to_string());
         report.seconds.load = model.load_seconds();
         report
     }

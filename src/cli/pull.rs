@@ -44,8 +44,7 @@ pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
 /// The hub by the environment; `--offline` goes before it.
 pub(super) fn hub(offline: bool) -> Result<Hub> {
     let settings = Settings::from_env()?;
-    let offline = offline || settings.offline.value;
-    Ok(Hub::new(settings.offline(offline)))
+    Ok(Hub::new(if offline { settings.offline(true) } else { settings }))
 }
 
 /// Sees to it that the files of a model are here, for `run` and `chat`.
@@ -61,6 +60,9 @@ pub(super) fn ensure(name: &str, args: &LoadArgs, console: &Console) -> Result<(
     let Reference::Hub(reference) = reference else { return Ok(()) };
     if hub.settings().offline.value {
         return Err(missing_offline(name));
+    }
+    if let Some(Err(why)) = reference.entry.map(|entry| entry.runnable()) {
+        return Err(Error::Unsupported(format!("{name}: {why}")));
     }
     if !args.yes && !console.can_ask() {
         let what = "to download it now, add --yes, or run";
@@ -99,6 +101,9 @@ fn announce(plan: &Plan, console: &Console) {
     };
     console.note(format!("  size     {}{here}{free}", bytes(plan.total_bytes())));
     console.note(format!("  memory   {}", needs(plan)));
+    if let Some(Err(why)) = plan.entry.map(|entry| entry.runnable()) {
+        console.note(format!("  it cannot be run: {why}"));
+    }
 }
 
 /// "needs about X of your Y GiB".

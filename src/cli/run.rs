@@ -106,7 +106,7 @@ fn write(
     let mut screen = Screen::new(answer, Box::new(io::stderr()), thought, args.raw, console);
     let mut bar = console.slow_bar("reading the prompt", Unit::Tokens);
     for event in generation {
-        let event = event?;
+        let event = event.inspect_err(|_| screen.abandon())?;
         show_prefill(&mut bar, &event);
         if let Event::Done(stats) = event {
             screen.finish()?;

@@ -17,9 +17,12 @@ pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
     let mut bar = console.slow_bar("loading", Unit::Bytes);
     let on_progress = {
         let console = *console;
-        move |progress| match progress {
-            Progress::Load { done, total } => bar.update(done, total),
-            Progress::Notice(text) => bar.note(&console, text),
+        move |progress| {
+            if let Progress::Load { done, total } = progress {
+                bar.update(done, total);
+            } else if let Progress::Notice(text) = progress {
+                bar.note(&console, text);
+            }
         }
     };
     let model = settings.builder()?.progress(on_progress).load()?;

@@ -9,6 +9,7 @@ use super::args::ShowArgs;
 use super::memory;
 use super::render::{Console, bytes, print, table};
 use super::session::{Named, missing};
+use crate::api::generation_config;
 use crate::catalog::{self, Entry};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value};
 use crate::hub::{Located, Reference, Select};
@@ -57,6 +58,8 @@ struct Facts {
     /// Bytes of the weights: of the files, or estimated.
     bytes: Option<u64>,
     context: Option<usize>,
+    runnable: bool,
+    why_not: Option<String>,
     licence: Option<String>,
     memory: Vec<Memory>,
     chat_template: Option<bool>,
@@ -101,6 +104,8 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
         quantization,
         bytes,
         context: Some(entry.shape.context),
+        runnable: entry.runnable().is_ok(),
+        why_not: entry.runnable().err(),
         licence: Some(entry.licence.clone()),
         memory,
         chat_template: None,
@@ -126,6 +131,10 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
         Some(token) => memory_at(weights, context, own_context, |context| token * context as u64),
         None => Vec::new(),
     };
+    let runnable = match checkpoint.tensors.is_empty() {
+        true => Err("it holds no weights, only metadata".to_owned()),
+        false => catalog::runnable_architecture(&fields.architecture),
+    };
     let marked = |t: &ChatTemplate| t.source().contains("</think>");
     let by_template = || {
         let (start, end) = ("<think>".into(), "</think>".into());
@@ -140,11 +149,17 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
         quantization: located.quantization.clone().unwrap_or_else(|| main_type(checkpoint.tensors.values())),
         bytes: Some(weights),
         context: own_context,
+        runnable: runnable.is_ok(),
+        why_not: runnable.err(),
         licence: entry.map(|e| e.licence.clone()).or_else(|| fields.text("general.license")),
         memory,
         chat_template: Some(template.is_some()),
         thinking: entry.map(Thinking::of).or_else(by_template),
-        sampling: entry.map(|e| e.sampling).unwrap_or_default().over(Sampling::default()),
+        sampling: entry
+            .map(|e| e.sampling)
+            .unwrap_or_default()
+            .or(generation_config(&checkpoint.metadata))
+            .over(Sampling::default()),
         files: checkpoint.files.iter().map(|f| f.display().to_string()).collect(),
         architecture: fields.architecture,
     })
@@ -262,6 +277,7 @@ impl Facts {
                 format!("{} … {}, {} by default", t.start, t.end, json_word(&t.default))
             }),
         ));
+        lines.extend(self.why_not.iter().map(|why| ("cannot be run", why.clone())));
         lines.push(("sampling", sampling(&self.sampling)));
         lines.extend(self.repository.iter().map(|repository| ("repository", repository.clone())));
         lines.extend(self.commit.iter().map(|commit| ("commit", commit.clone())));

@@ -151,7 +151,10 @@ impl Snapshot<'_> {
                 group.expected
             ));
         }
-        let checkpoint = Checkpoint::open(&files[0]).map_err(|error| error.to_string())?;
+        let checkpoint = Checkpoint::open(&files[0]).map_err(|error| match error {
+            Error::File { what, .. } => what, // the list names the model itself
+            other => other.to_string(),
+        })?;
         let Metadata::Gguf(metadata) = checkpoint.metadata else {
             return Err("it is no GGUF file".into());
         };

@@ -188,6 +188,8 @@ fn hub_id(id: &str, shown: &str) -> Result<HubReference> {
     };
     let repository = format!("{owner}/{repo}");
     let entry = catalog::for_repository(&repository);
+    // The catalog's spelling, so that one repository has one folder in the cache.
+    let repository = entry.map_or(repository, |entry| entry.repository.clone());
     Ok(HubReference { repository, revision, select, entry })
 }
 

@@ -59,6 +59,7 @@ fn a_mirror_of_the_hub_is_known_by_its_endpoint() {
 fn a_repository_of_the_catalog_has_its_entry() {
     let found = parse("Unsloth/deepseek-r1-distill-qwen-7b-gguf:q8_0").unwrap();
     assert_eq!(found.entry.unwrap().name, "deepseek-r1:7b");
+    assert_eq!(found.to_string(), "unsloth/DeepSeek-R1-Distill-Qwen-7B-GGUF:Q8_0");
     assert_eq!(parse("o/r").unwrap().entry, None);
 }
 

@@ -1,5 +1,19 @@
 //! Kernels. Each algorithm stands once, in [`generic`], over the small [`Simd`] trait; the ISA folders hold the
-//! trait's instances and thin `#[target_feature]` entry points; one dispatcher picks at start.
+//! trait's instances; [`entry_points!`] compiles an algorithm for each of them, and [`Isa`] picks one at start.
+
+#[cfg(target_arch = "aarch64")]
+pub mod aarch64;
+pub mod generic;
+mod isa;
+mod matrix;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
+
+pub use generic::{attention, elementwise, math};
+pub use isa::Isa;
+pub use matrix::{ActivationKind, Activations, Input, Layout, Output, Scratch, WeightMatrix};
 
 /// A vector unit as the algorithms see it: vectors of [`LANES`](Simd::LANES) lanes of 32 bits. Algorithms work on 16
 /// virtual lanes, as 16 / LANES vectors, so that every ISA computes the same sums in the same order.
@@ -12,6 +26,11 @@
 pub trait Simd: Copy + 'static {
     /// 32-bit lanes of a vector: 16 (AVX-512, and scalar as an array), 8 (AVX2) or 4 (NEON).
     const LANES: usize;
+    /// Vectors that a kernel may keep in registers at once.
+    const REGISTERS: usize;
+    /// Whether [`dot_signed`](Simd::dot_signed) adds 128 * (sum of x) to the result, so that its accumulator
+    /// must start at -128 * (sum of x).
+    const SIGNED_BIAS: bool;
     /// LANES f32.
     type F: Copy;
     /// LANES 32-bit integers; also seen as LANES groups of four bytes.
@@ -45,7 +64,11 @@ pub trait Simd: Copy + 'static {
 
     unsafe fn i_splat(v: u32) -> Self::I;
     unsafe fn i_load(p: *const u32) -> Self::I;
+    /// LANES 16-bit values, zero-extended.
+    unsafe fn i_load_u16(p: *const u16) -> Self::I;
     unsafe fn i_store(p: *mut u32, v: Self::I);
+    /// The low byte of each lane: LANES bytes.
+    unsafe fn i_store_u8(p: *mut u8, v: Self::I);
     unsafe fn i_and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I;
@@ -53,12 +76,95 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;
     /// Low 32 bits of the product.
     unsafe fn i_mul(a: Self::I, b: Self::I) -> Self::I;
-    unsafe fn i_shl<const N: u32>(v: Self::I) -> Self::I;
+    unsafe fn i_shl<const N: i32>(v: Self::I) -> Self::I;
     /// Logical.
-    unsafe fn i_shr<const N: u32>(v: Self::I) -> Self::I;
+    unsafe fn i_shr<const N: i32>(v: Self::I) -> Self::I;
+    /// Logical, by a count that the compiler may or may not know.
+    unsafe fn i_shr_by(v: Self::I, count: u32) -> Self::I;
+    /// Arithmetic: keeps the sign.
+    unsafe fn i_sar<const N: i32>(v: Self::I) -> Self::I;
     /// Lane by lane: acc + the sum of four products of w's bytes (unsigned, at most 127) and x's (signed, -127..=127).
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// The same for signed w (-128..=127); see [`SIGNED_BIAS`](Simd::SIGNED_BIAS).
+    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// Four [`dot`](Simd::dot)s, where w's bytes have at most `BITS` bits: a chance to add up in 16 bits first.
+    #[inline(always)]
+    unsafe fn dot4<const BITS: u32>(acc: Self::I, w: [Self::I; 4], x: [Self::I; 4]) -> Self::I {
+        unsafe {
+            Self::dot(Self::dot(Self::dot(Self::dot(acc, w[0], x[0]), w[1], x[1]), w[2], x[2]), w[3], x[3])
+        }
+    }
 
+    /// The greatest lane, of none that is NaN.
+    unsafe fn f_max_lane(v: Self::F) -> f32;
+
+    /// v, computed here and now: keeps the compiler from interleaving work that together needs too many registers.
+    unsafe fn pin(v: Self::F) -> Self::F;
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
 }
+
+/// Compiles a generic algorithm for every ISA: makes `unsafe fn NAME(isa, arguments…)` that runs
+/// `GENERIC::<S>(arguments…)` with the [`Simd`] instance of `isa`, inside a function that has its target features.
+///
+/// `entry_points! { pub fn scale(x: *mut f32, n: usize) = generic::scale; }`; one more type parameter may follow
+/// the name, `fn multiply<F: Format>(…)`, and is handed on as the second.
+///
+/// The generic function and everything it calls must be `#[inline(always)]`: what is not inlined is compiled
+/// without the features (correct, but slow). Closures are not inlined for sure; avoid them there.
+macro_rules! entry_points {
+    ($(
+        $(#[$attr:meta])*
+        $vis:vis fn $name:ident $(<$g:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?
+            = $generic:path;
+    )*) => {$(
+        $(#[$attr])*
+        ///
+        /// # Safety
+        /// The CPU has `isa`; the pointers are valid for what the algorithm touches.
+        #[allow(clippy::too_many_arguments)]
+        $vis unsafe fn $name $(<$g: $bound>)? (isa: $crate::backend::cpu::kernels::Isa, $($arg: $ty),*) $(-> $ret)? {
+            use $crate::backend::cpu::kernels::{Isa, generic::scalar::Scalar};
+            use $generic as algorithm;
+            #[cfg(target_arch = "x86_64")]
+            use $crate::backend::cpu::kernels::x86_64::{avx2::Avx2, avx512::Avx512};
+            #[cfg(target_arch = "aarch64")]
+            use $crate::backend::cpu::kernels::aarch64::neon::Neon;
+
+            macro_rules! instance {
+                ($instance:ident, $simd:ty, $features:literal) => {
+                    #[target_feature(enable = $features)]
+                    unsafe fn $instance $(<$g: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+                        // SAFETY: the caller's promise.
+                        unsafe { algorithm::<$simd $(, $g)?>($($arg),*) }
+                    }
+                };
+            }
+            #[cfg(target_arch = "x86_64")]
+            instance!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c");
+            #[cfg(target_arch = "x86_64")]
+            instance!(avxvnni, Avx2<true>, "avx2,fma,f16c,avxvnni");
+            #[cfg(target_arch = "x86_64")]
+            instance!(avx2, Avx2<false>, "avx2,fma,f16c");
+            #[cfg(target_arch = "aarch64")]
+            instance!(neon, Neon, "neon,dotprod,fp16");
+
+            debug_assert!(isa.is_available());
+            // SAFETY: the caller's promise.
+            unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512 $(::<$g>)? ($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::AvxVnni => avxvnni $(::<$g>)? ($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2 $(::<$g>)? ($($arg),*),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon => neon $(::<$g>)? ($($arg),*),
+                    _ => algorithm::<Scalar $(, $g)?>($($arg),*),
+                }
+            }
+        }
+    )*};
+}
+pub(crate) use entry_points;

@@ -1,0 +1,167 @@
+//! Matrix products by format and instruction set, on one thread, beside what the machine can do.
+//!
+//! `cargo bench --bench matmul -- [FILTER…]`, filters as in `Q4_K` or `avx512`. Decode is one token through a matrix
+//! larger than the caches, in GB/s of weights read; prefill is 512 tokens through some rows of the down projection of a
+//! 1.5B model, in G multiply-adds per second. Work is timed in pieces of a few milliseconds and the best is shown:
+//! what the kernel does, not what other programs leave to it.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use pensive::backend::cpu::kernels::{
+    ActivationKind, Activations, Input, Isa, Layout, Output, Scratch, WeightMatrix,
+};
+use pensive::checkpoint::Tensor;
+use pensive::quant::BlockType;
+
+fn main() {
+    if let Ok(v) = std::env::var("PF") { pensive::backend::cpu::kernels::generic::quantized::PF.store(v.parse().unwrap(), std::sync::atomic::Ordering::Relaxed); }
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let wanted = |name: &str, of: &[&str]| {
+        let mut of_this = filters.iter().filter(|f| of.contains(&f.as_str())).peekable();
+        of_this.peek().is_none() || of_this.any(|f| f == name)
+    };
+    let isas: Vec<_> = Isa::ALL.iter().map(|isa| isa.name()).collect();
+    let kinds: Vec<_> = BlockType::ALL.iter().map(|kind| kind.to_string()).collect();
+    let kinds: Vec<_> = kinds.iter().map(String::as_str).collect();
+
+    println!("read bandwidth, one thread: {:.1} GB/s", read_bandwidth());
+    if let Some(rate) = int8_peak() {
+        println!("int8 dot products in registers, one thread: {rate:.0} GMAC/s");
+    }
+    println!("| format | isa | layout | decode GB/s | prefill 512 GMAC/s |");
+    println!("|---|---|---|---|---|");
+    for kind in BlockType::ALL.into_iter().filter(|kind| wanted(&kind.to_string(), &kinds)) {
+        for isa in Isa::available().filter(|isa| wanted(isa.name(), &isas)) {
+            for layout in [Layout::Interleaved] {
+                let (decode, prefill) = (decode(kind, isa, layout), prefill(kind, isa, layout));
+                println!("| {kind} | {isa} | {layout:?} | {decode:.1} | {prefill:.0} |");
+            }
+        }
+    }
+}
+
+/// GB/s of weights, one token through [rows, 1536] of 200 MB, a sixteenth at a time.
+fn decode(kind: BlockType, isa: Isa, layout: Layout) -> f64 {
+    let columns = 1536;
+    let rows = (200 << 20) / kind.row_bytes(columns) / 256 * 256;
+    let bench = Product::new(kind, rows, columns, 1, isa, layout);
+    (rows / 16 * kind.row_bytes(columns)) as f64 / bench.seconds(16) / 1e9
+}
+
+/// G multiply-adds per second, 512 tokens through [128, 8960].
+fn prefill(kind: BlockType, isa: Isa, layout: Layout) -> f64 {
+    let (rows, columns, tokens) = if isa == Isa::Scalar { (64, 2048, 64) } else { (128, 8960, std::env::var("TOK").map_or(512, |v| v.parse().unwrap())) };
+    let bench = Product::new(kind, rows, columns, tokens, isa, layout);
+    (rows / 2 * columns * tokens) as f64 / bench.seconds(2) / 1e9
+}
+
+/// A matrix with its input.
+struct Product {
+    matrix: WeightMatrix,
+    isa: Isa,
+    tokens: usize,
+    x: Vec<f32>,
+}
+
+impl Product {
+    fn new(kind: BlockType, rows: usize, columns: usize, tokens: usize, isa: Isa, layout: Layout) -> Self {
+        let mut random = 1u64;
+        let mut next = || {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) as u32
+        };
+        // Arbitrary bytes are valid blocks; a zero every other byte of a 16-bit scale keeps sums finite.
+        let bytes = (0..rows * kind.row_bytes(columns)).map(|_| next() as u8 & 0x3b).collect();
+        let tensor = Tensor::from_bytes("bench", kind, &[rows, columns], bytes);
+        let here = |n: usize, task: &(dyn Fn(usize) + Sync)| (0..n).for_each(task);
+        let matrix = WeightMatrix::new(&tensor, layout, &here).expect("a matrix");
+        let x = (0..tokens * columns).map(|_| next() as i32 as f32 / 1e9 - 1.0).collect();
+        Self { matrix, isa, tokens, x }
+    }
+
+    /// The best time of the product of one of `pieces` parts of the matrix.
+    fn seconds(&self, pieces: usize) -> f64 {
+        let (rows, columns) = (self.matrix.rows(), self.matrix.columns());
+        let activations = Activations::new(self.tokens, columns);
+        for (row, x) in self.x.chunks(columns).enumerate() {
+            // SAFETY: this thread is the only one.
+            unsafe { activations.quantize(self.isa, row, x) };
+        }
+        let input = match self.matrix.activation() {
+            ActivationKind::F32 => Input::Floats { x: &self.x, width: columns },
+            ActivationKind::I8 => Input::Quantized(&activations),
+        };
+        let mut scratch = Scratch::new(self.tokens);
+        let mut out = vec![0.0; self.tokens * rows];
+        let to = Output { to: out.as_mut_ptr(), stride: rows };
+        let tiles = self.matrix.tiles() / pieces;
+        let mut best = f64::INFINITY;
+        let begin = Instant::now();
+        while begin.elapsed().as_secs_f64() < 0.5 {
+            for piece in 0..pieces {
+                let start = Instant::now();
+                let tiles = piece * tiles..(piece + 1) * tiles;
+                // SAFETY: `out` has the shape [tokens, rows], and this thread is the only one.
+                unsafe { self.matrix.multiply(self.isa, tiles, input, None, to, &mut scratch) };
+                best = best.min(start.elapsed().as_secs_f64());
+            }
+        }
+        black_box(&out);
+        best
+    }
+}
+
+/// The best of a second's runs, in 1/seconds.
+fn best_rate(mut run: impl FnMut()) -> f64 {
+    let (begin, mut best) = (Instant::now(), f64::INFINITY);
+    while begin.elapsed().as_secs_f64() < 1.0 {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    1.0 / best
+}
+
+/// GB/s that one thread reads from memory, in pieces of 16 MB out of 512.
+fn read_bandwidth() -> f64 {
+    let memory = vec![1u64; 64 << 20];
+    let mut pieces = memory.chunks_exact(2 << 20).cycle();
+    let rate = best_rate(|| {
+        let mut sums = [0u64; 32];
+        for line in pieces.next().unwrap_or_default().chunks_exact(32) {
+            for (sum, v) in sums.iter_mut().zip(line) {
+                *sum = sum.wrapping_add(*v);
+            }
+        }
+        black_box(sums);
+    });
+    rate * (16 << 20) as f64 / 1e9
+}
+
+/// G multiply-adds per second of AVX-512's int8 dot product without memory.
+#[cfg(target_arch = "x86_64")]
+fn int8_peak() -> Option<f64> {
+    use std::arch::x86_64::*;
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn run(n: usize) -> i32 {
+        let w = _mm512_set1_epi8(black_box(3));
+        let mut sums = [_mm512_setzero_si512(); 20];
+        for _ in 0..n {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, w, w);
+            }
+        }
+        sums.iter().map(|&sum| _mm512_reduce_add_epi32(sum)).fold(0, i32::wrapping_add)
+    }
+    let n = 100_000;
+    // SAFETY: the features are there.
+    let rate = || best_rate(|| _ = black_box(unsafe { run(black_box(n)) }));
+    Isa::Avx512.is_available().then(|| rate() * (n * 20 * 64) as f64 / 1e9)
+}
+
+/// Measured with AVX-512 only.
+#[cfg(not(target_arch = "x86_64"))]
+fn int8_peak() -> Option<f64> {
+    None
+}

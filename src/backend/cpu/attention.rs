@@ -1,0 +1,370 @@
+//! Grouped-query attention: how the work of a step is cut, and the scratch memory for it.
+//!
+//! A *unit* is a block of consecutive rows of one sequence and query heads that share a kv head; it goes through its chunks
+//! once and uses each key and value for all its query vectors. With many units (prefill, batches) a thread takes whole
+//! units and merges each chunk at once; with few (decode) threads share out single chunks and merge afterwards. The
+//! operations on a query's numbers, and their order, are the same in both.
+
+use std::ops::Range;
+
+use super::kernels::Isa;
+use super::kernels::attention::{Span, chunk_f16, chunk_f32, finish, merge, record_len};
+use super::kv::KvCache;
+use super::memory::{Memory, Shared};
+use super::pool::{Pool, Tasks, Worker};
+use super::step::StepRows;
+use crate::Result;
+use crate::backend::{Attention, KvShape, KvType, PAGE_LEN};
+
+/// Most query vectors of a unit.
+const QUERIES: usize = 64;
+
+/// Records for chunks that are merged afterwards, per KV page.
+const RECORDS_PER_PAGE: usize = 128;
+
+/// Multiply-adds below which a call is not worth waking other threads for.
+const SMALL: usize = 100_000;
+
+/// Memory of the attention, allocated once.
+pub struct Scratch {
+    memory: Memory,
+    /// f32 of a thread's part.
+    worker_len: usize,
+    queries_len: usize,
+    /// Where the shared records begin, and how many f32 they may take.
+    shared: Range<usize>,
+    blocks: Vec<Block>,
+}
+
+/// Consecutive rows of one sequence, with the chunks that they see.
+#[derive(Clone, Debug)]
+struct Block {
+    rows: Range<usize>,
+    chunks: Range<usize>,
+    /// Chunks of the blocks before.
+    chunks_before: usize,
+}
+
+/// One call on the current step.
+pub struct Call<'a> {
+    /// Kernels to use.
+    pub isa: Isa,
+    /// Keys and values.
+    pub cache: &'a KvCache,
+    /// Layer of the cache.
+    pub layer: usize,
+    /// The step.
+    pub step: &'a StepRows,
+    /// [rows, heads * key_dim]
+    pub query: Shared<f32>,
+    /// [rows, heads * value_dim]
+    pub to: Shared<f32>,
+    /// Heads, scale, window.
+    pub attention: Attention,
+}
+
+/// A block and some query heads of one kv head.
+struct Unit<'a> {
+    block: &'a Block,
+    kv_head: usize,
+    /// First query head.
+    head: usize,
+    /// Query heads.
+    heads: usize,
+}
+
+/// A thread's scratch memory.
+struct Local {
+    /// [QUERIES, key_dim], scaled
+    queries: *mut f32,
+    /// [QUERIES, PAGE_LEN]
+    scores: *mut f32,
+    /// [QUERIES] of the present chunk
+    records: *mut f32,
+    /// [QUERIES] of all chunks so far
+    states: *mut f32,
+}
+
+impl Scratch {
+    /// For `threads` threads, steps of `rows` rows and `pages` pages over layers of these shapes.
+    ///
+    /// # Errors
+    /// The system refuses the memory.
+    pub fn new(shapes: &[KvShape], threads: usize, rows: usize, pages: usize) -> Result<Self> {
+        let key_dim = shapes.iter().map(|s| s.key_dim).max().unwrap_or(0);
+        let record = shapes.iter().map(|s| record_len(s.value_dim.next_multiple_of(16))).max().unwrap_or(0);
+        let queries_len = (QUERIES * key_dim).next_multiple_of(16);
+        let worker_len = queries_len + QUERIES * (PAGE_LEN + 2 * record);
+        let shared = threads * worker_len..threads * worker_len + RECORDS_PER_PAGE * pages * record;
+        let memory = Memory::floats(shared.end, "attention")?;
+        Ok(Scratch { memory, worker_len, queries_len, shared, blocks: Vec::with_capacity(rows) })
+    }
+}
+
+impl Call<'_> {
+    fn shape(&self) -> KvShape {
+        self.cache.layers[self.layer].shape
+    }
+
+    fn value_stride(&self) -> usize {
+        self.cache.layers[self.layer].value_stride
+    }
+
+    fn record(&self) -> usize {
+        record_len(self.value_stride())
+    }
+
+    /// Query heads of a kv head.
+    fn group(&self) -> usize {
+        self.attention.heads / self.shape().heads
+    }
+
+    /// Units that share a kv head's rows: 1 unless a group has more than QUERIES heads.
+    fn parts(&self) -> usize {
+        self.group().div_ceil(QUERIES)
+    }
+
+    fn units_per_block(&self) -> usize {
+        self.shape().heads * self.parts()
+    }
+
+    fn unit<'b>(&self, block: &'b Block, index: usize) -> Unit<'b> {
+        let (group, parts) = (self.group(), self.parts());
+        let (kv_head, part) = (index / parts, index % parts);
+        let (from, to) = (part * group / parts, (part + 1) * group / parts);
+        Unit { block, kv_head, head: kv_head * group + from, heads: to - from }
+    }
+
+    /// The chunks that hold the positions a row sees.
+    fn chunks(&self, row: usize) -> Range<usize> {
+        let seen = self.seen(row);
+        seen.start / PAGE_LEN..seen.end.div_ceil(PAGE_LEN)
+    }
+
+    /// The positions that a row sees.
+    fn seen(&self, row: usize) -> Range<usize> {
+        let end = self.step.rows[row].position + 1;
+        end.saturating_sub(self.attention.window.unwrap_or(usize::MAX).max(1))..end
+    }
+
+    /// Cuts the step's rows into blocks.
+    fn cut(&self, blocks: &mut Vec<Block>) {
+        let most = (QUERIES / self.group().div_ceil(self.parts())).max(1);
+        let rows = &self.step.rows;
+        let (mut from, mut chunks_before) = (0, 0);
+        blocks.clear();
+        while from < rows.len() {
+            let same = rows[from..].iter().take_while(|row| row.sequence == rows[from].sequence).count();
+            let to = from + same.min(most);
+            let chunks = self.chunks(from).start..self.chunks(to - 1).end;
+            chunks_before += chunks.len();
+            blocks.push(Block { rows: from..to, chunks_before: chunks_before - chunks.len(), chunks });
+            from = to;
+        }
+    }
+
+    /// Executes the call.
+    pub fn run(&self, pool: &Pool, scratch: &mut Scratch) {
+        self.cut(&mut scratch.blocks);
+        let start = scratch.memory.shared::<f32>();
+        let scratch = &*scratch;
+        let blocks = &scratch.blocks[..];
+        let Some(last) = blocks.last() else { return };
+
+        let chunks = last.chunks_before + last.chunks.len();
+        let width = self.shape().key_dim + self.shape().value_dim;
+        let rows_of_block = blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
+        let slots = rows_of_block * self.group().div_ceil(self.parts()); // records of an item
+        let units = blocks.len() * self.units_per_block();
+        let items = chunks * self.units_per_block();
+        let fits = items * slots * self.record() <= scratch.shared.len();
+
+        if chunks * PAGE_LEN * self.attention.heads * rows_of_block * width < SMALL {
+            pool.solo(|worker| {
+                self.whole_units(blocks, &Tasks::new(units, 1, 1), scratch.local(start, worker))
+            });
+        } else if units >= 4 * pool.threads() || !fits {
+            let tasks = Tasks::new(units, 1, pool.threads());
+            pool.run(|worker| self.whole_units(blocks, &tasks, scratch.local(start, worker)));
+        } else {
+            let tasks = Tasks::new(items, 1, pool.threads());
+            let merges = Tasks::new(units * slots, 1, pool.threads());
+            pool.run(|worker| {
+                // SAFETY: the shared records lie in the memory, and `fits`.
+                let shared = Shared::from(unsafe { start.at(scratch.shared.start) });
+                self.single_chunks(blocks, &tasks, slots, scratch.local(start, worker), shared);
+                worker.barrier();
+                self.merge_chunks(blocks, &merges, slots, shared);
+            });
+        }
+    }
+
+    /// Takes units, last (longest) first; goes through all chunks of each.
+    fn whole_units(&self, blocks: &[Block], tasks: &Tasks, local: Local) {
+        let (per_block, record) = (self.units_per_block(), self.record());
+        while let Some(range) = tasks.claim() {
+            for task in range {
+                let index = blocks.len() * per_block - 1 - task;
+                let unit = self.unit(&blocks[index / per_block], index % per_block);
+                self.scale_queries(&unit, local.queries);
+                for chunk in unit.block.chunks.clone() {
+                    let rows = self.attend(&unit, chunk, &local, local.records);
+                    for (i, row) in rows.enumerate() {
+                        let first = self.chunks(row).start == chunk;
+                        for head in 0..unit.heads {
+                            let state = ((row - unit.block.rows.start) * unit.heads + head) * record;
+                            // SAFETY: a unit has at most QUERIES query vectors, and so many records has `local`.
+                            unsafe {
+                                let next = local.records.add((i * unit.heads + head) * record);
+                                let state = local.states.add(state);
+                                if first {
+                                    std::ptr::copy_nonoverlapping(next, state, record);
+                                } else {
+                                    merge(self.isa, state, next, self.value_stride());
+                                }
+                            }
+                        }
+                    }
+                }
+                for query in 0..unit.block.rows.len() * unit.heads {
+                    // SAFETY: as above.
+                    self.finish(&unit, query, unsafe { local.states.add(query * record) });
+                }
+            }
+        }
+    }
+
+    /// Takes single chunks of units; leaves `slots` records for each.
+    fn single_chunks(
+        &self,
+        blocks: &[Block],
+        tasks: &Tasks,
+        slots: usize,
+        local: Local,
+        shared: Shared<f32>,
+    ) {
+        let per_block = self.units_per_block();
+        while let Some(range) = tasks.claim() {
+            let mut present = None; // the unit whose queries are in `local`
+            for item in range {
+                // Items run over blocks, in a block over units, in a unit over chunks.
+                let at = blocks.partition_point(|block| block.chunks_before * per_block <= item) - 1;
+                let block = &blocks[at];
+                let within = item - block.chunks_before * per_block;
+                let (index, chunk) = (within / block.chunks.len(), within % block.chunks.len());
+                let unit = self.unit(block, index);
+                if present.replace((at, index)) != Some((at, index)) {
+                    self.scale_queries(&unit, local.queries);
+                }
+                let chunk = block.chunks.start + chunk;
+                let first = self.rows(&unit, chunk).start - block.rows.start;
+                // SAFETY: item < items, and `fits`.
+                let records = unsafe { shared.at((item * slots + first * unit.heads) * self.record()) };
+                self.attend(&unit, chunk, &local, records);
+            }
+        }
+    }
+
+    /// Merges what `single_chunks` left, query by query.
+    fn merge_chunks(&self, blocks: &[Block], tasks: &Tasks, slots: usize, shared: Shared<f32>) {
+        let per_block = self.units_per_block();
+        while let Some(range) = tasks.claim() {
+            for task in range {
+                let (index, query) = (task / slots, task % slots);
+                let block = &blocks[index / per_block];
+                let unit = self.unit(block, index % per_block);
+                if query >= block.rows.len() * unit.heads {
+                    continue;
+                }
+                let first_item = block.chunks_before * per_block + index % per_block * block.chunks.len();
+                let mut chunks = self.chunks(block.rows.start + query / unit.heads);
+                // SAFETY: the items' records, written before the barrier; a query belongs to one task.
+                let record = |chunk: usize| unsafe {
+                    let item = first_item + chunk - block.chunks.start;
+                    shared.at((item * slots + query) * self.record())
+                };
+                let state = record(chunks.next().unwrap_or(block.chunks.start));
+                for chunk in chunks {
+                    // SAFETY: as above.
+                    unsafe { merge(self.isa, state, record(chunk), self.value_stride()) };
+                }
+                self.finish(&unit, query, state);
+            }
+        }
+    }
+
+    /// Copies the unit's query vectors, scaled.
+    fn scale_queries(&self, unit: &Unit, to: *mut f32) {
+        let key_dim = self.shape().key_dim;
+        let len = unit.heads * key_dim; // a row's heads lie side by side
+        for (i, row) in unit.block.rows.clone().enumerate() {
+            let from = (row * self.attention.heads + unit.head) * key_dim;
+            // SAFETY: row and heads are of the query buffer; `to` has room for QUERIES vectors.
+            let (from, to) = unsafe {
+                (
+                    std::slice::from_raw_parts(self.query.at(from), len),
+                    std::slice::from_raw_parts_mut(to.add(i * len), len),
+                )
+            };
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = from * self.attention.scale);
+        }
+    }
+
+    /// The rows of a unit that see something of a chunk: positions ascend, so they are consecutive.
+    fn rows(&self, unit: &Unit, chunk: usize) -> Range<usize> {
+        let rows = unit.block.rows.clone();
+        let from = rows.clone().take_while(|&row| self.chunks(row).end <= chunk).count();
+        let seeing = rows.clone().skip(from).take_while(|&row| self.chunks(row).start <= chunk).count();
+        rows.start + from..rows.start + from + seeing
+    }
+
+    /// One chunk for the unit's rows that see it; their records go to `records`, one after the other.
+    fn attend(&self, unit: &Unit, chunk: usize, local: &Local, records: *mut f32) -> Range<usize> {
+        let rows = self.rows(unit, chunk);
+        if rows.is_empty() {
+            return rows; // a window, and rows that lie far apart
+        }
+        let mut spans = [Span { from: 0, to: 0 }; QUERIES];
+        for (span, row) in spans.iter_mut().zip(rows.clone()) {
+            let (seen, base) = (self.seen(row), chunk * PAGE_LEN);
+            *span = Span { from: seen.start.saturating_sub(base), to: (seen.end - base).min(PAGE_LEN) };
+        }
+        let page = self.step.page(self.step.rows[rows.start].sequence, chunk);
+        let block = self.cache.chunk(self.layer, page, unit.kv_head);
+        let spans = &spans[..rows.len()];
+        let skipped = (rows.start - unit.block.rows.start) * unit.heads * self.shape().key_dim;
+        // SAFETY: at most QUERIES query vectors, for which `local` and `records` have room; the page is the cache's.
+        unsafe {
+            let queries = local.queries.add(skipped);
+            match self.cache.kind {
+                KvType::F16 => chunk_f16(self.isa, block, spans, unit.heads, queries, local.scores, records),
+                KvType::F32 => chunk_f32(self.isa, block, spans, unit.heads, queries, local.scores, records),
+            }
+        }
+        rows
+    }
+
+    /// Writes the result of one of a unit's query vectors.
+    fn finish(&self, unit: &Unit, query: usize, record: *const f32) {
+        let (row, head) = (unit.block.rows.start + query / unit.heads, unit.head + query % unit.heads);
+        let width = self.shape().value_dim;
+        // SAFETY: row and head are of the output buffer; each is finished by one thread.
+        unsafe {
+            let to = self.to.at((row * self.attention.heads + head) * width);
+            finish(self.isa, record, self.value_stride(), to, width);
+        }
+    }
+}
+
+impl Scratch {
+    fn local(&self, start: Shared<f32>, worker: &Worker<'_>) -> Local {
+        let record_area = (self.worker_len - self.queries_len - QUERIES * PAGE_LEN) / 2;
+        // SAFETY: a thread's part lies in the memory, and its pieces in the part.
+        unsafe {
+            let queries = start.at(worker.index * self.worker_len);
+            let scores = queries.add(self.queries_len);
+            let records = scores.add(QUERIES * PAGE_LEN);
+            Local { queries, scores, records, states: records.add(record_area) }
+        }
+    }
+}

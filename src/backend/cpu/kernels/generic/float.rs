@@ -1,0 +1,195 @@
+//! F32, F16 and BF16 matrix times f32 activations.
+//!
+//! The fixed order of a row's sum: 16 partial sums, `partial[k mod 16] = fma(weight[k], x[k], partial[k mod 16])` with
+//! k ascending (columns are filled up with zeros to a multiple of 16), then halves are added up: i and i + 8, i and
+//! i + 4, i and i + 2, i and i + 1.
+
+use super::super::Simd;
+use super::formats::TILE;
+
+/// A float format of weights.
+pub trait Float: 'static {
+    /// Bytes of a value.
+    const BYTES: usize;
+    /// LANES values as f32.
+    ///
+    /// # Safety
+    /// p holds them; the CPU has the ISA.
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F;
+}
+
+/// [`crate::quant::BlockType::F32`]
+pub struct F32;
+impl Float for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        unsafe { S::f_load(p.cast()) }
+    }
+}
+
+/// [`crate::quant::BlockType::F16`]
+pub struct F16;
+impl Float for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        unsafe { S::f_load_f16(p.cast()) }
+    }
+}
+
+/// [`crate::quant::BlockType::BF16`]
+pub struct Bf16;
+impl Float for Bf16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        unsafe { S::f_from_bits(S::i_shl::<16>(S::i_load_u16(p.cast()))) }
+    }
+}
+
+/// A matrix product, or some tiles of it. Sizes in elements.
+#[derive(Clone, Copy)]
+pub struct FloatProduct {
+    /// [rows][columns]
+    pub weights: *const u8,
+    /// Rows of the matrix.
+    pub rows: usize,
+    /// Columns of the matrix.
+    pub columns: usize,
+    /// Tiles from..to of 16 rows are computed.
+    pub tiles: (usize, usize),
+    /// [tokens][columns], rows `x_stride` apart.
+    pub x: *const f32,
+    /// See `x`.
+    pub x_stride: usize,
+    /// Tokens.
+    pub tokens: usize,
+    /// [rows], or null.
+    pub bias: *const f32,
+    /// [tokens][rows], rows `out_stride` apart.
+    pub out: *mut f32,
+    /// See `out`.
+    pub out_stride: usize,
+}
+
+/// The sum of 16 partial sums, by halves.
+#[inline(always)]
+pub fn sum_tree(mut v: [f32; 16]) -> f32 {
+    for i in 0..8 {
+        v[i] += v[i + 8];
+    }
+    for i in 0..4 {
+        v[i] += v[i + 4];
+    }
+    (v[0] + v[2]) + (v[1] + v[3])
+}
+
+/// Computes the tiles of a product.
+///
+/// # Safety
+/// The CPU has the ISA; the pointers of `p` are valid for the shapes that they document.
+#[inline(always)]
+pub unsafe fn multiply_float<S: Simd, W: Float>(p: &FloatProduct) {
+    unsafe {
+        for tile in p.tiles.0..p.tiles.1 {
+            let mut token = 0;
+            macro_rules! token_tiles {
+                ($vectors:literal, $rows:literal; $($tokens:literal)*) => {{$(
+                    while p.tokens - token >= $tokens {
+                        for row in (0..TILE).step_by($rows) {
+                            multiply_block::<S, W, $vectors, $rows, $tokens>(p, tile * TILE + row, token);
+                        }
+                        token += $tokens;
+                    }
+                )*}};
+            }
+            match (S::LANES, S::REGISTERS) {
+                (16, 32) => token_tiles!(1, 4; 4 1),
+                (8, 16) => token_tiles!(2, 2; 2 1),
+                (4, 32) => token_tiles!(4, 2; 2 1),
+                _ => token_tiles!(1, 1; 1),
+            }
+        }
+    }
+}
+
+/// R rows times T tokens; 16 virtual lanes are P vectors.
+#[inline(always)]
+unsafe fn multiply_block<S: Simd, W: Float, const P: usize, const R: usize, const T: usize>(
+    p: &FloatProduct,
+    row: usize,
+    token: usize,
+) {
+    unsafe {
+        if row >= p.rows {
+            return;
+        }
+        let mut sums = [[[S::f_splat(0.0); P]; R]; T];
+        let mut weights = [p.weights; R];
+        let mut x = [p.x; T];
+        for r in 0..R {
+            // Rows beyond the matrix repeat the last one and are not stored.
+            weights[r] = p.weights.add((row + r).min(p.rows - 1) * p.columns * W::BYTES);
+        }
+        for t in 0..T {
+            x[t] = p.x.add((token + t) * p.x_stride);
+        }
+        let whole = p.columns / 16 * 16;
+        for k in (0..whole).step_by(16) {
+            add_16::<S, W, P, R, T>(&mut sums, weights, x);
+            for r in 0..R {
+                S::prefetch(weights[r].wrapping_add(1024));
+                weights[r] = weights[r].add(16 * W::BYTES);
+            }
+            for t in 0..T {
+                x[t] = p.x.add((token + t) * p.x_stride + k + 16);
+            }
+        }
+        let rest = p.columns - whole;
+        if rest > 0 {
+            let mut last_weights = [[0u8; 64]; R];
+            let mut last_x = [[0f32; 16]; T];
+            for r in 0..R {
+                std::ptr::copy_nonoverlapping(weights[r], last_weights[r].as_mut_ptr(), rest * W::BYTES);
+                weights[r] = last_weights[r].as_ptr();
+            }
+            for t in 0..T {
+                std::ptr::copy_nonoverlapping(x[t], last_x[t].as_mut_ptr(), rest);
+                x[t] = last_x[t].as_ptr();
+            }
+            add_16::<S, W, P, R, T>(&mut sums, weights, x);
+        }
+        for t in 0..T {
+            for r in 0..R.min(p.rows - row) {
+                let mut lanes = [0.0; 16];
+                for part in 0..P {
+                    S::f_store(lanes.as_mut_ptr().add(part * S::LANES), sums[t][r][part]);
+                }
+                let bias = if p.bias.is_null() { None } else { Some(*p.bias.add(row + r)) };
+                let sum = sum_tree(lanes);
+                *p.out.add((token + t) * p.out_stride + row + r) = bias.map_or(sum, |bias| sum + bias);
+            }
+        }
+    }
+}
+
+/// Adds the products of 16 columns to the partial sums.
+#[inline(always)]
+unsafe fn add_16<S: Simd, W: Float, const P: usize, const R: usize, const T: usize>(
+    sums: &mut [[[S::F; P]; R]; T],
+    weights: [*const u8; R],
+    x: [*const f32; T],
+) {
+    unsafe {
+        for part in 0..P {
+            for r in 0..R {
+                let w = W::load::<S>(weights[r].add(part * S::LANES * W::BYTES));
+                for t in 0..T {
+                    let x = S::f_load(x[t].add(part * S::LANES));
+                    sums[t][r][part] = S::f_fma(w, x, sums[t][r][part]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Products against exact sums of what `quant` says the blocks mean, and against each other by bits.
+
+use super::*;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// A random matrix and the input of some tokens.
+#[derive(Clone, Debug)]
+struct Case {
+    tensor: Tensor,
+    /// [tokens][columns]
+    x: Vec<f32>,
+    bias: Option<Vec<f32>>,
+}
+
+impl Case {
+    fn columns(&self) -> usize {
+        self.tensor.columns()
+    }
+
+    fn tokens(&self) -> usize {
+        self.x.len() / self.columns()
+    }
+
+    fn matrix(&self, layout: Layout) -> WeightMatrix {
+        let backwards = |n: usize, task: &(dyn Fn(usize) + Sync)| (0..n).rev().for_each(task);
+        WeightMatrix::new(&self.tensor, layout, &backwards).unwrap()
+    }
+
+    /// The product of tokens `which`, computed `tiles` tiles at a time: bits [tokens][rows].
+    fn product(&self, isa: Isa, layout: Layout, which: Range<usize>, tiles: usize) -> Vec<u32> {
+        let matrix = self.matrix(layout);
+        let (rows, columns) = (matrix.rows(), matrix.columns());
+        let x = &self.x[which.start * columns..which.end * columns];
+        let mut activations = Activations::new(which.len(), columns);
+        activations.begin(which.len(), columns);
+        let input = match matrix.activation() {
+            ActivationKind::F32 => Input::Floats { x, width: columns },
+            ActivationKind::I8 => {
+                for (row, x) in x.chunks(columns).enumerate() {
+                    // SAFETY: one thread.
+                    unsafe { activations.quantize(isa, row, x) };
+                }
+                Input::Quantized(&activations)
+            }
+        };
+        let mut scratch = Scratch::new(which.len());
+        let mut out = vec![f32::NAN; which.len() * rows];
+        for first in (0..matrix.tiles()).step_by(tiles) {
+            let range = first..(first + tiles).min(matrix.tiles());
+            let out = Output { to: out.as_mut_ptr(), stride: rows };
+            // SAFETY: `out` has the shape, one thread.
+            unsafe { matrix.multiply(isa, range, input, self.bias.as_deref(), out, &mut scratch) };
+        }
+        out.into_iter().map(f32::to_bits).collect()
+    }
+
+    /// For each output the exact value, and the sum of the magnitudes that went into it.
+    fn exact(&self) -> Vec<(f64, f64)> {
+        let (columns, weights) = (self.columns(), self.tensor.values());
+        let x = match ActivationKind::of(self.tensor.kind) {
+            ActivationKind::F32 => self.x.clone(),
+            ActivationKind::I8 => dequantized(Isa::Scalar, &self.x, columns),
+        };
+        let mut out = Vec::new();
+        for x in x.chunks(columns) {
+            for (row, w) in weights.chunks(columns).enumerate() {
+                let bias = self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[row]));
+                let products = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                let (sum, size) = products.fold((bias, bias.abs()), |(s, m), p| (s + p, m + p.abs()));
+                out.push((sum, size));
+            }
+        }
+        out
+    }
+}
+
+/// The rows, quantized and back.
+fn dequantized(isa: Isa, x: &[f32], columns: usize) -> Vec<f32> {
+    let mut activations = Activations::new(x.len() / columns, columns);
+    let mut out = vec![0.0; x.len()];
+    for (row, (x, out)) in x.chunks(columns).zip(out.chunks_mut(columns)).enumerate() {
+        // SAFETY: one thread.
+        unsafe { activations.quantize(isa, row, x) };
+        activations.dequantize(row, out);
+    }
+    out
+}
+
+/// Blocks of arbitrary bytes, except that 16-bit scales (and values of float formats) are finite.
+fn tame(kind: BlockType, bytes: &mut [u8]) {
+    let halves: &[usize] = match kind {
+        BlockType::F32 | BlockType::F16 | BlockType::BF16 => &[0],
+        BlockType::Q4_0 | BlockType::Q5_0 | BlockType::Q8_0 => &[0],
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4_K | BlockType::Q5_K => &[0, 2],
+        BlockType::Q2_K => &[80, 82],
+        BlockType::Q3_K => &[108],
+        BlockType::Q6_K => &[208],
+    };
+    for block in bytes.chunks_mut(kind.block_bytes()) {
+        for &at in halves {
+            match kind {
+                // Exponents around 1.
+                BlockType::F32 => block[3] = block[3] & 0x81 | 0x3e,
+                BlockType::BF16 => block[1] = block[1] & 0x81 | 0x3e,
+                _ => block[at + 1] &= 0xb7,
+            }
+        }
+    }
+}
+
+fn case(kind: BlockType, max_blocks: usize, tokens: usize) -> impl Strategy<Value = Case> {
+    let per = if kind.block_len() == 1 { 1..=70 } else { 1..=max_blocks };
+    (1usize..=70, per, any::<bool>()).prop_flat_map(move |(rows, blocks, biased)| {
+        let columns = blocks * kind.block_len();
+        let x = prop_oneof![8 => -4.0f32..4.0, 1 => Just(0.0), 1 => -1e4f32..1e4];
+        (
+            proptest::collection::vec(any::<u8>(), rows * kind.row_bytes(columns)),
+            proptest::collection::vec(x, tokens * columns),
+            proptest::collection::vec(-1.0f32..1.0, rows),
+        )
+            .prop_map(move |(mut bytes, x, bias)| {
+                tame(kind, &mut bytes);
+                let tensor = Tensor::from_bytes("random", kind, &[rows, columns], bytes);
+                Case { tensor, x, bias: biased.then_some(bias) }
+            })
+    })
+}
+
+/// Runs a property for every block format.
+fn for_every_format(cases: u32, tokens: usize, property: impl Fn(&Case) -> Result<(), TestCaseError>) {
+    for kind in BlockType::ALL {
+        let blocks = if kind.block_len() == 32 { 19 } else { 3 };
+        let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+        let result = runner.run(&case(kind, blocks, tokens), |case| property(&case));
+        result.unwrap_or_else(|error| panic!("{kind}: {error}"));
+    }
+}
+
+const LAYOUTS: [Layout; 2] = [Layout::Interleaved, Layout::AsInFile];
+
+#[test]
+fn the_scalar_product_is_the_sum_of_dequantized_weights_times_dequantized_activations() {
+    for_every_format(12, 2, |case| {
+        let got = case.product(Isa::Scalar, Layout::Interleaved, 0..2, 100);
+        for (i, (got, (exact, size))) in got.into_iter().zip(case.exact()).enumerate() {
+            let error = (f64::from(f32::from_bits(got)) - exact).abs();
+            prop_assert!(error <= 1e-5 * size + 1e-30, "output {i}: {} for {exact}", f32::from_bits(got));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn every_isa_and_layout_gives_the_same_bits() {
+    for_every_format(12, 5, |case| {
+        let expected = case.product(Isa::Scalar, Layout::Interleaved, 0..5, 100);
+        for isa in Isa::available() {
+            for layout in LAYOUTS {
+                let got = case.product(isa, layout, 0..5, 100);
+                prop_assert_eq!(&got, &expected, "{} {:?}", isa, layout);
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_token_gets_the_same_bits_alone_and_among_any_number_of_others() {
+    for_every_format(3, 40, |case| {
+        let rows = case.tensor.rows();
+        for isa in Isa::available() {
+            let alone: Vec<u32> = (0..case.tokens())
+                .flat_map(|token| case.product(isa, Layout::Interleaved, token..token + 1, 100))
+                .collect();
+            for tokens in [2, 3, 5, 12, 13, 40] {
+                let got = case.product(isa, Layout::Interleaved, 0..tokens, 100);
+                prop_assert_eq!(&got, &alone[..tokens * rows], "{} tokens on {}", tokens, isa);
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_division_into_tiles_does_not_show() {
+    for_every_format(4, 9, |case| {
+        for isa in Isa::available() {
+            let whole = case.product(isa, Layout::Interleaved, 0..9, 100);
+            for tiles in 1..4 {
+                let parts = case.product(isa, Layout::Interleaved, 0..9, tiles);
+                prop_assert_eq!(&parts, &whole, "{} tiles at a time on {}", tiles, isa);
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn extreme_quants_times_extreme_activations_do_not_overflow() {
+    for kind in BlockType::ALL.into_iter().filter(|kind| kind.block_len() > 1) {
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let columns = 256;
+            let mut bytes = vec![byte; 16 * kind.row_bytes(columns)];
+            tame(kind, &mut bytes);
+            let tensor = Tensor::from_bytes("extreme", kind, &[16, columns], bytes);
+            for sign in [1.0, -1.0] {
+                let case = Case { tensor: tensor.clone(), x: vec![sign * 3.0; columns], bias: None };
+                let expected = case.exact();
+                for isa in Isa::available() {
+                    let got = case.product(isa, Layout::Interleaved, 0..1, 1);
+                    for (got, (exact, size)) in got.into_iter().zip(&expected) {
+                        let error = (f64::from(f32::from_bits(got)) - exact).abs();
+                        assert!(error <= 1e-5 * size, "{kind} {byte:#x} on {isa}: error {error} of {exact}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn activations_are_within_half_a_step_of_their_group_and_alike_on_every_isa(
+        x in proptest::collection::vec(prop_oneof![-1e3f32..1e3, -1e-3f32..1e-3, Just(0.0)], 288)
+    ) {
+        let expected = dequantized(Isa::Scalar, &x, x.len());
+        for (x, got) in x.chunks(16).zip(expected.chunks(16)) {
+            let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (x, got) in x.iter().zip(got) {
+                prop_assert!((x - got).abs() <= largest / 254.0 * 1.0001, "{x} became {got}");
+            }
+        }
+        for isa in Isa::available() {
+            prop_assert_eq!(&dequantized(isa, &x, x.len()), &expected, "{}", isa);
+        }
+    }
+}
+
+#[test]
+fn groups_too_small_to_scale_become_zero() {
+    let x: Vec<f32> = (0..32).map(|i| if i < 16 { 1e-37 } else { 1e-3 }).collect();
+    for isa in Isa::available() {
+        let got = dequantized(isa, &x, 32);
+        assert_eq!(got[..16], [0.0; 16]);
+        assert!(got[16..].iter().all(|v| (v - 1e-3).abs() < 1e-8), "{got:?}");
+    }
+}
+
+#[test]
+fn rows_that_are_no_whole_blocks_are_an_error_that_names_the_tensor() {
+    let mut tensor = Tensor::from_bytes("blk.0.attn_q", BlockType::Q4_0, &[2, 32], vec![0; 36]);
+    tensor.shape = vec![2, 48];
+    let here = |n: usize, task: &(dyn Fn(usize) + Sync)| (0..n).for_each(task);
+    let error = WeightMatrix::new(&tensor, Layout::Interleaved, &here).unwrap_err().to_string();
+    assert!(error.contains("blk.0.attn_q") && error.contains("Q4_0"), "{error}");
+}

@@ -1,0 +1,176 @@
+//! AVX-512 with VNNI: 16 lanes.
+
+use super::super::Simd;
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+/// AVX-512 F, BW, DQ, VL and VNNI.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512;
+
+// SAFETY of every block below: the caller promises the ISA, and that loads and stores are in bounds.
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const REGISTERS: usize = 32;
+    const SIGNED_BIAS: bool = true;
+    type F = __m512;
+    type I = __m512i;
+
+    #[inline(always)]
+    unsafe fn f_splat(v: f32) -> Self::F {
+        unsafe { _mm512_set1_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn f_load(p: *const f32) -> Self::F {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn f_store(p: *mut f32, v: Self::F) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn f_add(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn f_sub(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn f_mul(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn f_div(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn f_max(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn f_load_f16(p: *const u16) -> Self::F {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn f_store_f16(p: *mut u16, v: Self::F) {
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
+    unsafe fn f_from_i(v: Self::I) -> Self::F {
+        unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn f_to_i(v: Self::F) -> Self::I {
+        unsafe { _mm512_cvtps_epi32(v) }
+    }
+    #[inline(always)]
+    unsafe fn f_bits(v: Self::F) -> Self::I {
+        unsafe { _mm512_castps_si512(v) }
+    }
+    #[inline(always)]
+    unsafe fn f_from_bits(v: Self::I) -> Self::F {
+        unsafe { _mm512_castsi512_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn i_splat(v: u32) -> Self::I {
+        unsafe { _mm512_set1_epi32(v as i32) }
+    }
+    #[inline(always)]
+    unsafe fn i_load(p: *const u32) -> Self::I {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn i_load_u16(p: *const u16) -> Self::I {
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn i_store(p: *mut u32, v: Self::I) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
+    unsafe fn i_store_u8(p: *mut u8, v: Self::I) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v)) }
+    }
+    #[inline(always)]
+    unsafe fn i_and(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn i_mul(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn i_shl<const N: i32>(v: Self::I) -> Self::I {
+        // The count as a variable: the immediate form wants an unsigned constant. It compiles to the same.
+        unsafe { _mm512_sll_epi32(v, _mm_cvtsi32_si128(N)) }
+    }
+    #[inline(always)]
+    unsafe fn i_shr<const N: i32>(v: Self::I) -> Self::I {
+        unsafe { _mm512_srl_epi32(v, _mm_cvtsi32_si128(N)) }
+    }
+    #[inline(always)]
+    unsafe fn i_shr_by(v: Self::I, count: u32) -> Self::I {
+        unsafe { _mm512_srl_epi32(v, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn i_sar<const N: i32>(v: Self::I) -> Self::I {
+        unsafe { _mm512_sra_epi32(v, _mm_cvtsi32_si128(N)) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        unsafe { _mm512_dpbusd_epi32(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        // w + 128 as unsigned bytes.
+        unsafe { _mm512_dpbusd_epi32(acc, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn f_max_lane(v: Self::F) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn pin(v: Self::F) -> Self::F {
+        unsafe { pin(v) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+/// See [`Simd::pin`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pin(mut v: __m512) -> __m512 {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(zmm_reg) v, options(nostack, preserves_flags)) };
+    v
+}
