@@ -1,76 +1,148 @@
 //! A conversation: a thin history over [`Model::generate`].
 
-use super::{CancelHandle, Event, Message, Model, Options};
-use crate::Result;
+use super::generation::Slot;
+use super::{CancelHandle, Event, Generation, Message, Model, Options, Role};
+use crate::{Error, Result};
 
 /// A conversation. Keeps the messages, and the KV cache of what turns have in common.
-pub struct Chat {}
+pub struct Chat {
+    model: Model,
+    messages: Vec<Message>,
+    /// How many of the oldest messages (after the system's) are no longer in the context.
+    forgotten: usize,
+    slot: Slot,
+}
 
 impl Chat {
+    pub(super) fn new(model: Model) -> Self {
+        Chat { model, messages: Vec::new(), forgotten: 0, slot: Slot::default() }
+    }
+
     /// The model it talks to.
     pub fn model(&self) -> &Model {
-        unimplemented!("W8")
+        &self.model
     }
 
     /// The messages so far, the system message first if there is one.
     pub fn messages(&self) -> &[Message] {
-        unimplemented!("W8")
+        &self.messages
     }
 
     /// Replaces the messages (a loaded conversation).
     pub fn set_messages(&mut self, messages: Vec<Message>) {
-        let _ = messages;
-        unimplemented!("W8")
+        self.messages = messages;
+        self.forgotten = 0;
     }
 
     /// Sets or removes the system message.
     pub fn set_system(&mut self, system: Option<String>) {
-        let _ = system;
-        unimplemented!("W8")
+        self.messages.drain(..self.system_len());
+        if let Some(text) = system {
+            self.messages.insert(0, Message::system(text));
+        }
     }
 
     /// Moves the conversation to another model.
     pub fn set_model(&mut self, model: Model) {
-        let _ = model;
-        unimplemented!("W8")
+        self.model = model;
+        self.slot = Slot::default(); // the cache was the other model's
+        self.forgotten = 0;
     }
 
     /// Forgets all but the system message.
     pub fn clear(&mut self) {
-        unimplemented!("W8")
+        self.messages.truncate(self.system_len());
+        self.forgotten = 0;
     }
 
     /// Takes the last turn (user and assistant) back; gives the user's text.
     pub fn undo(&mut self) -> Option<String> {
-        unimplemented!("W8")
+        let at = self.messages.iter().rposition(|m| m.role == Role::User)?;
+        let text = self.messages[at].content.clone();
+        self.messages.truncate(at);
+        self.forgotten = self.forgotten.min(at - self.system_len());
+        Some(text)
     }
 
-    /// Says `text` and streams the reply; what of it was generated enters the history, also when the turn is dropped early.
+    /// Says `text` and streams the reply; what of it was generated enters the history, also when the turn is
+    /// dropped early.
+    ///
+    /// # Errors
+    /// As [`Model::generate`]; the history is then as before.
     pub fn ask(&mut self, text: impl Into<String>, options: &Options) -> Result<Turn<'_>> {
-        let _ = (text.into(), options);
-        unimplemented!("W8")
+        self.messages.push(Message::user(text));
+        let result = self.reply(options);
+        match result {
+            Ok((generation, forgotten)) => Ok(Turn::new(self, generation, forgotten)),
+            Err(error) => {
+                self.messages.pop();
+                Err(error)
+            }
+        }
     }
 
     /// Replies to the last user's message anew.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) where there is none.
+    /// [`Error::Usage`] where there is none; as [`Model::generate`].
     pub fn regenerate(&mut self, options: &Options) -> Result<Turn<'_>> {
-        let _ = options;
-        unimplemented!("W8")
+        let last = self.messages.iter().rposition(|m| m.role == Role::User);
+        let Some(at) = last else { return Err(Error::Usage("there is no message to reply to yet".into())) };
+        self.messages.truncate(at + 1);
+        let (generation, forgotten) = self.reply(options)?;
+        Ok(Turn::new(self, generation, forgotten))
+    }
+
+    /// Starts the reply to the messages; oldest turns go until the prompt leaves room for an answer.
+    fn reply(&mut self, options: &Options) -> Result<(Generation, usize)> {
+        let mut turns = 0;
+        loop {
+            let system = self.system_len();
+            let seen: Vec<Message> =
+                [&self.messages[..system], &self.messages[system + self.forgotten..]].concat();
+            let start = self.model.start(&seen.into(), options)?;
+            let context = self.model.context();
+            // room for an answer: 512 tokens, or a quarter of a small context
+            let fits = start.prompt.len() + (context / 4).min(512) <= context;
+            match self.second_turn() {
+                Some(next) if !fits => {
+                    self.forgotten = next - system;
+                    turns += 1;
+                }
+                _ => return Ok((self.model.begin(start, options, self.slot.clone())?, turns)),
+            }
+        }
+    }
+
+    /// Where the second of the turns in the context begins.
+    fn second_turn(&self) -> Option<usize> {
+        let first = self.system_len() + self.forgotten;
+        let rest = self.messages.get(first + 1..)?;
+        rest.iter().position(|m| m.role == Role::User).map(|at| first + 1 + at)
+    }
+
+    fn system_len(&self) -> usize {
+        usize::from(self.messages.first().is_some_and(|m| m.role == Role::System))
     }
 }
 
 /// A reply in the making.
 pub struct Turn<'a> {
-    #[allow(dead_code)]
     chat: &'a mut Chat,
+    generation: Generation,
+    forgotten: usize,
+}
+
+impl<'a> Turn<'a> {
+    fn new(chat: &'a mut Chat, generation: Generation, forgotten: usize) -> Self {
+        Turn { chat, generation, forgotten }
+    }
 }
 
 impl Turn<'_> {
     /// A handle that cancels this reply.
     pub fn cancel_handle(&self) -> CancelHandle {
-        unimplemented!("W8")
+        self.generation.cancel_handle()
     }
 }
 
@@ -78,6 +150,21 @@ impl Iterator for Turn<'_> {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        unimplemented!("W8")
+        if self.forgotten > 0 {
+            return Some(Ok(Event::Forgotten { turns: std::mem::take(&mut self.forgotten) }));
+        }
+        self.generation.next()
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let stats = self.generation.stats();
+        if stats.thought.is_empty() && stats.answer.is_empty() {
+            self.chat.messages.pop(); // a question without any reply is no turn
+            return;
+        }
+        let thought = Some(stats.thought).filter(|t| !t.is_empty());
+        self.chat.messages.push(Message { thought, ..Message::assistant(stats.answer) });
     }
 }

@@ -1,10 +1,17 @@
 //! A generation: an owned iterator of events.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use crate::engine::sampling::Sampling;
-use crate::{Error, Result};
+use super::stream::Channel;
+use super::{Model, Options};
+use crate::Result;
+use crate::engine::lookup::Lookup;
+use crate::engine::sampling::{Sampler, Sampling};
+use crate::engine::{Engine, Feed, Sequence, Wants};
+use crate::reasoning::{Part, Piece, ThoughtParser};
 
 /// Stops a generation between two steps; clones share the switch.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +57,7 @@ pub enum Finish {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ThoughtEnd {
-    /// The model closed it.
+    /// The model closed it (or ended the text within it).
     Natural,
     /// The bound on tokens or the context cut it.
     Context,
@@ -61,11 +68,11 @@ pub enum ThoughtEnd {
 /// Where the time went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Seconds {
-    /// Loading the model (0 where it was loaded before).
+    /// Loading the model.
     pub load: f64,
-    /// Reading the prompt.
+    /// Reading the prompt, up to the first token.
     pub prefill: f64,
-    /// Generating.
+    /// Generating, after the first token.
     pub decode: f64,
 }
 
@@ -87,7 +94,7 @@ pub struct Stats {
     pub thought: String,
     /// The answer, trimmed (verbatim for a raw prompt).
     pub answer: String,
-    /// Every generated id, markers included.
+    /// Every generated id, markers and end token included.
     pub tokens: Vec<u32>,
     /// Tokens of the thought, markers not counted.
     pub thought_tokens: usize,
@@ -107,9 +114,9 @@ impl Stats {
         rate(self.prompt_tokens - self.cached_tokens, self.seconds.prefill)
     }
 
-    /// Speed of generating, tokens a second.
+    /// Speed of generating, tokens a second (the first token is the prompt's).
     pub fn decode_tokens_per_second(&self) -> f64 {
-        rate(self.tokens.len(), self.seconds.decode)
+        rate(self.tokens.len().saturating_sub(1), self.seconds.decode)
     }
 }
 
@@ -148,13 +155,282 @@ pub enum Event {
     Done(Box<Stats>),
 }
 
+/// Where a finished generation leaves its sequence, for the next one that shares a prefix.
+pub(super) type Slot = Arc<Mutex<Option<Sequence>>>;
+
+/// What a generation starts from, all resolved.
+pub(super) struct Start {
+    pub prompt: Vec<u32>,
+    pub parser: ThoughtParser,
+    /// Whether the answer is given as it is, not trimmed.
+    pub verbatim: bool,
+    pub sampling: Sampling,
+    pub seed: u64,
+    pub slot: Slot,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Prefill,
+    Decode,
+    Over,
+}
+
 /// A running generation: owned, `Send`, and stopped by dropping it.
-pub struct Generation {}
+pub struct Generation {
+    model: Model,
+    sequence: Sequence,
+    slot: Slot,
+    cancel: CancelHandle,
+    hook: Option<super::LogitsHook>,
+    sampler: Sampler,
+    parser: ThoughtParser,
+    thought: Channel,
+    answer: Channel,
+    events: VecDeque<Event>,
+    pieces: Vec<Piece>,
+    phase: Phase,
+    history: Vec<u32>, // prompt and generated tokens
+    lookup: Option<Lookup>,
+    draft: Vec<u32>, // reused
+    limit: usize,    // of generated tokens
+    thought_began: Option<f64>,
+    stats: Stats,
+}
 
 impl Generation {
+    pub(super) fn new(model: Model, start: Start, options: &Options) -> Generation {
+        let mut sequence = lock(&start.slot).take().unwrap_or_default();
+        // at least one token must be fed to have logits
+        let keep = sequence.common_prefix(&start.prompt[..start.prompt.len() - 1]);
+        sequence.truncate(keep);
+        let context = model.context();
+        let stats = Stats {
+            seed: start.seed,
+            sampling: start.sampling,
+            context,
+            prompt_tokens: start.prompt.len(),
+            cached_tokens: keep,
+            thought: String::new(),
+            answer: String::new(),
+            tokens: Vec::new(),
+            thought_tokens: 0,
+            answer_tokens: 0,
+            finish: Finish::Interrupted,
+            thought_end: None,
+            seconds: Seconds { load: model.load_seconds(), ..Seconds::default() },
+        };
+        let room = context - start.prompt.len();
+        Generation {
+            sequence,
+            slot: start.slot,
+            cancel: options.cancel.clone().unwrap_or_default(),
+            hook: options.logits_hook.clone(),
+            sampler: Sampler::new(start.sampling, start.seed, 0),
+            parser: start.parser,
+            thought: Channel::new(false, vec![]),
+            answer: Channel::new(start.verbatim, options.stop.clone()),
+            events: VecDeque::new(),
+            pieces: Vec::new(),
+            phase: Phase::Prefill,
+            history: start.prompt,
+            lookup: options.speculate.then(Lookup::default),
+            draft: Vec::new(),
+            limit: options.max_tokens.map_or(room, |max| max.min(room)),
+            thought_began: None,
+            stats,
+            model,
+        }
+    }
+
     /// A handle that cancels this generation.
     pub fn cancel_handle(&self) -> CancelHandle {
-        unimplemented!("W8")
+        self.cancel.clone()
+    }
+
+    /// What it has come to so far.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        stats.thought = self.thought.text().to_owned();
+        stats.answer = self.answer.text().to_owned();
+        stats.thought_tokens = self.parser.thought_tokens();
+        stats.answer_tokens = self.parser.answer_tokens();
+        stats
+    }
+
+    fn prefill(&mut self) -> Result<()> {
+        let began = Instant::now();
+        let model = self.model.clone();
+        let mut engine = lock(&model.inner.engine);
+        let done = self.sequence.len();
+        let total = self.history.len();
+        let end = total.min(done + engine.max_rows());
+        if end < total {
+            let tokens = &self.history[done..end];
+            engine.step(&mut [Feed { sequence: &mut self.sequence, tokens, wants: Wants::Nothing }])?;
+        } else if self.limit == 0 {
+            self.end(Finish::Length);
+        } else {
+            self.advance(&mut engine, done)?;
+            self.phase = Phase::Decode;
+        }
+        self.stats.seconds.prefill += began.elapsed().as_secs_f64();
+        self.events.push_front(Event::Prefill { done: end, total });
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<()> {
+        if self.stats.tokens.len() >= self.limit {
+            self.end(Finish::Length);
+            return Ok(());
+        }
+        let began = Instant::now();
+        let model = self.model.clone();
+        let mut engine = lock(&model.inner.engine);
+        // a draft must leave room for the token that is chosen after it
+        let most = (self.limit - self.stats.tokens.len() - 1).min(engine.max_logit_rows() - 1);
+        match self.lookup.as_mut().map(|lookup| lookup.draft(&self.history, most)) {
+            Some(draft) if !draft.is_empty() => self.speculate(&mut engine, draft)?,
+            _ => self.advance(&mut engine, self.history.len() - 1)?,
+        }
+        drop(engine);
+        self.stats.seconds.decode += began.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Feeds the history from position `from` and takes the next token.
+    fn advance(&mut self, engine: &mut Engine, from: usize) -> Result<()> {
+        let tokens = &self.history[from..];
+        let logits = engine.step(&mut [Feed { sequence: &mut self.sequence, tokens, wants: Wants::Last }])?;
+        self.choose(logits);
+        Ok(())
+    }
+
+    /// Feeds the last token and a draft of those after it; takes as many tokens as the draft has right, and one more.
+    fn speculate(&mut self, engine: &mut Engine, draft: std::ops::Range<usize>) -> Result<()> {
+        let known = self.history.len();
+        self.draft.clear();
+        self.draft.push(self.history[known - 1]);
+        self.draft.extend_from_slice(&self.history[draft]);
+        let drafted = self.draft.len() - 1;
+        let feed = Feed { sequence: &mut self.sequence, tokens: &self.draft, wants: Wants::All };
+        let logits = engine.step(&mut [feed])?;
+        let vocabulary = logits.len() / (drafted + 1);
+        let mut right = 0;
+        for row in logits.chunks_mut(vocabulary) {
+            let token = self.choose(row);
+            if self.phase == Phase::Over || self.draft.get(right + 1) != Some(&token) {
+                break;
+            }
+            right += 1;
+        }
+        self.sequence.truncate(known + right);
+        if let Some(lookup) = &mut self.lookup {
+            lookup.report(drafted, right);
+        }
+        Ok(())
+    }
+
+    /// Chooses the next token from its logits.
+    fn choose(&mut self, logits: &mut [f32]) -> u32 {
+        if let Some(hook) = &self.hook {
+            hook(&self.stats.tokens, logits);
+        }
+        let index = self.stats.tokens.len() as u64;
+        let token = self.sampler.sample(logits, &self.history, index);
+        self.history.push(token);
+        self.stats.tokens.push(token);
+        self.take(token);
+        token
+    }
+
+    /// What a token means for thought and answer.
+    fn take(&mut self, token: u32) {
+        let model = self.model.clone();
+        let tokenizer = model.tokenizer();
+        if tokenizer.ends().contains(&token) {
+            self.end(Finish::Stop);
+        } else if !tokenizer.is_control(token) || model.inner.marker_tokens.contains(&token) {
+            self.parser.push(tokenizer.bytes(token), &mut self.pieces);
+            if self.parser.part() == Part::Thought {
+                self.thought_began.get_or_insert(self.seconds());
+            }
+            if self.deliver() {
+                self.end(Finish::Stop);
+            }
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.stats.seconds.prefill + self.stats.seconds.decode
+    }
+
+    /// Turns the parser's pieces into events; true if a stop string ended the answer.
+    fn deliver(&mut self) -> bool {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let mut stopped = false;
+        for piece in pieces.drain(..) {
+            match piece {
+                Piece::Text(Part::Thought, bytes) => {
+                    let (text, _) = self.thought.push(&bytes);
+                    self.event(Part::Thought, text);
+                }
+                Piece::Text(Part::Answer, bytes) if !stopped => {
+                    let (text, end) = self.answer.push(&bytes);
+                    self.event(Part::Answer, text);
+                    stopped = end;
+                }
+                Piece::Text(Part::Answer, _) => {}
+                Piece::Closed => {
+                    let rest = self.thought.finish();
+                    self.event(Part::Thought, rest);
+                    self.thought_done();
+                }
+                Piece::WasThought => {
+                    let text = self.answer.take();
+                    self.thought.append(&text);
+                    self.thought_done();
+                }
+            }
+        }
+        self.pieces = pieces;
+        stopped
+    }
+
+    fn thought_done(&mut self) {
+        self.stats.thought_end = Some(ThoughtEnd::Natural);
+        let seconds = self.seconds() - self.thought_began.take().unwrap_or_default();
+        self.events.push_back(Event::ThoughtDone { tokens: self.parser.thought_tokens(), seconds });
+    }
+
+    fn event(&mut self, part: Part, text: String) {
+        if !text.is_empty() {
+            self.events.push_back(match part {
+                Part::Thought => Event::Thought(text),
+                Part::Answer => Event::Answer(text),
+            });
+        }
+    }
+
+    /// Gives out what was held back, and the end.
+    fn end(&mut self, finish: Finish) {
+        self.stats.finish = finish;
+        self.parser.finish(&mut self.pieces);
+        self.deliver();
+        let thinking = self.parser.part() == Part::Thought;
+        let (thought, answer) = (self.thought.finish(), self.answer.finish());
+        self.event(Part::Thought, thought);
+        self.event(Part::Answer, answer);
+        if thinking && !self.stats.tokens.is_empty() {
+            self.stats.thought_end = Some(match finish {
+                Finish::Stop => ThoughtEnd::Natural,
+                Finish::Length => ThoughtEnd::Context,
+                Finish::Interrupted => ThoughtEnd::User,
+            });
+        }
+        self.phase = Phase::Over;
+        self.stats = self.stats();
+        self.events.push_back(Event::Done(Box::new(self.stats.clone())));
     }
 }
 
@@ -162,6 +438,35 @@ impl Iterator for Generation {
     type Item = Result<Event>;
 
     fn next(&mut self) -> Option<Result<Event>> {
-        Some(Err(Error::Usage("W8".into())))
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.phase != Phase::Over && self.cancel.is_cancelled() {
+                self.end(Finish::Interrupted);
+                continue;
+            }
+            let result = match self.phase {
+                Phase::Prefill => self.prefill(),
+                Phase::Decode => self.decode(),
+                Phase::Over => return None,
+            };
+            if let Err(error) = result {
+                self.phase = Phase::Over;
+                self.events.clear();
+                return Some(Err(error));
+            }
+        }
     }
+}
+
+impl Drop for Generation {
+    /// Leaves the sequence for the next generation that shares a prefix.
+    fn drop(&mut self) {
+        *lock(&self.slot) = Some(std::mem::take(&mut self.sequence));
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

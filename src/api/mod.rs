@@ -2,10 +2,15 @@
 
 mod chat;
 mod generation;
+pub mod measure;
+pub mod memory;
 mod model;
 mod options;
+mod stream;
 
 pub use chat::{Chat, Turn};
 pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, ThoughtEnd};
+#[cfg(feature = "cli")]
+pub(crate) use model::generation_config;
 pub use model::{Model, ModelBuilder, Progress};
 pub use options::{LogitsHook, Message, Options, Prompt, Role};

@@ -1,14 +1,27 @@
 //! A loaded model.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use super::{Chat, Generation, Options, Prompt};
-use crate::Result;
-use crate::backend::KvType;
+use super::generation::{Slot, Start, lock};
+use super::memory::{self, Needs};
+use super::{Chat, Generation, Message, Options, Prompt};
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{KvType, Plan};
+use crate::catalog::{self, Entry};
+use crate::checkpoint::{Checkpoint, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
-use crate::reasoning::Think;
-use crate::text::Tokenizer;
+use crate::engine::{Engine, Feed, Sequence, Wants};
+use crate::model::{Decoder, Hyperparameters};
+use crate::reasoning::{Markers, Think, ThoughtParser};
+use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
+use crate::{Error, Result};
+
+/// Rows of a prefill chunk: enough to use each weight many times, few enough to stay in the caches.
+const CHUNK: usize = 512;
+/// Rows whose logits one step can give.
+const LOGIT_ROWS: usize = 16;
 
 /// Progress of loading, for a bar.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,22 +34,30 @@ pub enum Progress {
         /// Of so many.
         total: u64,
     },
+    /// A download, bytes.
+    Download {
+        /// So far.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
     /// Something the user should read once ("the context is 8192 tokens: …").
     Notice(String),
 }
 
 /// How to load a model.
-#[allow(dead_code)]
 pub struct ModelBuilder {
-    pub(crate) name: String,
-    pub(crate) context: Option<usize>,
-    pub(crate) threads: Option<usize>,
-    pub(crate) kv_type: KvType,
-    pub(crate) force: bool,
-    pub(crate) download: bool,
-    pub(crate) sampling: SamplingOverrides,
-    pub(crate) think: Option<Think>,
-    pub(crate) progress: Option<Box<dyn FnMut(Progress) + Send>>,
+    name: String,
+    context: Option<usize>,
+    threads: Option<usize>,
+    chunk: usize,
+    sequences: usize,
+    kv_type: KvType,
+    force: bool,
+    download: bool,
+    sampling: SamplingOverrides,
+    think: Option<Think>,
+    progress: Box<dyn FnMut(Progress) + Send>,
 }
 
 impl ModelBuilder {
@@ -49,6 +70,19 @@ impl ModelBuilder {
     /// Threads; without it one per core that this process may use.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
+        self
+    }
+
+    /// Tokens of a prompt that are read in one step (512). Changes speed and memory, never a result.
+    pub fn chunk(mut self, tokens: usize) -> Self {
+        self.chunk = tokens.max(1);
+        self
+    }
+
+    /// How many sequences of a full context the KV cache has room for (1). Generations that run at the same time,
+    /// and chats that keep theirs, share it.
+    pub fn sequences(mut self, sequences: usize) -> Self {
+        self.sequences = sequences.max(1);
         self
     }
 
@@ -84,27 +118,233 @@ impl ModelBuilder {
 
     /// Is told how loading goes on.
     pub fn progress(mut self, progress: impl FnMut(Progress) + Send + 'static) -> Self {
-        self.progress = Some(Box::new(progress));
+        self.progress = Box::new(progress);
         self
     }
 
     /// Loads it.
-    pub fn load(self) -> Result<Model> {
-        unimplemented!("W8")
+    ///
+    /// # Errors
+    /// A name that is not known or not on this machine; a file that is broken; an architecture or a format that
+    /// pensive does not run; too little memory.
+    pub fn load(mut self) -> Result<Model> {
+        let began = Instant::now();
+        let found = self.find()?;
+        let checkpoint = Checkpoint::open(&found.path)?;
+        let hyperparameters = Hyperparameters::read(&checkpoint)?;
+        if checkpoint.tensors.is_empty() {
+            return Err(Error::file(&found.path, "holds no tensors, only metadata: there is nothing to run"));
+        }
+        let entry = found.entry.or_else(|| known(&checkpoint, &hyperparameters));
+        // the vocabulary is built while the weights are made ready
+        let (text, engine) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| Text::read(&checkpoint.metadata));
+            let engine = self.engine(&checkpoint, &hyperparameters);
+            (text.join().expect("building the vocabulary does not panic"), engine)
+        });
+        let (text, (engine, context)) = (text?, engine?);
+        Ok(Model { inner: Arc::new(self.inner(found, checkpoint, text, engine, context, entry, began)) })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn inner(
+        self,
+        found: Found,
+        checkpoint: Checkpoint,
+        text: Text,
+        engine: Engine,
+        context: usize,
+        entry: Option<&'static Entry>,
+        began: Instant,
+    ) -> Inner {
+        let own = generation_config(&checkpoint.metadata);
+        let recommended = entry.map(|e| e.sampling).unwrap_or_default();
+        let markers = entry.map_or_else(Markers::default, |e| Markers {
+            start: e.think_start.clone(),
+            end: e.think_end.clone(),
+        });
+        let marker_tokens =
+            [&markers.start, &markers.end].iter().filter_map(|m| text.tokenizer.id(m)).collect();
+        Inner {
+            name: self.name,
+            files: checkpoint.files,
+            architecture: engine.decoder().hyperparameters().architecture.clone(),
+            device: engine.device(),
+            context,
+            tokenizer: text.tokenizer,
+            template: text.template,
+            markers,
+            marker_tokens,
+            sampling: self.sampling.or(recommended).or(own).over(Sampling::default()),
+            think: self.think.or(entry.map(|e| e.think)).unwrap_or_default(),
+            path: found.path,
+            engine: Mutex::new(engine),
+            load_seconds: began.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// The backend with the weights on it, and the context it is planned for.
+    fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<(Engine, usize)> {
+        let mut backend = CpuBackend::new(CpuOptions { threads: self.threads, ..CpuOptions::default() })?;
+        let weights = checkpoint.tensors.values().map(|t| t.bytes().len() as u64).sum();
+        let context = self.plan_context(h, weights)?;
+        let progress = &mut self.progress;
+        let decoder = Decoder::load(checkpoint, h, &mut backend, &mut |done, total| {
+            progress(Progress::Load { done, total });
+        })?;
+        let plan = Plan {
+            rows: self.chunk.min(context),
+            logit_rows: LOGIT_ROWS.min(self.chunk).min(context),
+            sequences: self.sequences,
+            pages: memory::pages(context) * self.sequences,
+            kv_type: self.kv_type,
+        };
+        Ok((Engine::new(Box::new(backend), decoder, plan)?, context))
+    }
+
+    fn plan_context(&mut self, h: &Hyperparameters, weights: u64) -> Result<usize> {
+        if self.context == Some(0) {
+            return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
+        }
+        let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
+        let widths = 5 * h.width + 2 * (h.heads + h.kv_heads) * h.head_dim + 2 * h.feed_forward;
+        let buffers = 4 * (self.chunk * widths + LOGIT_ROWS * h.vocabulary) as u64;
+        let needs = Needs { weights, buffers, page };
+        let available = memory::available_and_total_bytes().0;
+        let context = needs.context(self.context, h.context, available, self.force)?;
+        if self.context.is_none() && context < h.context {
+            (self.progress)(Progress::Notice(format!(
+                "the context is {context} tokens, what fits into memory (the model's own is {})",
+                h.context
+            )));
+        } else if context > h.context {
+            (self.progress)(Progress::Notice(format!(
+                "a context of {context} tokens is more than the {} that the model was made for",
+                h.context
+            )));
+        }
+        Ok(context)
+    }
+
+    /// Where the files are; fetches them if that is allowed.
+    #[cfg(feature = "hub")]
+    fn find(&mut self) -> Result<Found> {
+        use crate::hub::{Hub, Reference};
+        let hub = Hub::from_env()?;
+        let reference = hub.reference(&self.name)?;
+        let located = match (hub.find(&reference)?, &reference) {
+            (Some(located), _) => located,
+            (None, Reference::Hub(reference)) if self.download => {
+                let plan = hub.plan(reference)?;
+                let progress = &mut self.progress;
+                let mut report = |p: &crate::hub::Progress<'_>| {
+                    progress(Progress::Download { done: p.done, total: p.total });
+                };
+                hub.pull(&plan, &mut report, &std::sync::atomic::AtomicBool::new(false))?
+            }
+            (None, _) => {
+                return Err(Error::Hub(format!(
+                    "{} is not on this machine: fetch it with `pensive pull {}`",
+                    self.name, self.name
+                )));
+            }
+        };
+        let path = located.files.first().cloned().unwrap_or_default();
+        Ok(Found { path, entry: located.entry })
+    }
+
+    /// Where the files are: without the hub a model is named by its path.
+    #[cfg(not(feature = "hub"))]
+    fn find(&mut self) -> Result<Found> {
+        if self.download {
+            return Err(Error::Unsupported("this build cannot download: it was made without `hub`".into()));
+        }
+        Ok(Found { path: PathBuf::from(&self.name), entry: None })
     }
 }
 
-pub(crate) struct Inner {}
+/// The catalog's entry of a model that was named by its path, by what its metadata says.
+fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry> {
+    let mut names = Vec::new();
+    if let Metadata::Gguf(pairs) = &checkpoint.metadata {
+        for key in ["general.name", "general.basename", "general.size_label"] {
+            if let Some(crate::checkpoint::Value::String(name)) = pairs.get(key) {
+                names.push(name.as_str());
+            }
+        }
+    }
+    names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
+    catalog::for_metadata(&h.architecture, &names)
+}
+
+struct Found {
+    path: PathBuf,
+    entry: Option<&'static Entry>,
+}
+
+/// What turns text into tokens.
+struct Text {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+impl Text {
+    fn read(metadata: &Metadata) -> Result<Self> {
+        Ok(Text {
+            tokenizer: Tokenizer::from_metadata(metadata)?,
+            template: ChatTemplate::from_metadata(metadata)?,
+        })
+    }
+}
+
+/// Sampling that a Hugging Face repository recommends in generation_config.json.
+pub(crate) fn generation_config(metadata: &Metadata) -> SamplingOverrides {
+    let Metadata::HuggingFace { folder, .. } = metadata else { return SamplingOverrides::default() };
+    let Some(config) = std::fs::read(folder.join("generation_config.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
+    else {
+        return SamplingOverrides::default();
+    };
+    let number = |key: &str| config.get(key).and_then(|v| v.as_f64()).map(|v| v as f32);
+    SamplingOverrides {
+        temperature: number("temperature"),
+        top_k: config.get("top_k").and_then(|v| v.as_u64()).map(|v| v as usize),
+        top_p: number("top_p"),
+        min_p: number("min_p"),
+        repeat_penalty: number("repetition_penalty"),
+        ..SamplingOverrides::default()
+    }
+}
+
+pub(crate) struct Inner {
+    name: String,
+    path: PathBuf,
+    files: Vec<PathBuf>,
+    architecture: String,
+    device: String,
+    context: usize,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    markers: Markers,
+    pub(super) marker_tokens: Vec<u32>,
+    sampling: Sampling,
+    think: Think,
+    pub(super) engine: Mutex<Engine>,
+    load_seconds: f64,
+}
 
 /// A loaded model: a cheap clone, shared between threads.
 #[derive(Clone)]
 pub struct Model {
-    #[allow(dead_code)]
-    pub(crate) inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 impl Model {
     /// Loads by short name, hub id (from the local cache) or path.
+    ///
+    /// # Errors
+    /// As [`ModelBuilder::load`].
     pub fn load(name: &str) -> Result<Model> {
         Self::builder(name).load()
     }
@@ -115,68 +355,197 @@ impl Model {
             name: name.into(),
             context: None,
             threads: None,
+            chunk: CHUNK,
+            sequences: 1,
             kv_type: KvType::default(),
             force: false,
             download: false,
             sampling: SamplingOverrides::default(),
             think: None,
-            progress: None,
+            progress: Box::new(|_| {}),
         }
     }
 
     /// Generates from a conversation, a user's text, or a raw prompt.
+    ///
+    /// # Errors
+    /// An empty prompt or one that leaves no room in the context; sampling parameters out of range; a template
+    /// that refuses the messages.
     pub fn generate(&self, prompt: impl Into<Prompt>, options: &Options) -> Result<Generation> {
-        let _ = (prompt.into(), options);
-        unimplemented!("W8")
+        let start = self.start(&prompt.into(), options)?;
+        self.begin(start, options, Slot::default())
     }
 
     /// A conversation with this model.
     pub fn chat(&self) -> Chat {
-        unimplemented!("W8")
+        Chat::new(self.clone())
+    }
+
+    /// Token ids of a prompt as [`generate`](Self::generate) feeds them.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn encode(&self, prompt: impl Into<Prompt>, options: &Options) -> Result<Vec<u32>> {
+        Ok(self.start(&prompt.into(), options)?.prompt)
+    }
+
+    /// The logits after each of `tokens`, in order: `visit` is called with the position and the logits [vocabulary].
+    ///
+    /// # Errors
+    /// More tokens than the context holds, or a token beyond the vocabulary.
+    pub fn evaluate(&self, tokens: &[u32], mut visit: impl FnMut(usize, &[f32])) -> Result<()> {
+        if tokens.len() > self.context() {
+            return Err(Error::Context { prompt: tokens.len(), context: self.context() });
+        }
+        let mut engine = lock(&self.inner.engine);
+        let vocabulary = engine.decoder().hyperparameters().vocabulary;
+        let rows = LOGIT_ROWS.min(engine.max_rows());
+        let mut sequence = Sequence::new();
+        for chunk in tokens.chunks(rows) {
+            let at = sequence.len();
+            let feed = Feed { sequence: &mut sequence, tokens: chunk, wants: Wants::All };
+            let logits = engine.step(&mut [feed])?;
+            logits.chunks(vocabulary).enumerate().for_each(|(i, row)| visit(at + i, row));
+        }
+        Ok(())
+    }
+
+    /// Resolves prompt and options.
+    pub(super) fn start(&self, prompt: &Prompt, options: &Options) -> Result<Start> {
+        let sampling = options.sampling.over(self.inner.sampling);
+        sampling.check()?;
+        let verbatim = !matches!(prompt, Prompt::Messages(_));
+        let (tokens, parser) = match prompt {
+            Prompt::Messages(messages) => self.render(messages, options.think.unwrap_or(self.inner.think))?,
+            Prompt::Raw(text) => (self.encode_raw(text)?, ThoughtParser::verbatim()),
+            Prompt::Tokens(tokens) => (tokens.clone(), ThoughtParser::verbatim()),
+        };
+        let seed = options.seed.unwrap_or_else(random_seed);
+        Ok(Start { prompt: tokens, parser, verbatim, sampling, seed, slot: Slot::default() })
+    }
+
+    /// Starts a generation that takes over the sequence in `slot`.
+    pub(super) fn begin(&self, start: Start, options: &Options, slot: Slot) -> Result<Generation> {
+        if start.prompt.is_empty() {
+            return Err(Error::Usage("the prompt is empty".into()));
+        }
+        if start.prompt.len() >= self.context() {
+            return Err(Error::Context { prompt: start.prompt.len(), context: self.context() });
+        }
+        Ok(Generation::new(self.clone(), Start { slot, ..start }, options))
+    }
+
+    /// The conversation as tokens, and the parser of what follows.
+    fn render(&self, messages: &[Message], think: Think) -> Result<(Vec<u32>, ThoughtParser)> {
+        let Inner { tokenizer, template, markers, .. } = &*self.inner;
+        let template = template.as_ref().ok_or_else(|| {
+            Error::Unsupported(format!("{} has no chat template: give it a raw prompt (--raw)", self.name()))
+        })?;
+        let messages: Vec<TemplateMessage> = messages
+            .iter()
+            .map(|m| TemplateMessage {
+                role: m.role.as_str().to_owned(),
+                content: m.content.clone(),
+                reasoning_content: m.thought.clone(),
+            })
+            .collect();
+        let literal = |id: Option<u32>| id.map_or_else(String::new, |id| tokenizer.decode(&[id]));
+        let mut context = TemplateContext {
+            add_generation_prompt: true,
+            bos_token: literal(tokenizer.bos().map(|(id, _)| id)),
+            eos_token: literal(tokenizer.ends().first().copied()),
+            ..TemplateContext::default()
+        };
+        if think != Think::Auto {
+            // the switches of Qwen3's and of DeepSeek-V3.1's templates
+            for key in ["enable_thinking", "thinking"] {
+                context.extra.insert(key.into(), (think == Think::On).into());
+            }
+        }
+        let mut tokens = template.encode(tokenizer, &messages, &context)?;
+        const TAIL: usize = 16; // more than the longest marker has tokens
+        let tail = tokenizer.decode(&tokens[tokens.len().saturating_sub(TAIL)..]);
+        let suffix = think.suffix(&tail, markers);
+        tokens.extend(tokenizer.encode(&suffix, Special::Parse)?);
+        let tail = tail + &suffix;
+        let tail = tail.trim_end();
+        let parser = if tail.ends_with(&markers.end) {
+            ThoughtParser::answering(markers.clone())
+        } else {
+            ThoughtParser::new(markers.clone(), tail.ends_with(&markers.start))
+        };
+        Ok((tokens, parser))
+    }
+
+    fn encode_raw(&self, text: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.inner.tokenizer.encode(text, Special::Parse)?;
+        if let Some((bos, true)) = self.inner.tokenizer.bos()
+            && tokens.first() != Some(&bos)
+        {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
     }
 
     /// The name it was loaded by.
     pub fn name(&self) -> &str {
-        unimplemented!("W8")
+        &self.inner.name
+    }
+
+    /// The file or folder it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
     }
 
     /// The files it was loaded from.
     pub fn files(&self) -> &[PathBuf] {
-        unimplemented!("W8")
+        &self.inner.files
     }
 
     /// `qwen2`, `llama`, …
     pub fn architecture(&self) -> &str {
-        unimplemented!("W8")
+        &self.inner.architecture
     }
 
     /// The device and its kernels: "cpu (avx512, 2 threads)".
-    pub fn device(&self) -> String {
-        unimplemented!("W8")
+    pub fn device(&self) -> &str {
+        &self.inner.device
     }
 
     /// Context in tokens.
     pub fn context(&self) -> usize {
-        unimplemented!("W8")
+        self.inner.context
     }
 
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        unimplemented!("W8")
+        &self.inner.tokenizer
+    }
+
+    /// The strings between which it thinks.
+    pub fn markers(&self) -> &Markers {
+        &self.inner.markers
     }
 
     /// Its default sampling.
     pub fn sampling(&self) -> Sampling {
-        unimplemented!("W8")
+        self.inner.sampling
     }
 
     /// Its default for thinking.
     pub fn think(&self) -> Think {
-        unimplemented!("W8")
+        self.inner.think
     }
 
     /// Seconds that loading took.
     pub fn load_seconds(&self) -> f64 {
-        unimplemented!("W8")
+        self.inner.load_seconds
     }
+}
+
+fn random_seed() -> u64 {
+    // 53 bits, so that a JSON reader that knows only doubles keeps it exact
+    getrandom::u64()
+        .unwrap_or_else(|_| std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64))
+        >> 11
 }

@@ -16,6 +16,17 @@ pub enum Role {
     Assistant,
 }
 
+impl Role {
+    /// The word that chat templates use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
 /// A message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
@@ -93,7 +104,7 @@ impl From<&[Message]> for Prompt {
 pub type LogitsHook = Arc<dyn Fn(&[u32], &mut [f32]) + Send + Sync>;
 
 /// How to generate. What is not set comes from the model (its catalog entry or generation_config.json).
-#[derive(Clone, Default)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Options {
     /// Sampling parameters that differ from the model's own.
@@ -110,6 +121,24 @@ pub struct Options {
     pub logits_hook: Option<LogitsHook>,
     /// Cancels the generation from another thread.
     pub cancel: Option<CancelHandle>,
+    /// Whether tokens are drafted from the text so far and verified several at a time (on). Changes speed, never a
+    /// token.
+    pub speculate: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            sampling: SamplingOverrides::default(),
+            max_tokens: None,
+            seed: None,
+            think: None,
+            stop: Vec::new(),
+            logits_hook: None,
+            cancel: None,
+            speculate: true,
+        }
+    }
 }
 
 impl Options {
@@ -157,6 +186,12 @@ impl Options {
     /// Sees and may edit the logits of each token.
     pub fn logits_hook(mut self, hook: impl Fn(&[u32], &mut [f32]) + Send + Sync + 'static) -> Self {
         self.logits_hook = Some(Arc::new(hook));
+        self
+    }
+
+    /// Whether tokens are drafted from the text so far and verified several at a time.
+    pub fn speculate(mut self, speculate: bool) -> Self {
+        self.speculate = speculate;
         self
     }
 

@@ -46,6 +46,23 @@ pub struct KvShape {
     pub value_dim: usize,
 }
 
+impl KvType {
+    /// Bytes of a stored value.
+    pub const fn bytes(self) -> usize {
+        match self {
+            KvType::F32 => 4,
+            KvType::F16 => 2,
+        }
+    }
+}
+
+impl KvShape {
+    /// Bytes of one layer's share of a page.
+    pub const fn page_bytes(&self, kv_type: KvType) -> usize {
+        self.heads * (self.key_dim + self.value_dim) * PAGE_LEN * kv_type.bytes()
+    }
+}
+
 /// One row of a step: a token of a sequence at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -177,7 +194,7 @@ pub trait Backend: Send {
     /// Attention of `query` over layer `layer`, reading keys and values only as stored.
     fn attention(&mut self, layer: usize, query: Buffer, attention: &Attention, to: Buffer);
 
-    /// `to = silu(gate) * up`.
+    /// `to = silu(gate) * up`; `to` may be `gate`.
     fn swiglu(&mut self, gate: Buffer, up: Buffer, to: Buffer);
 
     /// `to += from`.
@@ -186,14 +203,11 @@ pub trait Backend: Send {
     /// Keeps only the rows that want logits, in order: `to` has one row for each.
     fn gather(&mut self, from: Buffer, to: Buffer);
 
-    /// The contents of a buffer, [its rows, width].
-    fn read(&mut self, buffer: Buffer) -> &[f32];
+    /// The contents of a buffer, [its rows, width]; the caller may change them.
+    fn read(&mut self, buffer: Buffer) -> &mut [f32];
 
     /// Copies the first `positions` of a page, in all layers, to another page.
     fn copy_page(&mut self, from: u32, to: u32, positions: usize);
-
-    /// Bytes of one KV page over all declared layers, for memory planning.
-    fn page_bytes(&self, kv_type: KvType) -> usize;
 
     /// Whether matrices of this type stay as they are.
     fn supports(&self, kind: BlockType) -> bool;

@@ -1,6 +1,107 @@
 //! The command line: one file a command; rendering apart from doing.
 
+pub mod args;
+mod chat;
+mod completions;
+mod config;
+mod interrupt;
+mod keyboard;
+mod list;
+mod memory;
+mod output;
+mod pull;
+mod remove;
+pub mod render;
+mod run;
+mod session;
+pub mod settings;
+mod show;
+mod tokenize;
+mod words;
+
+use std::process::ExitCode;
+
+use args::{ChatArgs, Cli, Command};
+use render::{Console, RESET, error_line, is_closed_pipe};
+use settings::{Flags, Settings};
+
+use crate::{Error, Result};
+
+/// Exit code of wrong usage.
+const EXIT_USAGE: u8 = 2;
+/// Exit code of any other failure.
+const EXIT_FAILURE: u8 = 1;
+
 /// Runs the command line; the exit code is 0 for success, 2 for wrong usage, 130 after Ctrl-C, 1 for anything else.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match args::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let console = Console::detect(cli.global);
+    interrupt::install(console.dims_stderr());
+    match std::panic::catch_unwind(|| dispatch(cli, &console)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => failure(&error),
+        Err(_) => {
+            let _ = crossterm::terminal::disable_raw_mode();
+            let reset = if console.dims_stderr() { RESET } else { "" };
+            error_line(format!(
+                "{reset}pensive: this is a bug in pensive; please report it with the lines above"
+            ));
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
+    match cli.command {
+        None => open_chat(&ChatArgs::default(), console),
+        Some(Command::Chat(args)) => open_chat(&args, console),
+        Some(Command::Run(args)) => run::run(&args, console),
+        Some(Command::Pull(args)) => pull::run(&args, console),
+        Some(Command::List(args)) => list::run(&args, console),
+        Some(Command::Show(args)) => show::run(&args, console),
+        Some(Command::Remove(args)) => remove::run(&args, console),
+        Some(Command::Tokenize(args)) => tokenize::run(&args, console),
+        Some(Command::Config(args)) => config::run(&args),
+        Some(Command::Completions(args)) => completions::run(args),
+    }
+}
+
+/// Opens a chat; also what `pensive run MODEL` without a prompt does on a terminal.
+fn open_chat(args: &ChatArgs, console: &Console) -> Result<ExitCode> {
+    let settings = Settings::from_env(Flags::from(args))?;
+    chat::run(&settings, console)
+}
+
+/// Reports what went wrong. A reader that is gone (`| head`) is no failure: it has what it wanted.
+fn failure(error: &Error) -> ExitCode {
+    if is_closed_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    error_line(format!("pensive: {error}"));
+    ExitCode::from(match error {
+        _ if interrupt::caught() => interrupt::EXIT_INTERRUPTED,
+        Error::Usage(_) => EXIT_USAGE,
+        _ => EXIT_FAILURE,
+    })
+}
+
+/// Prints clap's help, version or error.
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    if let Some(word) = unknown_command(error) {
+        error_line(format!("\nTo chat with a model: pensive chat {word}"));
+    }
+    ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 })
+}
+
+/// The word that stands where a command should: often a model's name.
+fn unknown_command(error: &clap::Error) -> Option<&str> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
+        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => Some(word),
+        _ => None,
+    }
 }

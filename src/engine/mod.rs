@@ -1,3 +1,234 @@
 //! Sequences, KV pages, batches, sampling.
+//!
+//! An [`Engine`] owns a backend with a model on it. A [`Sequence`] owns its tokens and, by reference count, its KV
+//! pages: it is cut back to a position, or forked to share a prefix, without copying (a shared page that is only
+//! partly full is copied when one of its owners writes to it).
 
+pub mod lookup;
+mod pages;
+pub mod philox;
 pub mod sampling;
+
+use crate::backend::{Backend, PAGE_LEN, Plan, Row, Step};
+use crate::model::Decoder;
+use crate::{Error, Result};
+use pages::{Page, PagePool};
+
+/// The tokens of a sequence and the pages that hold their keys and values.
+#[derive(Debug, Default)]
+pub struct Sequence {
+    tokens: Vec<u32>,
+    pages: Vec<Page>,
+}
+
+impl Sequence {
+    /// An empty sequence.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The tokens that are in the cache.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether nothing is in the cache.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Cuts the sequence back to its first `len` tokens; pages that are not needed are given back.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+        self.pages.truncate(self.tokens.len().div_ceil(PAGE_LEN));
+    }
+
+    /// A sequence with the same first `len` tokens, sharing their pages.
+    pub fn fork(&self, len: usize) -> Sequence {
+        let tokens = self.tokens[..len].to_vec();
+        let pages = self.pages[..len.div_ceil(PAGE_LEN)].to_vec();
+        Sequence { tokens, pages }
+    }
+
+    /// How many of `tokens` stand at the beginning of the cache.
+    pub fn common_prefix(&self, tokens: &[u32]) -> usize {
+        self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+}
+
+/// Which rows of a feed want logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wants {
+    /// None.
+    Nothing,
+    /// The last one.
+    Last,
+    /// All.
+    All,
+}
+
+/// Tokens that a step appends to a sequence.
+#[derive(Debug)]
+pub struct Feed<'a> {
+    /// The sequence.
+    pub sequence: &'a mut Sequence,
+    /// Its next tokens.
+    pub tokens: &'a [u32],
+    /// Whose logits are asked for.
+    pub wants: Wants,
+}
+
+/// A model on a backend, and the pages of its KV cache.
+pub struct Engine {
+    backend: Box<dyn Backend>,
+    decoder: Decoder,
+    pool: PagePool,
+    plan: Plan,
+    rows: Vec<Row>,
+    tables: Vec<Vec<u32>>, // one per sequence of the step, reused
+}
+
+impl Engine {
+    /// Puts a loaded decoder to work: the backend allocates what `plan` asks for.
+    ///
+    /// # Errors
+    /// Memory that the system does not give.
+    pub fn new(mut backend: Box<dyn Backend>, decoder: Decoder, plan: Plan) -> Result<Self> {
+        backend.prepare(plan, &decoder.hyperparameters().rope())?;
+        Ok(Engine {
+            backend,
+            decoder,
+            pool: PagePool::new(plan.pages),
+            plan,
+            rows: Vec::with_capacity(plan.rows),
+            tables: (0..plan.sequences).map(|_| Vec::with_capacity(plan.pages)).collect(),
+        })
+    }
+
+    /// The model.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The device and its kernels.
+    pub fn device(&self) -> String {
+        self.backend.name()
+    }
+
+    /// Most rows in a step: the size of a prefill chunk.
+    pub fn max_rows(&self) -> usize {
+        self.plan.rows
+    }
+
+    /// Most rows of a step that want logits.
+    pub fn max_logit_rows(&self) -> usize {
+        self.plan.logit_rows
+    }
+
+    /// Runs one step over all feeds and appends their tokens to their sequences.
+    /// Returns the logits asked for, [rows that want them, vocabulary], in order of the feeds; they may be edited.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for more rows than planned or a token beyond the vocabulary, [`Error::Memory`] where the KV cache has
+    /// no free page. The sequences are then as before.
+    pub fn step(&mut self, feeds: &mut [Feed<'_>]) -> Result<&mut [f32]> {
+        self.check(feeds)?;
+        for feed in feeds.iter_mut() {
+            if let Err(error) = self.make_room(feed.sequence, feed.tokens.len()) {
+                feeds.iter_mut().for_each(|f| f.sequence.truncate(f.sequence.len()));
+                return Err(error);
+            }
+        }
+        self.rows.clear();
+        for (index, feed) in feeds.iter().enumerate() {
+            let table = &mut self.tables[index];
+            table.clear();
+            table.extend(feed.sequence.pages.iter().map(Page::id));
+            let start = feed.sequence.len();
+            self.rows.extend(feed.tokens.iter().enumerate().map(|(i, &token)| Row {
+                sequence: index,
+                position: start + i,
+                token,
+                wants_logits: match feed.wants {
+                    Wants::Nothing => false,
+                    Wants::Last => i + 1 == feed.tokens.len(),
+                    Wants::All => true,
+                },
+            }));
+        }
+        self.run(feeds.len());
+        for feed in feeds.iter_mut() {
+            feed.sequence.tokens.extend_from_slice(feed.tokens);
+        }
+        if self.rows.iter().any(|row| row.wants_logits) {
+            Ok(self.backend.read(self.decoder.logits()))
+        } else {
+            Ok(&mut [])
+        }
+    }
+
+    fn run(&mut self, sequences: usize) {
+        // slices of the tables live on the stack for the usual few sequences
+        const FEW: usize = 8;
+        if sequences <= FEW {
+            let mut tables: [&[u32]; FEW] = [&[]; FEW];
+            tables.iter_mut().zip(&self.tables).for_each(|(to, table)| *to = table);
+            let step = Step { rows: &self.rows, tables: &tables[..sequences] };
+            self.decoder.step(&mut *self.backend, &step);
+        } else {
+            let tables: Vec<&[u32]> = self.tables[..sequences].iter().map(Vec::as_slice).collect();
+            self.decoder.step(&mut *self.backend, &Step { rows: &self.rows, tables: &tables });
+        }
+    }
+
+    fn check(&self, feeds: &[Feed<'_>]) -> Result<()> {
+        let rows: usize = feeds.iter().map(|f| f.tokens.len()).sum();
+        let logits: usize = feeds
+            .iter()
+            .map(|f| match f.wants {
+                Wants::Nothing => 0,
+                Wants::Last => f.tokens.len().min(1),
+                Wants::All => f.tokens.len(),
+            })
+            .sum();
+        let plan = &self.plan;
+        if rows > plan.rows || logits > plan.logit_rows || feeds.len() > plan.sequences {
+            return Err(Error::Usage(format!(
+                "a step of {rows} rows, {logits} with logits, over {} sequences; planned for {}, {} and {}",
+                feeds.len(),
+                plan.rows,
+                plan.logit_rows,
+                plan.sequences
+            )));
+        }
+        let vocabulary = self.decoder.hyperparameters().vocabulary;
+        match feeds.iter().flat_map(|f| f.tokens).find(|&&t| t as usize >= vocabulary) {
+            Some(token) => {
+                Err(Error::Usage(format!("token {token} is beyond the model's vocabulary of {vocabulary}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Pages for `more` tokens, the first of them not shared with another sequence.
+    fn make_room(&mut self, sequence: &mut Sequence, more: usize) -> Result<()> {
+        let (len, filled) = (sequence.len(), sequence.len() % PAGE_LEN);
+        if more > 0 && filled > 0 {
+            let last = len / PAGE_LEN;
+            if sequence.pages[last].is_shared() {
+                let copy = self.pool.take()?;
+                self.backend.copy_page(sequence.pages[last].id(), copy.id(), filled);
+                sequence.pages[last] = copy;
+            }
+        }
+        while sequence.pages.len() * PAGE_LEN < len + more {
+            sequence.pages.push(self.pool.take()?);
+        }
+        Ok(())
+    }
+}

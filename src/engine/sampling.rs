@@ -1,4 +1,15 @@
 //! From logits to a token.
+//!
+//! The order of the steps: repetition, presence and frequency penalties; temperature; top-k; top-p; min-p; the draw.
+//! (The logits hook of [`Options`](crate::Options) comes before all of them.) Temperature 0 takes the most likely
+//! token after the penalties; of equals the one with the lowest id.
+//!
+//! The draw for token i depends only on (seed, sequence, i), see [`philox`](super::philox). Candidates are ordered
+//! by falling logit, then by rising id; the draw u takes the first one at which the running sum of the
+//! probabilities exceeds u.
+
+use super::philox;
+use crate::backend::cpu::kernels::math::exp;
 
 /// Sampling parameters, all resolved.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -78,6 +89,269 @@ impl SamplingOverrides {
             presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
             repeat_last_n: self.repeat_last_n.unwrap_or(base.repeat_last_n),
+        }
+    }
+}
+
+impl Sampling {
+    /// # Errors
+    /// A parameter out of its range, named.
+    pub fn check(&self) -> crate::Result<()> {
+        let fault = |name: &str, value: f32, range: &str| {
+            Err(crate::Error::Usage(format!("{name} of {value}: must be {range}")))
+        };
+        match self {
+            s if !(0.0..=100.0).contains(&s.temperature) => {
+                fault("temperature", s.temperature, "from 0 to 100")
+            }
+            s if !(s.top_p > 0.0 && s.top_p <= 1.0) => fault("top-p", s.top_p, "above 0 and at most 1"),
+            s if !(0.0..=1.0).contains(&s.min_p) => fault("min-p", s.min_p, "from 0 to 1"),
+            s if !(s.repeat_penalty > 0.0 && s.repeat_penalty.is_finite()) => {
+                fault("repeat-penalty", s.repeat_penalty, "above 0")
+            }
+            s if !s.presence_penalty.is_finite() => fault("presence-penalty", s.presence_penalty, "a number"),
+            s if !s.frequency_penalty.is_finite() => {
+                fault("frequency-penalty", s.frequency_penalty, "a number")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn penalizes(&self) -> bool {
+        self.repeat_last_n > 0
+            && (self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0)
+    }
+}
+
+/// Tokens less likely than the best by more than this many nats (after temperature) are never drawn: all of them
+/// together have less than one part in 100,000.
+const NEGLIGIBLE: f32 = 24.0;
+
+/// Chooses the tokens of one sequence.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    seed: u64,
+    sequence: u64,
+    candidates: Vec<(f32, u32)>, // (logit after temperature, id), reused
+    recent: Vec<u32>,            // reused
+}
+
+impl Sampler {
+    /// A sampler for sequence number `sequence` of a run with this seed.
+    pub fn new(sampling: Sampling, seed: u64, sequence: u64) -> Self {
+        Sampler { sampling, seed, sequence, candidates: Vec::new(), recent: Vec::new() }
+    }
+
+    /// The token at index `index` of what is generated. `history` is what stands before it, prompt included.
+    /// The logits are changed by the penalties.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32], index: u64) -> u32 {
+        if self.sampling.penalizes() {
+            self.penalize(logits, history);
+        }
+        if self.sampling.temperature == 0.0 {
+            return argmax(logits);
+        }
+        self.collect(logits);
+        let sum = self.filter();
+        let target = philox::uniform(self.seed, self.sequence, index) * sum;
+        let mut running = 0.0;
+        for &(weight, id) in &self.candidates {
+            running += f64::from(weight);
+            if running > target {
+                return id;
+            }
+        }
+        self.candidates.last().map_or(0, |&(_, id)| id)
+    }
+
+    fn penalize(&mut self, logits: &mut [f32], history: &[u32]) {
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, repeat_last_n, .. } =
+            self.sampling;
+        self.recent.clear();
+        self.recent.extend_from_slice(&history[history.len().saturating_sub(repeat_last_n)..]);
+        self.recent.sort_unstable();
+        for run in self.recent.chunk_by(|a, b| a == b) {
+            let Some(logit) = logits.get_mut(run[0] as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / repeat_penalty } else { *logit * repeat_penalty };
+            *logit -= presence_penalty + frequency_penalty * run.len() as f32;
+        }
+    }
+
+    /// Candidates in order of falling logit, at most top-k.
+    fn collect(&mut self, logits: &[f32]) {
+        let Sampling { temperature, top_k, .. } = self.sampling;
+        let best = logits[argmax(logits) as usize];
+        let floor = best - NEGLIGIBLE * temperature;
+        self.candidates.clear();
+        self.candidates.extend(
+            logits
+                .iter()
+                .zip(0..)
+                .filter(|&(&l, _)| l >= floor)
+                .map(|(&l, id)| ((l - best) / temperature, id)),
+        );
+        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if top_k > 0 && top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(top_k - 1, order);
+            self.candidates.truncate(top_k);
+        }
+        self.candidates.sort_unstable_by(order);
+    }
+
+    /// Turns logits into weights, keeps what top-p and min-p leave, and gives the sum of their weights.
+    fn filter(&mut self) -> f64 {
+        let Sampling { top_p, min_p, .. } = self.sampling;
+        let mut total = 0.0;
+        for (value, _) in &mut self.candidates {
+            *value = exp(*value); // the best one: 1
+            total += f64::from(*value);
+        }
+        let mut sum = 0.0;
+        let enough = f64::from(top_p) * total;
+        let mut kept = 0;
+        for &(weight, _) in &self.candidates {
+            if kept > 0 && (sum >= enough || weight < min_p) {
+                break;
+            }
+            sum += f64::from(weight);
+            kept += 1;
+        }
+        self.candidates.truncate(kept);
+        sum
+    }
+}
+
+/// The index of the largest value, the first of equals; NaN is never the largest.
+pub fn argmax(logits: &[f32]) -> u32 {
+    // by lanes, so that the compiler makes vectors of it; then the first index that holds the maximum
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let chunks = logits.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
+            *lane = if v > *lane { v } else { *lane };
+        }
+    }
+    let best = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    logits.iter().position(|&v| v == best).unwrap_or(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampling(overrides: SamplingOverrides) -> Sampling {
+        overrides.over(Sampling { temperature: 1.0, top_p: 1.0, ..Sampling::default() })
+    }
+
+    /// How often each of the tokens is drawn in 10,000 draws, as a share.
+    fn shares(sampling: Sampling, logits: &[f32]) -> Vec<f64> {
+        let mut sampler = Sampler::new(sampling, 42, 0);
+        let mut counts = vec![0.0; logits.len()];
+        for i in 0..10_000 {
+            counts[sampler.sample(&mut logits.to_vec(), &[], i) as usize] += 1.0 / 10_000.0;
+        }
+        counts
+    }
+
+    fn probabilities(p: &[f64]) -> Vec<f32> {
+        p.iter().map(|p| p.ln() as f32).collect()
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_first_of_the_most_likely() {
+        let sampling = sampling(SamplingOverrides { temperature: Some(0.0), ..Default::default() });
+        let mut logits: Vec<f32> = (0..100).map(|i| (i % 50) as f32).collect();
+        logits[3] = f32::NAN;
+        assert_eq!(Sampler::new(sampling, 1, 0).sample(&mut logits, &[], 0), 49);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let got = shares(sampling(Default::default()), &probabilities(&[0.1, 0.6, 0.3]));
+        for (share, p) in got.iter().zip([0.1, 0.6, 0.3]) {
+            assert!((share - p).abs() < 0.015, "{got:?}");
+        }
+    }
+
+    #[test]
+    fn temperature_sharpens() {
+        let s = sampling(SamplingOverrides { temperature: Some(0.5), ..Default::default() });
+        let got = shares(s, &probabilities(&[0.25, 0.75]));
+        assert!((got[1] - 0.9).abs() < 0.015, "{got:?}"); // 0.75² / (0.75² + 0.25²)
+    }
+
+    #[test]
+    fn top_k_keeps_the_k_most_likely_and_the_lower_id_of_equals() {
+        let s = sampling(SamplingOverrides { top_k: Some(2), ..Default::default() });
+        let got = shares(s, &probabilities(&[0.2, 0.2, 0.4, 0.2]));
+        assert!(got[0] > 0.0 && got[2] > 0.0);
+        assert_eq!((got[1], got[3]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn top_p_keeps_the_smallest_set_that_holds_the_mass() {
+        let s = sampling(SamplingOverrides { top_p: Some(0.7), ..Default::default() });
+        let got = shares(s, &probabilities(&[0.5, 0.3, 0.15, 0.05]));
+        assert!((got[0] - 0.625).abs() < 0.015, "{got:?}");
+        assert_eq!((got[2], got[3]), (0.0, 0.0));
+    }
+
+    #[test]
+    fn min_p_is_a_share_of_the_most_likely() {
+        let s = sampling(SamplingOverrides { min_p: Some(0.5), ..Default::default() });
+        let got = shares(s, &probabilities(&[0.5, 0.3, 0.2]));
+        assert!(got[1] > 0.0 && got[2] == 0.0, "{got:?}");
+    }
+
+    #[test]
+    fn penalties_look_at_the_last_n_tokens() {
+        let mut sampler = Sampler::new(
+            Sampling {
+                temperature: 0.0,
+                repeat_penalty: 2.0,
+                presence_penalty: 1.0,
+                frequency_penalty: 0.5,
+                repeat_last_n: 3,
+                ..Sampling::default()
+            },
+            0,
+            0,
+        );
+        let mut logits = vec![4.0, -4.0, 4.0, 4.0];
+        sampler.sample(&mut logits, &[3, 0, 0, 1], 0);
+        assert_eq!(logits, [0.0, -9.5, 4.0, 4.0]); // 4/2 - 1 - 2*0.5; -4*2 - 1 - 0.5; unseen; too long ago
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_sequence_and_index_alone() {
+        let logits = vec![0.0; 1000];
+        let draw = |seed, sequence, index| {
+            Sampler::new(sampling(Default::default()), seed, sequence).sample(&mut logits.clone(), &[], index)
+        };
+        let mut used = Sampler::new(sampling(Default::default()), 5, 1);
+        for i in 0..9 {
+            used.sample(&mut logits.clone(), &[1, 2], i);
+        }
+        assert_eq!(used.sample(&mut logits.clone(), &[], 9), draw(5, 1, 9));
+        let all = [draw(5, 1, 9), draw(6, 1, 9), draw(5, 2, 9), draw(5, 1, 8)];
+        assert!(all[1..].iter().all(|t| *t != all[0]), "{all:?}");
+    }
+
+    #[test]
+    fn parameters_out_of_range_are_named() {
+        let s = Sampling { top_p: 0.0, ..Sampling::default() };
+        assert_eq!(s.check().unwrap_err().to_string(), "top-p of 0: must be above 0 and at most 1");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn argmax_is_the_first_position_of_the_maximum(values in proptest::collection::vec(-5i8..5, 1..70)) {
+            let logits: Vec<f32> = values.iter().map(|&v| f32::from(v)).collect();
+            let max = values.iter().max().unwrap();
+            let first = values.iter().position(|v| v == max).unwrap();
+            proptest::prop_assert_eq!(argmax(&logits) as usize, first);
         }
     }
 }

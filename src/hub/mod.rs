@@ -1,1 +1,161 @@
 //! A name becomes files on disk.
+//!
+//! [`Reference`] is what a name means, [`Hub`] looks it up: in the local cache ([`Hub::find`], never the
+//! network) or at the hub ([`Hub::plan`], then [`Hub::pull`]). [`Hub::list`] and [`Hub::removal`] keep the cache in
+//! order. The cache is the ordinary Hugging Face cache, shared with Python's tools.
+
+mod cache;
+mod cached;
+mod client;
+mod download;
+mod models;
+mod plan;
+mod reference;
+mod removal;
+mod settings;
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+pub use cached::Cached;
+pub use plan::{Phase, Plan, PlannedFile, Progress};
+pub use reference::{HubReference, Reference, Select};
+pub use removal::Removal;
+pub use settings::{Setting, Settings};
+
+use cache::CachedRepo;
+use client::Client;
+use download::Download;
+
+use crate::Result;
+use crate::catalog::{Entry, quantization};
+
+/// Files of a model on this machine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    /// The files in the order of their parts; one file unless the model is split, or the folder of a checkpoint.
+    pub files: Vec<PathBuf>,
+    /// Hub repository, `owner/name`; none for a path.
+    pub repository: Option<String>,
+    /// Commit of the repository.
+    pub commit: Option<String>,
+    /// Quantization by the file's name: `Q4_K_M`.
+    pub quantization: Option<String>,
+    /// The catalog's entry, if it was named by a short name or its repository is the catalog's.
+    pub entry: Option<&'static Entry>,
+}
+
+/// The hub and its local cache.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    settings: Settings,
+}
+
+impl Hub {
+    /// A hub by these settings.
+    pub fn new(settings: Settings) -> Hub {
+        Hub { settings }
+    }
+
+    /// A hub by the environment: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HUB_OFFLINE.
+    ///
+    /// # Errors
+    /// A variable that cannot be understood, or no home folder.
+    pub fn from_env() -> Result<Hub> {
+        Ok(Hub::new(Settings::from_env()?))
+    }
+
+    /// The settings it works by.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// What `name` means: [`Reference::parse`] with this hub's endpoint.
+    ///
+    /// # Errors
+    /// As [`Reference::parse`].
+    pub fn reference(&self, name: &str) -> Result<Reference> {
+        Reference::parse(name, &self.settings.endpoint.value)
+    }
+
+    /// The files of `reference` if they are here, complete; never touches the network.
+    ///
+    /// # Errors
+    /// Several quantizations are here and the wanted one is not clear; or a folder cannot be read.
+    pub fn find(&self, reference: &Reference) -> Result<Option<Located>> {
+        match reference {
+            Reference::Hub(reference) => cached::find(&self.settings, reference),
+            Reference::Path(path) => Ok(Some(Located {
+                files: vec![path.clone()],
+                repository: None,
+                commit: None,
+                quantization: quantization::of_path(&path.to_string_lossy()),
+                entry: None,
+            })),
+        }
+    }
+
+    /// Asks the hub what a download of `reference` would fetch.
+    ///
+    /// # Errors
+    /// Offline; no such repository, revision, file or quantization (lists what is there); gated; no network.
+    pub fn plan(&self, reference: &HubReference) -> Result<Plan> {
+        plan::make(&self.settings, reference)
+    }
+
+    /// Downloads what the plan lacks. A download that was stopped goes on where it stopped; SHA-256 is compared
+    /// before a file gets its final name. Setting `cancel` stops it and keeps what is there.
+    ///
+    /// # Errors
+    /// No room on disk, a broken connection after several tries, wrong bytes, or `cancel`.
+    pub fn pull(
+        &self,
+        plan: &Plan,
+        progress: &mut dyn FnMut(&Progress),
+        cancel: &AtomicBool,
+    ) -> Result<Located> {
+        let cache = &self.settings.cache.value;
+        plan.check_room(cache)?;
+        let repo = CachedRepo::new(cache, &plan.repository, &plan.revision);
+        let client = Client::new(&self.settings)?;
+        let mut download = Download { client, repo, plan, progress, cancel, before: 0 };
+        let mut files = Vec::new();
+        for file in &plan.files {
+            download.fetch(file)?;
+            files.push(download.repo.point(file.hash(), &plan.commit, &file.path)?);
+            download.finish(file);
+        }
+        download.repo.set_commit(&plan.commit)?;
+        Ok(Located {
+            files,
+            repository: Some(plan.repository.clone()),
+            commit: Some(plan.commit.clone()),
+            quantization: plan.quantization.clone(),
+            entry: plan.entry,
+        })
+    }
+
+    /// All models of the cache, the runnable first, then by name.
+    ///
+    /// # Errors
+    /// The cache folder cannot be read. (No cache folder is an empty list.)
+    pub fn list(&self) -> Result<Vec<Cached>> {
+        cached::list(&self.settings)
+    }
+
+    /// What removing `reference` from the cache would delete.
+    ///
+    /// # Errors
+    /// A path (files that were not pulled are not removed), or a model that is not here.
+    pub fn removal(&self, reference: &Reference) -> Result<Removal> {
+        removal::plan(&self.settings, reference)
+    }
+
+    /// Deletes what `removal` names; returns the freed bytes.
+    ///
+    /// # Errors
+    /// A file that cannot be deleted.
+    pub fn remove(&self, removal: &Removal) -> Result<u64> {
+        removal::execute(removal)
+    }
+}

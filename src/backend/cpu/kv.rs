@@ -58,11 +58,6 @@ fn layout(shapes: &[KvShape], kind: KvType) -> (Vec<Layer>, usize) {
     (layers, offset)
 }
 
-/// Bytes of a page over layers of these shapes.
-pub fn page_bytes(shapes: &[KvShape], kind: KvType) -> usize {
-    layout(shapes, kind).1
-}
-
 impl KvCache {
     /// `pages` pages over layers of these shapes.
     ///

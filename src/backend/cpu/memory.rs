@@ -52,6 +52,13 @@ impl Memory {
         // SAFETY: in bounds, aligned to a system page, and any bits are an f32.
         unsafe { std::slice::from_raw_parts(self.start.0.cast(), len) }
     }
+
+    /// The first `len` f32, to be changed.
+    pub fn as_floats_mut(&mut self, len: usize) -> &mut [f32] {
+        assert!(len * size_of::<f32>() <= self.map.len());
+        // SAFETY: in bounds, aligned to a system page, and any bits are an f32; borrowed as the memory is.
+        unsafe { std::slice::from_raw_parts_mut(self.start.0.cast(), len) }
+    }
 }
 
 /// A pointer that the threads of a job share; each touches only its own elements.

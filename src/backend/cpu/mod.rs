@@ -412,18 +412,15 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn read(&mut self, buffer: Buffer) -> &[f32] {
-        let buffer = &self.ready().buffers[buffer.0];
-        buffer.memory.as_floats(buffer.rows * buffer.width)
+    fn read(&mut self, buffer: Buffer) -> &mut [f32] {
+        let ready = self.ready.as_mut().expect("`prepare` comes before the first step");
+        let buffer = &mut ready.buffers[buffer.0];
+        buffer.memory.as_floats_mut(buffer.rows * buffer.width)
     }
 
     fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
         debug_assert!(positions <= PAGE_LEN);
         self.ready_mut().cache.copy_page(from, to); // what lies behind `positions` is not read before it is written
-    }
-
-    fn page_bytes(&self, kv_type: KvType) -> usize {
-        kv::page_bytes(&self.shapes, kv_type)
     }
 
     fn supports(&self, kind: BlockType) -> bool {

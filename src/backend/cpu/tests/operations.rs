@@ -243,15 +243,6 @@ fn gather_keeps_the_rows_that_want_logits_and_later_operations_work_on_them() {
     }
 }
 
-#[test]
-fn page_bytes_count_keys_and_values_of_all_layers() {
-    let mut backend = backend(1, best());
-    backend.add_kv(KvShape { heads: 2, key_dim: 128, value_dim: 128 });
-    backend.add_kv(KvShape { heads: 3, key_dim: 24, value_dim: 20 }); // values are padded to 32
-    let values = 2 * 256 + 3 * (24 + 32);
-    assert_eq!(backend.page_bytes(KvType::F16), values * PAGE_LEN * 2);
-    assert_eq!(backend.page_bytes(KvType::F32), values * PAGE_LEN * 4);
-}
 
 #[test]
 fn the_name_tells_instruction_set_and_threads() {

@@ -1,0 +1,105 @@
+//! What a model needs of memory, and what there is.
+
+use crate::backend::PAGE_LEN;
+use crate::{Error, Result, catalog};
+
+/// Smallest context that a model is loaded with when memory is short, tokens.
+const SMALLEST_CONTEXT: usize = 2048;
+
+/// Bytes of memory: those that this process may still take, and all of the machine's (or control group's).
+/// Where the system does not say, there is no limit.
+pub fn available_and_total_bytes() -> (u64, u64) {
+    let Ok(mut system) = sysinfo::System::new() else { return (u64::MAX, u64::MAX) };
+    system.refresh_memory();
+    let (mut available, mut total) = (system.available_memory(), system.total_memory());
+    if let Some(group) = system.cgroup_limits() {
+        // the group's page cache gives way, so only what is resident counts
+        available = available.min(group.total_memory.saturating_sub(group.rss));
+        total = total.min(group.total_memory);
+    }
+    (available, total)
+}
+
+/// What loading takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    /// The weights, bytes.
+    pub weights: u64,
+    /// Buffers for activations, bytes.
+    pub buffers: u64,
+    /// A KV page, bytes.
+    pub page: u64,
+}
+
+impl Needs {
+    /// Bytes in all, with a context of so many tokens.
+    pub fn total(&self, context: usize) -> u64 {
+        self.weights + self.buffers + pages(context) as u64 * self.page
+    }
+
+    /// The context to load with: the wanted one, else the model's own, lowered to what fits.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where that does not fit, unless `force`.
+    pub fn context(&self, wanted: Option<usize>, own: usize, available: u64, force: bool) -> Result<usize> {
+        let context = wanted.unwrap_or(own);
+        if force || self.total(context) <= available {
+            return Ok(context);
+        }
+        let room = available.saturating_sub(self.weights + self.buffers);
+        let fits = (room / self.page.max(1)) as usize * PAGE_LEN;
+        match wanted {
+            None if fits >= SMALLEST_CONTEXT.min(own) => Ok(fits.min(own)),
+            _ => Err(Error::Memory(self.refusal(wanted.unwrap_or(SMALLEST_CONTEXT.min(own)), available))),
+        }
+    }
+
+    fn refusal(&self, context: usize, available: u64) -> String {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let largest = catalog::largest_that_fits(available, context);
+        let advice = match largest {
+            Some(entry) => format!("the largest model of the catalog that fits is {}", entry.name),
+            None => "no model of the catalog fits".to_owned(),
+        };
+        format!(
+            "needs {:.1} GiB (weights {:.1}, context of {context} tokens {:.1}), and {:.1} GiB of memory are available: \
+             {advice}; a smaller --context needs less, --force loads it all the same",
+            gib(self.total(context)),
+            gib(self.weights),
+            gib(self.total(context) - self.weights),
+            gib(available),
+        )
+    }
+}
+
+/// KV pages for a context of so many tokens.
+pub(super) fn pages(context: usize) -> usize {
+    context.div_ceil(PAGE_LEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const NEEDS: Needs = Needs { weights: 1000 * MIB, buffers: 100 * MIB, page: MIB };
+
+    #[test]
+    fn a_context_that_fits_is_taken() {
+        assert_eq!(NEEDS.context(None, 32768, 2000 * MIB, false).unwrap(), 32768);
+        assert_eq!(NEEDS.context(Some(100), 32768, 2000 * MIB, false).unwrap(), 100);
+    }
+
+    #[test]
+    fn the_models_own_context_is_lowered_to_what_fits() {
+        assert_eq!(NEEDS.context(None, 32768, 1200 * MIB, false).unwrap(), 100 * PAGE_LEN);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_numbers() {
+        let error = NEEDS.context(None, 32768, 1110 * MIB, false).unwrap_err().to_string();
+        assert!(error.contains("weights 1.0") && error.contains("1.1 GiB of memory"), "{error}");
+        assert!(NEEDS.context(Some(32768), 32768, 1200 * MIB, false).is_err());
+        assert_eq!(NEEDS.context(Some(32768), 32768, 1200 * MIB, true).unwrap(), 32768);
+    }
+}

@@ -1,0 +1,495 @@
+//! The arguments of every command, as clap reads them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+
+use super::words::arrange;
+use crate::backend::KvType;
+use crate::{Error, Result, SamplingOverrides, Think};
+
+const EXAMPLES: &str = "\
+Examples:
+  pensive run deepseek-r1 why is the sky blue
+  cat notes.txt | pensive run deepseek-r1:7b summarise
+  pensive chat deepseek-r1:8b
+  pensive pull deepseek-r1:14b
+  pensive run ./model.gguf --json 'What is 17 * 23?'
+
+MODEL is a short name of the catalog (deepseek-r1:7b, deepseek-r1:7b-q8_0), a repository of the Hugging Face hub \
+(owner/repo[@revision][:QUANTIZATION]), or the path of a GGUF file.";
+
+const RUN_HELP: &str = "\
+The prompt's words are joined with spaces. A word that is one of the options above is an option wherever it \
+stands; any other word belongs to the prompt, also if it begins with a hyphen. After `--` every word belongs to \
+the prompt. Piped text comes first, then a blank line, then the words.
+
+Examples:
+  pensive run deepseek-r1 why is the sky blue
+  pensive run deepseek-r1 '-5 + 3?' --stats
+  pensive run deepseek-r1 -- what does --json do
+  git diff | pensive run deepseek-r1:7b review this --thought hide
+  pensive run deepseek-r1 --json --seed 1 --temperature 0 'Name a prime.'
+
+Exit codes: 0 the answer is complete or reached --max-tokens, 130 interrupted by Ctrl-C (the partial answer is \
+printed), 2 wrong usage, 1 anything else.";
+
+/// Runs R1-style reasoning models on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "pensive", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
+pub struct Cli {
+    /// What goes for every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// The command; none opens a chat with the configured or last used model.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What goes for every command.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct GlobalArgs {
+    /// Print no notices and no progress, only results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 900)]
+    pub quiet: bool,
+    /// Print what is being done: files, device, settings
+    #[arg(short, long, global = true, display_order = 900)]
+    pub verbose: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Chat with a model in the terminal
+    Chat(ChatArgs),
+    /// Answer one prompt
+    Run(RunArgs),
+    /// Download a model into the Hugging Face cache
+    Pull(PullArgs),
+    /// List the models in the cache that pensive can run
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show what is known of a model, downloaded or not
+    Show(ShowArgs),
+    /// Remove a model's files from the cache
+    #[command(visible_alias = "rm")]
+    Remove(RemoveArgs),
+    /// Turn text into token ids
+    Tokenize(TokenizeArgs),
+    /// Print the settings, where each comes from, and all paths
+    Config(ConfigArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+/// `pensive chat`
+#[derive(Clone, Debug, Default, Args)]
+pub struct ChatArgs {
+    /// Model to chat with; without it the configured one, else the last used
+    pub model: Option<String>,
+    /// How to load the model.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// How to generate.
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+    /// What to do with thoughts: stream and keep, stream and fold to one line, or hide [default: fold]
+    #[arg(long, value_name = "HOW", value_parser = one_of::<Thought>(&["show", "fold", "hide"]))]
+    pub thought: Option<Thought>,
+}
+
+/// `pensive run`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = RUN_HELP, override_usage = "pensive run [OPTIONS] <MODEL> [PROMPT]...")]
+pub struct RunArgs {
+    /// Model to run
+    pub model: String,
+    /// The prompt; without one, and with nothing piped in, a chat opens
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Vec<String>,
+    /// Where the thought goes: stderr, nowhere, or stdout before the answer [default: show]
+    #[arg(long, value_name = "WHERE", value_parser = one_of::<Thought>(&["show", "hide", "stdout"]))]
+    pub thought: Option<Thought>,
+    /// Print one JSON object with the result
+    #[arg(long)]
+    pub json: bool,
+    /// Print the events as they happen, one JSON object a line; the last is that of --json
+    #[arg(long, conflicts_with = "json")]
+    pub json_stream: bool,
+    /// Take the prompt exactly as it is: no chat template, special tokens parsed
+    #[arg(long, conflicts_with_all = ["system", "system_file", "think", "no_think"])]
+    pub raw: bool,
+    /// Print the speed on stderr
+    #[arg(long)]
+    pub stats: bool,
+    /// How to load the model.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// How to generate.
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+}
+
+/// How to load a model.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Loading")]
+pub struct LoadArgs {
+    /// Threads to compute with [default: one per core]
+    #[arg(short, long, value_name = "N", value_parser = parse_count)]
+    pub threads: Option<usize>,
+    /// Context in tokens [default: the model's own, as far as it fits into memory]
+    #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
+    pub context: Option<usize>,
+    /// How keys and values are stored [default: f16]
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "f32"]))]
+    pub kv_type: Option<KvArg>,
+    /// Load even what does not fit into memory
+    #[arg(long)]
+    pub force: bool,
+    /// Download a missing model without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// How to generate.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Generation")]
+pub struct GenerateArgs {
+    /// Most tokens to generate, thought and answer together [default: what the context holds]
+    #[arg(short = 'n', long, value_name = "N", aliases = ["n-predict", "predict"], value_parser = parse_count)]
+    pub max_tokens: Option<usize>,
+    /// Seed of the draws [default: random]
+    #[arg(short, long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// System message
+    #[arg(long, value_name = "TEXT", alias = "system-prompt")]
+    pub system: Option<String>,
+    /// File with the system message
+    #[arg(long, value_name = "FILE", alias = "system-prompt-file", conflicts_with = "system")]
+    pub system_file: Option<PathBuf>,
+    /// Whether to think before answering [default: the model's own]
+    #[arg(long, value_name = "WHEN", value_parser = one_of::<Think>(&["on", "off", "auto"]))]
+    pub think: Option<Think>,
+    /// Answer at once; the same as --think off
+    #[arg(long, conflicts_with = "think")]
+    pub no_think: bool,
+    /// End the answer at this string, which is not printed; may be given several times
+    #[arg(long, value_name = "STRING", aliases = ["reverse-prompt"], allow_hyphen_values = true, value_parser = parse_stop)]
+    pub stop: Vec<String>,
+    /// How to sample.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// How to sample. What is not given comes from the configuration, then from the model.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Sampling (default: what the model's authors recommend)")]
+pub struct SamplingArgs {
+    /// Temperature; 0 always takes the most likely token
+    #[arg(long, value_name = "X", alias = "temp")]
+    pub temperature: Option<f32>,
+    /// Keep the N most likely tokens; 0 keeps all
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Keep the most likely tokens that together have this probability; 1 keeps all
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Keep tokens at least this likely as a share of the most likely one; 0 keeps all
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Divide the logits of recent tokens by this; 1 is off
+    #[arg(long, value_name = "X", alias = "repetition-penalty")]
+    pub repeat_penalty: Option<f32>,
+    /// Subtract this once from the logits of recent tokens; 0 is off
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+    /// Subtract this for each time a token occurred recently; 0 is off
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+    /// How many recent tokens the penalties look at; 0 is none
+    #[arg(long, value_name = "N")]
+    pub repeat_last_n: Option<usize>,
+}
+
+/// `pensive pull`
+#[derive(Clone, Debug, Args)]
+pub struct PullArgs {
+    /// Model to download
+    pub model: String,
+    /// Do not ask above 10 GB
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Never use the network: only check that the model is there
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// `pensive list`
+#[derive(Clone, Debug, Args)]
+pub struct ListArgs {
+    /// Also list what cannot be run, and why
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pensive show`
+#[derive(Clone, Debug, Args)]
+pub struct ShowArgs {
+    /// Model to show
+    pub model: String,
+    /// Context in tokens for the memory that is needed
+    #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
+    pub context: Option<usize>,
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pensive remove`
+#[derive(Clone, Debug, Args)]
+pub struct RemoveArgs {
+    /// Model to remove
+    pub model: String,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// `pensive tokenize`
+#[derive(Clone, Debug, Args)]
+pub struct TokenizeArgs {
+    /// Model, or the path of a tokenizer.json
+    pub model: String,
+    /// Text; without it, standard input
+    #[arg(allow_hyphen_values = true)]
+    pub text: Option<String>,
+    /// Print a JSON array of {id, piece}
+    #[arg(long)]
+    pub json: bool,
+    /// Read special tokens in the text as ordinary text
+    #[arg(long)]
+    pub no_special: bool,
+}
+
+/// `pensive config`
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// Model whose settings to show [default: the configured one]
+    pub model: Option<String>,
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// How to load the model.
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// How to generate.
+    #[command(flatten)]
+    pub generate: GenerateArgs,
+    /// What to do with thoughts
+    #[arg(long, value_name = "HOW", value_parser = one_of::<Thought>(&["show", "fold", "hide", "stdout"]))]
+    pub thought: Option<Thought>,
+}
+
+/// `pensive completions`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct CompletionsArgs {
+    /// Shell to complete for
+    pub shell: clap_complete::Shell,
+}
+
+/// What to do with a thought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Thought {
+    /// Stream it and keep it on the screen.
+    Show,
+    /// Stream it, and fold it to one line once the answer starts (chat; elsewhere as `show`).
+    Fold,
+    /// Do not show it.
+    Hide,
+    /// Print it to stdout before the answer (run; elsewhere as `show`).
+    Stdout,
+}
+
+/// `--kv-type`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvArg {
+    /// 16-bit floats.
+    F16,
+    /// 32-bit floats.
+    F32,
+}
+
+impl From<KvArg> for KvType {
+    fn from(kv: KvArg) -> Self {
+        match kv {
+            KvArg::F16 => KvType::F16,
+            KvArg::F32 => KvType::F32,
+        }
+    }
+}
+
+impl GenerateArgs {
+    /// `--think`, with `--no-think` as `off`.
+    pub fn think(&self) -> Option<Think> {
+        if self.no_think { Some(Think::Off) } else { self.think }
+    }
+}
+
+impl SamplingArgs {
+    /// The given parameters, their ranges checked.
+    pub fn overrides(&self) -> Result<SamplingOverrides> {
+        let overrides = SamplingOverrides {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repeat_last_n: self.repeat_last_n,
+        };
+        check_sampling(&overrides)
+            .map_err(|(name, why)| Error::Usage(format!("--{}: {why}", name.replace('_', "-"))))?;
+        Ok(overrides)
+    }
+}
+
+/// Checks the ranges; the error is the parameter's name and what it must be.
+pub fn check_sampling(s: &SamplingOverrides) -> Result<(), (&'static str, String)> {
+    type Test = fn(f32) -> bool;
+    let rows: [(&'static str, Option<f32>, Test, &str); 6] = [
+        ("temperature", s.temperature, |x| x >= 0.0, "0 or more"),
+        ("top_p", s.top_p, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1"),
+        ("min_p", s.min_p, |x| (0.0..=1.0).contains(&x), "between 0 and 1"),
+        ("repeat_penalty", s.repeat_penalty, |x| x > 0.0, "above 0"),
+        ("presence_penalty", s.presence_penalty, |_| true, "a number"),
+        ("frequency_penalty", s.frequency_penalty, |_| true, "a number"),
+    ];
+    for (name, value, allowed, range) in rows {
+        if let Some(x) = value.filter(|&x| !x.is_finite() || !allowed(x)) {
+            return Err((name, format!("{x} is out of range; it must be {range}")));
+        }
+    }
+    Ok(())
+}
+
+/// One of several words that serde knows as variants of `T`.
+fn one_of<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: serde::de::DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(words).try_map(|word| serde_json::from_value::<T>(word.into()))
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("it must be a whole number from 1 up".into()),
+        Ok(n) => Ok(n),
+    }
+}
+
+fn parse_stop(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it must not be empty".into()) } else { Ok(text.into()) }
+}
+
+/// Reads the process's arguments.
+///
+/// # Errors
+/// clap's own, which also carries `--help` and `--version`.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(arrange(args.into_iter().collect())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn run(line: &str) -> Result<RunArgs, clap::Error> {
+        let words = ["pensive", "run"].into_iter().chain(line.split_whitespace());
+        match parse(words.map(OsString::from))?.command {
+            Some(Command::Run(args)) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_that_generates_has_the_same_short_flags() {
+        for command in ["run m", "chat m", "config m"] {
+            let words = format!("pensive {command} -t 2 -c 4096 -n 64 -s 7");
+            parse(words.split_whitespace().map(OsString::from)).unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+
+    #[test]
+    fn habits_of_other_programs_are_understood_but_not_advertised() {
+        let args = run("m --ctx-size 9 --n-predict 8 --temp 0.5 --repetition-penalty 1.1 hi").unwrap();
+        assert_eq!((args.load.context, args.generate.max_tokens), (Some(9), Some(8)));
+        let sampling = args.generate.sampling.overrides().unwrap();
+        assert_eq!((sampling.temperature, sampling.repeat_penalty), (Some(0.5), Some(1.1)));
+        let help = run("--help").unwrap_err().to_string();
+        assert!(help.contains("--context") && !help.contains("--ctx-size") && !help.contains("--temp "));
+    }
+
+    #[test]
+    fn no_think_is_think_off() {
+        assert_eq!(run("m hi --no-think").unwrap().generate.think(), Some(Think::Off));
+        assert_eq!(run("m hi --think auto").unwrap().generate.think(), Some(Think::Auto));
+        assert_eq!(run("m hi").unwrap().generate.think(), None);
+    }
+
+    #[test]
+    fn contradictions_are_wrong_usage() {
+        for line in [
+            "m hi --think on --no-think",
+            "m hi --json --json-stream",
+            "m hi --raw --system x",
+            "m hi --raw --no-think",
+            "m hi --system x --system-file y",
+            "m hi -q -v",
+        ] {
+            assert_eq!(run(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        for line in
+            ["m hi -n 0", "m hi -t none", "m hi --think perhaps", "m hi --thought fold", "m hi --stop="]
+        {
+            let error = run(line).unwrap_err();
+            assert!(
+                matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue),
+                "{line}: {error}"
+            );
+        }
+        for (line, flag) in [
+            ("m hi --temperature=-1", "--temperature"),
+            ("m hi --temperature nan", "--temperature"),
+            ("m hi --top-p 0", "--top-p"),
+            ("m hi --min-p 2", "--min-p"),
+            ("m hi --repeat-penalty 0", "--repeat-penalty"),
+            ("m hi --presence-penalty inf", "--presence-penalty"),
+        ] {
+            let error = run(line).unwrap().generate.sampling.overrides().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{flag}: ")), "{error}");
+        }
+    }
+}

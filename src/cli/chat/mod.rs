@@ -1,0 +1,141 @@
+//! `pensive chat`: a conversation in the terminal.
+
+mod commands;
+mod complete;
+mod input;
+mod live;
+mod repl;
+mod set;
+mod store;
+mod turn;
+
+use std::io::{self, BufReader};
+use std::process::ExitCode;
+
+use input::{Editor, Input};
+use live::Size;
+use repl::{Repl, Talk};
+use store::Store;
+use turn::Screen;
+
+use super::args::Thought;
+use super::render::{Console, knows_escape_codes, stdout_error};
+use super::session;
+use super::settings::Settings;
+use crate::api::{Chat, Event};
+use crate::{Message, Options, Result, Sampling, Think};
+
+/// Chats until the user leaves or the input ends.
+///
+/// # Errors
+/// The model cannot be loaded, the input read, or the output written.
+pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
+    let model = session::load(settings, console)?;
+    let store = Store::new(settings.paths.data.join("chats"));
+    let mut chat = model.chat();
+    chat.set_system(settings.system.as_ref().map(|s| s.value.clone()));
+    let mut screen = Screen {
+        rich: console.stdin_terminal && console.stdout_terminal && knows_escape_codes(),
+        console: *console,
+        out: io::stdout(),
+        err: io::stderr(),
+        size: Size::of_terminal,
+    };
+    if console.stdin_terminal && !console.quiet {
+        let welcome = format!("{}: /? lists the commands, Ctrl-D leaves", model.name());
+        screen.note(&welcome).map_err(stdout_error)?;
+    }
+    let input = if screen.rich && console.stderr_terminal {
+        let (editor, trouble) = Editor::new(settings.paths.state.clone(), store.clone(), console.color);
+        if let Some(trouble) = trouble {
+            screen.note(&trouble).map_err(stdout_error)?;
+        }
+        Input::Editor(Box::new(editor))
+    } else {
+        Input::Lines { reader: Box::new(BufReader::new(io::stdin())), prompt: console.stdin_terminal }
+    };
+    let thought = match settings.thought.as_ref().map(|t| t.value) {
+        Some(Thought::Show | Thought::Stdout) => Thought::Show,
+        Some(Thought::Hide) => Thought::Hide,
+        Some(Thought::Fold) | None => Thought::Fold,
+    };
+    let talk = ModelChat { chat, settings: settings.clone(), console: *console };
+    Repl::new(talk, screen, input, settings.options(), thought, store).run()
+}
+
+/// A conversation with a loaded model.
+struct ModelChat {
+    chat: Chat,
+    settings: Settings,
+    console: Console,
+}
+
+impl Talk for ModelChat {
+    fn messages(&self) -> &[Message] {
+        self.chat.messages()
+    }
+
+    fn set_messages(&mut self, messages: Vec<Message>) {
+        self.chat.set_messages(messages);
+    }
+
+    fn set_system(&mut self, system: Option<String>) {
+        self.chat.set_system(system);
+    }
+
+    fn clear(&mut self) {
+        self.chat.clear();
+    }
+
+    fn undo(&mut self) -> Option<String> {
+        self.chat.undo()
+    }
+
+    fn ask(&mut self, text: String, options: &Options) -> Result<impl Iterator<Item = Result<Event>>> {
+        self.chat.ask(text, options)
+    }
+
+    fn regenerate(&mut self, options: &Options) -> Result<impl Iterator<Item = Result<Event>>> {
+        self.chat.regenerate(options)
+    }
+
+    fn switch(&mut self, name: &str, options: &mut Options) -> Result<()> {
+        let settings = self.settings.with_model(name)?;
+        self.chat.set_model(session::load(&settings, &self.console)?);
+        if let Some(system) = &settings.system {
+            self.chat.set_system(Some(system.value.clone()));
+        }
+        // Sampling and thinking go with a model; bounds and seed are the user's.
+        options.sampling = settings.sampling();
+        options.think = settings.think.as_ref().map(|t| t.value);
+        self.settings = settings;
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        self.chat.model().name()
+    }
+
+    fn describe(&self) -> String {
+        let model = self.chat.model();
+        let mut text = format!(
+            "  model         {}\n  architecture  {}\n  device        {}\n  context       {} tokens\n",
+            model.name(),
+            model.architecture(),
+            model.device(),
+            model.context()
+        );
+        for file in model.files() {
+            text.push_str(&format!("  file          {}\n", file.display()));
+        }
+        text
+    }
+
+    fn sampling(&self) -> Sampling {
+        self.chat.model().sampling()
+    }
+
+    fn think(&self) -> Think {
+        self.chat.model().think()
+    }
+}

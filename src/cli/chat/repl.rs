@@ -1,0 +1,345 @@
+//! The loop: read, do what was said, show.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crossterm::clipboard::CopyToClipboard;
+
+use super::commands::{self, Command, Entry, THINK, THOUGHT, help, word};
+use super::input::{Input, Line};
+use super::set::{self, Setting};
+use super::store::{Saved, Store, expand_home, read_text};
+use super::turn::{Screen, count, duration, show};
+use crate::api::{Event, Stats};
+use crate::cli::args::Thought;
+use crate::cli::interrupt::{self, EXIT_INTERRUPTED};
+use crate::cli::keyboard;
+use crate::cli::render::{harmless, stdout_error};
+use crate::{CancelHandle, Message, Options, Result, Role, Sampling, Think};
+
+/// What the loop talks to: a chat with a model, or a script in tests.
+pub(super) trait Talk {
+    fn messages(&self) -> &[Message];
+    fn set_messages(&mut self, messages: Vec<Message>);
+    fn set_system(&mut self, system: Option<String>);
+    fn clear(&mut self);
+    fn undo(&mut self) -> Option<String>;
+    fn ask(&mut self, text: String, options: &Options) -> Result<impl Iterator<Item = Result<Event>>>;
+    fn regenerate(&mut self, options: &Options) -> Result<impl Iterator<Item = Result<Event>>>;
+    /// Goes on with another model, whose sampling and thinking replace those of `options`.
+    fn switch(&mut self, name: &str, options: &mut Options) -> Result<()>;
+    fn name(&self) -> &str;
+    /// The model in some lines.
+    fn describe(&self) -> String;
+    fn sampling(&self) -> Sampling;
+    fn think(&self) -> Think;
+}
+
+/// A conversation at the prompt.
+pub(super) struct Repl<T, O, E> {
+    talk: T,
+    screen: Screen<O, E>,
+    input: Input,
+    options: Options,
+    thought: Thought,
+    store: Store,
+    /// Files that go with the next message.
+    attached: String,
+    /// Name under which the chat was saved or loaded last.
+    saved_as: Option<String>,
+    last: Option<Stats>,
+    /// A turn or a command failed.
+    failed: bool,
+}
+
+impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
+    pub(super) fn new(
+        talk: T,
+        screen: Screen<O, E>,
+        input: Input,
+        options: Options,
+        thought: Thought,
+        store: Store,
+    ) -> Self {
+        Repl {
+            talk,
+            screen,
+            input,
+            options,
+            thought,
+            store,
+            attached: String::new(),
+            saved_as: None,
+            last: None,
+            failed: false,
+        }
+    }
+
+    /// Chats until the user leaves or the input ends.
+    ///
+    /// The exit code tells a script that feeds lines whether all of them were answered.
+    pub(super) fn run(mut self) -> Result<ExitCode> {
+        let mut cleared = false;
+        loop {
+            let line = self.input.next()?;
+            let again = std::mem::replace(&mut cleared, line == Line::Cleared);
+            let next = match line {
+                Line::Text(text) => self.enter(&text),
+                Line::Cleared if again => {
+                    self.screen.note("use Ctrl-D or /bye to leave").map(|()| Next::Line)
+                }
+                Line::Cleared => Ok(Next::Line),
+                // It comes while the prompt's line is open.
+                Line::Trouble(text) => self.screen.note(&format!("\n{text}")).map(|()| Next::Line),
+                Line::End => Ok(Next::End),
+            };
+            match next.map_err(stdout_error)? {
+                Next::Line => {}
+                Next::End => break,
+                Next::Interrupted => return Ok(ExitCode::from(EXIT_INTERRUPTED)),
+            }
+        }
+        let interactive = self.screen.console.stdin_terminal;
+        Ok(if self.failed && !interactive { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    fn enter(&mut self, text: &str) -> io::Result<Next> {
+        match commands::parse(text) {
+            Ok(Entry::Nothing) => Ok(Next::Line),
+            Ok(Entry::Message(text)) => self.ask(text),
+            Ok(Entry::Command(Command::Quit)) => Ok(Next::End),
+            Ok(Entry::Command(Command::Regenerate)) => self.turn(None),
+            Ok(Entry::Command(command)) => match self.command(command) {
+                Ok(text) => self.screen.say(&text).map(|()| Next::Line),
+                Err(trouble) => self.trouble(&trouble).map(|()| Next::Line),
+            },
+            Err(trouble) => self.trouble(&trouble).map(|()| Next::Line),
+        }
+    }
+
+    fn ask(&mut self, text: String) -> io::Result<Next> {
+        let mut message = std::mem::take(&mut self.attached);
+        message.push_str(&text);
+        self.turn(Some(message))
+    }
+
+    /// A turn: about a new message, or about the last one again.
+    fn turn(&mut self, message: Option<String>) -> io::Result<Next> {
+        let cancel = CancelHandle::new();
+        self.options.cancel = Some(cancel.clone());
+        let _caught = interrupt::arm({
+            let cancel = cancel.clone();
+            move || cancel.cancel()
+        });
+        let _quiet = self.screen.rich.then(keyboard::quiet);
+        let (view, most) = (self.thought, self.options.max_tokens);
+        let shown = match message {
+            Some(text) => {
+                self.talk.ask(text, &self.options).map(|turn| show(turn, view, most, &mut self.screen))
+            }
+            None => self.talk.regenerate(&self.options).map(|turn| show(turn, view, most, &mut self.screen)),
+        };
+        let result = match shown {
+            Ok(shown) => shown?,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(stats) => self.last = Some(stats),
+            Err(error) => self.trouble(&error.to_string())?,
+        }
+        if self.screen.console.stdin_terminal {
+            self.screen.say("\n")?;
+        } else if cancel.is_cancelled() {
+            return Ok(Next::Interrupted);
+        }
+        Ok(Next::Line)
+    }
+
+    fn trouble(&mut self, text: &str) -> io::Result<()> {
+        self.failed = true;
+        self.screen.say(&format!("{}\n", harmless(text)))
+    }
+
+    /// Does what a command says; gives what there is to say about it.
+    fn command(&mut self, command: Command) -> Result<String, String> {
+        match command {
+            Command::Help => Ok(help()),
+            Command::Clear => Ok(self.clear()),
+            Command::Undo => self.undo(),
+            Command::System(text) => Ok(self.system(text)),
+            Command::Set(what) => self.set(what),
+            Command::Read(file) => self.read(&file),
+            Command::Thought(view) => self.thought(view),
+            Command::Think(think) => Ok(self.think(think)),
+            Command::Save(name) => self.save(name),
+            Command::Load(name) => self.load(name),
+            Command::Copy => self.copy(),
+            Command::Stats => self.last.as_ref().map(stats).ok_or("there was no answer yet".into()),
+            Command::Model(None) => Ok(self.talk.describe()),
+            Command::Model(Some(name)) => self.model(&name),
+            Command::Regenerate | Command::Quit => Ok(String::new()),
+        }
+    }
+
+    fn clear(&mut self) -> String {
+        self.talk.clear();
+        self.attached.clear();
+        self.saved_as = None;
+        self.last = None;
+        "the conversation is forgotten\n".into()
+    }
+
+    fn undo(&mut self) -> Result<String, String> {
+        let text = self.talk.undo().ok_or("there is no message to take back")?;
+        self.last = None;
+        Ok(format!("taken back: {}\n", first_line(&text)))
+    }
+
+    fn system(&mut self, text: Option<String>) -> String {
+        match text {
+            None => match self.talk.messages().first().filter(|m| m.role == Role::System) {
+                Some(message) => format!("{}\n", message.content),
+                None => "there is no system message: /system TEXT sets one\n".into(),
+            },
+            Some(text) if text.is_empty() => {
+                self.talk.set_system(None);
+                "the system message is removed\n".into()
+            }
+            Some(text) => {
+                self.talk.set_system(Some(text));
+                "the system message is set\n".into()
+            }
+        }
+    }
+
+    fn set(&mut self, what: Option<(String, Option<String>)>) -> Result<String, String> {
+        let model = self.talk.sampling();
+        let Some((name, value)) = what else { return Ok(set::table(&self.options, &model)) };
+        let setting = Setting::find(&name)?;
+        if let Some(value) = value {
+            setting.set(&mut self.options, &value)?;
+        }
+        Ok(format!("{} {}\n", setting.name(), setting.get(&self.options, &model)))
+    }
+
+    fn read(&mut self, file: &str) -> Result<String, String> {
+        let file = file.strip_prefix('"').and_then(|f| f.strip_suffix('"')).unwrap_or(file);
+        let text = read_text(&expand_home(file)).map_err(|e| e.to_string())?;
+        let text = text.trim_end();
+        if text.is_empty() {
+            return Err(format!("{file}: is empty"));
+        }
+        self.attached.push_str(text);
+        self.attached.push_str("\n\n");
+        Ok(format!("{file}: {} go with the next message\n", count(text.lines().count(), "line")))
+    }
+
+    fn thought(&mut self, view: Option<Thought>) -> Result<String, String> {
+        match view {
+            Some(view) => {
+                self.thought = view;
+                Ok(format!("thoughts: {}\n", word(&THOUGHT, view)))
+            }
+            None => match self.last.as_ref().map(|stats| stats.thought.as_str()).filter(|t| !t.is_empty()) {
+                Some(thought) => Ok(format!("{}\n", harmless(thought))),
+                None => Err(format!("there was no thought yet (thoughts: {})", word(&THOUGHT, self.thought))),
+            },
+        }
+    }
+
+    fn think(&mut self, think: Option<Think>) -> String {
+        self.options.think = think.or(self.options.think);
+        let think = self.options.think.unwrap_or(self.talk.think());
+        format!("thinking: {}\n", word(&THINK, think))
+    }
+
+    fn save(&mut self, name: Option<String>) -> Result<String, String> {
+        let name = name.or_else(|| self.saved_as.clone()).ok_or("/save NAME: give the chat a name")?;
+        let saved = Saved { model: self.talk.name().to_owned(), messages: self.talk.messages().to_vec() };
+        let path = self.store.save(&name, &saved).map_err(|e| e.to_string())?;
+        self.saved_as = Some(name);
+        Ok(format!("saved to {}\n", path.display()))
+    }
+
+    fn load(&mut self, name: Option<String>) -> Result<String, String> {
+        let Some(name) = name else {
+            let names = self.store.names();
+            return match names.is_empty() {
+                true => Err("no chat is saved yet: /save NAME saves this one".into()),
+                false => Ok(names.iter().map(|name| format!("  {name}\n")).collect()),
+            };
+        };
+        let saved = self.store.load(&name).map_err(|e| e.to_string())?;
+        let said = saved.messages.iter().rfind(|m| m.role == Role::User).map(|m| first_line(&m.content));
+        let mut text = format!("loaded {name}: {}", count(saved.messages.len(), "message"));
+        if let Some(said) = said {
+            text.push_str(&format!(", you last said: {said}"));
+        }
+        text.push('\n');
+        if saved.model != self.talk.name() {
+            text.push_str(&format!("it was held with {}; this is {}\n", saved.model, self.talk.name()));
+        }
+        self.talk.set_messages(saved.messages);
+        self.attached.clear();
+        self.saved_as = Some(name);
+        self.last = None;
+        Ok(harmless(&text).into_owned())
+    }
+
+    fn copy(&mut self) -> Result<String, String> {
+        let answer = self.talk.messages().iter().rfind(|m| m.role == Role::Assistant);
+        let answer = answer.map(|m| m.content.clone()).filter(|text| !text.is_empty());
+        let answer = answer.ok_or("there is no answer to copy yet")?;
+        if !self.screen.rich {
+            return Err("/copy needs a terminal".into());
+        }
+        crossterm::execute!(self.screen.out, CopyToClipboard::to_clipboard_from(&answer))
+            .map_err(|e| format!("the terminal did not take it: {e}"))?;
+        Ok("copied, if the terminal allows it (OSC 52)\n".into())
+    }
+
+    fn model(&mut self, name: &str) -> Result<String, String> {
+        self.talk.switch(name, &mut self.options).map_err(|e| e.to_string())?;
+        self.last = None;
+        Ok(format!("this is {} now; sampling and thinking are its own\n", self.talk.name()))
+    }
+}
+
+/// What comes after a line.
+enum Next {
+    Line,
+    End,
+    Interrupted,
+}
+
+/// The start of a text, for a line that recalls it.
+fn first_line(text: &str) -> String {
+    const MOST: usize = 60;
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None if line.len() < text.len() => format!("{line} …"),
+        None => line.to_owned(),
+    }
+}
+
+/// The text of /stats.
+fn stats(stats: &Stats) -> String {
+    let used = stats.prompt_tokens + stats.tokens.len();
+    let share = 100.0 * used as f64 / stats.context.max(1) as f64;
+    format!(
+        "  prompt   {} ({} still in the cache), {:.1} tokens/s\n  thought  {}\n  answer   {}\n  speed    {:.1} tokens/s, {}\n  context  {used} of {} tokens ({share:.0}%)\n  seed     {}\n",
+        count(stats.prompt_tokens, "token"),
+        stats.cached_tokens,
+        stats.prefill_tokens_per_second(),
+        count(stats.thought_tokens, "token"),
+        count(stats.answer_tokens, "token"),
+        stats.decode_tokens_per_second(),
+        duration(stats.seconds.prefill + stats.seconds.decode),
+        stats.context,
+        stats.seed,
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! What /set shows and changes: all that takes effect without loading the model again.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use super::commands::nearest;
+use crate::cli::args::check_sampling;
+use crate::{Options, Sampling};
+
+/// What can be set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Setting {
+    Temperature,
+    TopK,
+    TopP,
+    MinP,
+    RepeatPenalty,
+    PresencePenalty,
+    FrequencyPenalty,
+    RepeatLastN,
+    Seed,
+    MaxTokens,
+}
+
+/// All settings: name and meaning.
+pub(super) const SETTINGS: &[(Setting, &str, &str)] = &[
+    (Setting::Temperature, "temperature", "0 is greedy"),
+    (Setting::TopK, "top-k", "keep the k most likely tokens; 0: all"),
+    (Setting::TopP, "top-p", "keep what holds this much probability"),
+    (Setting::MinP, "min-p", "least share of the best probability"),
+    (Setting::RepeatPenalty, "repeat-penalty", "1 is off"),
+    (Setting::PresencePenalty, "presence-penalty", "0 is off"),
+    (Setting::FrequencyPenalty, "frequency-penalty", "0 is off"),
+    (Setting::RepeatLastN, "repeat-last-n", "tokens that the penalties look back at"),
+    (Setting::Seed, "seed", "of the draws"),
+    (Setting::MaxTokens, "max-tokens", "thought and answer together"),
+];
+
+/// Other names for habits' sake.
+const ALIASES: &[(&str, Setting)] = &[("temp", Setting::Temperature), ("n-predict", Setting::MaxTokens)];
+
+impl Setting {
+    /// The setting of this name.
+    ///
+    /// # Errors
+    /// A sentence for the user, with the nearest name.
+    pub(super) fn find(name: &str) -> Result<Setting, String> {
+        let given = name.to_ascii_lowercase().replace('_', "-");
+        let names = SETTINGS.iter().map(|(setting, known, _)| (*known, *setting));
+        if let Some((_, setting)) = names.chain(ALIASES.iter().copied()).find(|(known, _)| *known == given) {
+            return Ok(setting);
+        }
+        if matches!(given.as_str(), "context" | "threads" | "kv-type") {
+            return Err(format!("{given} is fixed once a model is loaded: start anew with --{given}"));
+        }
+        Err(match nearest(&given, SETTINGS.iter().map(|(_, known, _)| *known)) {
+            Some(near) => format!("no setting is called {name}: did you mean {near}? (/set lists all)"),
+            None => format!("no setting is called {name}: /set lists all"),
+        })
+    }
+
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        SETTINGS.iter().find(|(setting, ..)| *setting == self).map_or("", |(_, name, _)| name)
+    }
+
+    /// Sets it; `default` goes back to the model's own.
+    ///
+    /// # Errors
+    /// A sentence for the user: no such value.
+    pub(super) fn set(self, options: &mut Options, value: &str) -> Result<(), String> {
+        let wrong = |why: &str| format!("{} {value}: {why}", self.name());
+        let mut changed = options.clone();
+        self.assign(&mut changed, value).ok_or_else(|| wrong(self.kind()))?;
+        check_sampling(&changed.sampling).map_err(|(_, why)| wrong(&why))?;
+        if changed.max_tokens == Some(0) {
+            return Err(wrong("it must be 1 or more"));
+        }
+        *options = changed;
+        Ok(())
+    }
+
+    fn assign(self, options: &mut Options, value: &str) -> Option<()> {
+        let s = &mut options.sampling;
+        match self {
+            Setting::Temperature => assign(&mut s.temperature, value),
+            Setting::TopK => assign(&mut s.top_k, value),
+            Setting::TopP => assign(&mut s.top_p, value),
+            Setting::MinP => assign(&mut s.min_p, value),
+            Setting::RepeatPenalty => assign(&mut s.repeat_penalty, value),
+            Setting::PresencePenalty => assign(&mut s.presence_penalty, value),
+            Setting::FrequencyPenalty => assign(&mut s.frequency_penalty, value),
+            Setting::RepeatLastN => assign(&mut s.repeat_last_n, value),
+            Setting::Seed => assign(&mut options.seed, value),
+            Setting::MaxTokens => assign(&mut options.max_tokens, value),
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Setting::TopK | Setting::RepeatLastN | Setting::Seed | Setting::MaxTokens => {
+                "it must be a whole number, or `default`"
+            }
+            _ => "it must be a number, or `default`",
+        }
+    }
+
+    /// Its value as text; one that is not set is the model's.
+    pub(super) fn get(self, options: &Options, model: &Sampling) -> String {
+        let s = &options.sampling;
+        match self {
+            Setting::Temperature => value(s.temperature, model.temperature),
+            Setting::TopK => value(s.top_k, model.top_k),
+            Setting::TopP => value(s.top_p, model.top_p),
+            Setting::MinP => value(s.min_p, model.min_p),
+            Setting::RepeatPenalty => value(s.repeat_penalty, model.repeat_penalty),
+            Setting::PresencePenalty => value(s.presence_penalty, model.presence_penalty),
+            Setting::FrequencyPenalty => value(s.frequency_penalty, model.frequency_penalty),
+            Setting::RepeatLastN => value(s.repeat_last_n, model.repeat_last_n),
+            Setting::Seed => value(options.seed, "random"),
+            Setting::MaxTokens => value(options.max_tokens, "no bound"),
+        }
+    }
+}
+
+/// Reads a value; none for `default`.
+fn assign<T: FromStr>(to: &mut Option<T>, value: &str) -> Option<()> {
+    *to = if value.eq_ignore_ascii_case("default") { None } else { Some(value.parse().ok()?) };
+    Some(())
+}
+
+/// The table of /set.
+pub(super) fn table(options: &Options, model: &Sampling) -> String {
+    let row = |(setting, name, help): &(Setting, &str, &str)| {
+        format!("  {name:<18} {:<20} {help}\n", setting.get(options, model))
+    };
+    SETTINGS.iter().map(row).collect()
+}
+
+fn value<T: Display>(set: Option<T>, default: impl Display) -> String {
+    match set {
+        Some(value) => value.to_string(),
+        None => format!("{default} (default)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
+        Setting::find(name)?.set(options, value)
+    }
+
+    #[test]
+    fn every_setting_can_be_set_shown_and_reset() {
+        let mut options = Options::new();
+        let model = Sampling::default();
+        for (setting, name, _) in SETTINGS {
+            assert_eq!(Setting::find(name), Ok(*setting));
+            assert!(setting.get(&options, &model).ends_with(" (default)"));
+            setting.set(&mut options, "1").unwrap();
+            assert_eq!(setting.get(&options, &model), "1");
+            setting.set(&mut options, "default").unwrap();
+            assert!(setting.get(&options, &model).ends_with(" (default)"));
+        }
+    }
+
+    #[test]
+    fn underscores_capitals_and_short_names_are_understood() {
+        let mut options = Options::new();
+        set(&mut options, "Top_P", "0.9").unwrap();
+        set(&mut options, "temp", "0").unwrap();
+        set(&mut options, "n_predict", "64").unwrap();
+        assert_eq!(options.sampling.top_p, Some(0.9));
+        assert_eq!(options.sampling.temperature, Some(0.0));
+        assert_eq!(options.max_tokens, Some(64));
+    }
+
+    #[test]
+    fn a_value_out_of_bounds_changes_nothing_and_says_what_is_allowed() {
+        let mut options = Options::new();
+        for (name, value, says) in [
+            ("temperature", "-1", "it must be 0 or more"),
+            ("temperature", "NaN", "it must be 0 or more"),
+            ("temperature", "warm", "it must be a number, or `default`"),
+            ("top-p", "0", "it must be above 0 and at most 1"),
+            ("top-k", "1.5", "it must be a whole number, or `default`"),
+            ("max-tokens", "0", "it must be 1 or more"),
+        ] {
+            let error = set(&mut options, name, value).unwrap_err();
+            assert!(error.starts_with(&format!("{name} {value}: ")) && error.ends_with(says), "{error}");
+        }
+        assert_eq!((options.sampling, options.max_tokens), Default::default());
+    }
+
+    #[test]
+    fn an_unknown_setting_suggests_the_nearest_or_the_way() {
+        assert!(Setting::find("temprature").unwrap_err().contains("did you mean temperature?"));
+        assert!(Setting::find("context").unwrap_err().contains("start anew with --context"));
+        assert_eq!(Setting::find("xyz").unwrap_err(), "no setting is called xyz: /set lists all");
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_setting() {
+        let table = table(&Options::new().seed(7), &Sampling::default());
+        assert_eq!(table.lines().count(), SETTINGS.len());
+        assert!(table.contains("seed               7 "));
+        assert!(table.contains("temperature        0.7 (default)"));
+    }
+}

@@ -1,0 +1,245 @@
+//! Conversations on disk, and files that are the user's alone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Message, Result, Role};
+
+/// More than any context holds; a larger file was named by mistake.
+const LARGEST_TEXT: u64 = 16 << 20;
+
+/// A conversation as it is saved: JSON.
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Saved {
+    /// Name of the model that it was held with.
+    pub(super) model: String,
+    /// The messages, the system message first if there is one.
+    pub(super) messages: Vec<Message>,
+}
+
+/// The folder of saved conversations.
+#[derive(Clone)]
+pub(super) struct Store {
+    folder: PathBuf,
+}
+
+impl Store {
+    /// Conversations in `folder`, which need not exist yet.
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Store { folder }
+    }
+
+    /// Saves under a name, or to a path (a separator or `.json` in it); gives the file.
+    ///
+    /// # Errors
+    /// Where the name cannot be a file's, the file cannot be written, or holds something else.
+    pub(super) fn save(&self, name: &str, chat: &Saved) -> Result<PathBuf> {
+        let path = self.path(name)?;
+        if path.exists() && read(&path).is_err() {
+            return Err(Error::file(&path, "exists and is no saved chat: choose another name"));
+        }
+        if let Some(folder) = path.parent().filter(|f| *f == self.folder) {
+            fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        }
+        let text = serde_json::to_string_pretty(chat).map_err(|e| Error::file(&path, e.to_string()))?;
+        // Written aside first: a full disk must not cost the chat that was there.
+        let aside = path.with_extension("json.part");
+        write_private(&aside, text.as_bytes())?;
+        fs::rename(&aside, &path).map_err(|e| Error::io(&path, e))?;
+        Ok(path)
+    }
+
+    /// Loads what was saved under a name or to a path.
+    ///
+    /// # Errors
+    /// Where there is none, or the file is no saved chat.
+    pub(super) fn load(&self, name: &str) -> Result<Saved> {
+        let path = self.path(name)?;
+        if !path.exists() {
+            return Err(Error::file(&path, "there is no such chat: /load alone lists the saved ones"));
+        }
+        read(&path)
+    }
+
+    /// Names of the saved chats, sorted.
+    pub(super) fn names(&self) -> Vec<String> {
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut names: Vec<String> = files
+            .filter_map(|file| file.file_name().to_str()?.strip_suffix(".json").map(str::to_owned))
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        if name.contains(std::path::is_separator) || name.ends_with(".json") {
+            return Ok(expand_home(name));
+        }
+        // What Windows forbids is refused everywhere, so that names travel.
+        if name.starts_with('.') || name.contains(|c: char| c.is_control() || r#"<>:"|?*\"#.contains(c)) {
+            return Err(Error::Usage(format!(
+                "{name:?} cannot be a file's name: use letters, digits, spaces, - and _"
+            )));
+        }
+        Ok(self.folder.join(format!("{name}.json")))
+    }
+}
+
+fn read(path: &Path) -> Result<Saved> {
+    let saved: Saved = serde_json::from_str(&read_text(path)?)
+        .map_err(|e| Error::file(path, format!("is no saved chat: {e}")))?;
+    if let Some(i) = saved.messages.iter().skip(1).position(|m| m.role == Role::System) {
+        return Err(Error::file(
+            path,
+            format!("messages[{}]: a system message can only be the first", i + 1),
+        ));
+    }
+    Ok(saved)
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// Where it cannot be read, is larger than any context, or is not UTF-8.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    let io = |e| Error::io(path, e);
+    let file = File::open(path).map_err(io)?;
+    let mut bytes = Vec::new();
+    file.take(LARGEST_TEXT + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > LARGEST_TEXT {
+        return Err(Error::file(path, "is larger than 16 MiB, more than any context holds"));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::file(path, format!("is no UTF-8 text (byte {at})"))
+    })
+}
+
+/// `~/x` as a path in the user's home.
+pub(super) fn expand_home(path: &str) -> PathBuf {
+    match path.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with(std::path::is_separator)) {
+        Some(rest) => match etcetera::home_dir() {
+            Ok(home) => home.join(rest.trim_start_matches(std::path::is_separator)),
+            Err(_) => path.into(),
+        },
+        None => path.into(),
+    }
+}
+
+/// Writes a file that only its owner can read.
+///
+/// # Errors
+/// Where it cannot be written.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |e| Error::io(path, e);
+    let mut file = open_private(OpenOptions::new().write(true).truncate(true), path).map_err(io)?;
+    file.write_all(bytes).map_err(io)
+}
+
+/// Opens, and creates, a file that only its owner can read.
+pub(super) fn open_private(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
+    options.create(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+        let file = options.mode(0o600).open(path)?;
+        // The mode above holds only for a file that is new.
+        if file.metadata()?.permissions().mode() & 0o077 != 0 {
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        }
+        Ok(file)
+    }
+    // Elsewhere the folder's rights decide: on Windows the profile is the user's alone.
+    #[cfg(not(unix))]
+    options.open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat() -> Saved {
+        let mut answer = Message::assistant("4 \u{1f600}\n");
+        answer.thought = Some("2 + 2".into());
+        let messages = vec![Message::system("Be brief."), Message::user("2 + 2?\tnow"), answer];
+        Saved { model: "deepseek-r1:1.5b".into(), messages }
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path().join("chats"));
+        (folder, store)
+    }
+
+    #[test]
+    fn what_is_saved_under_a_name_is_loaded_and_listed() {
+        let (_folder, store) = store();
+        assert_eq!(store.names(), Vec::<String>::new());
+        store.save("sums", &chat()).unwrap();
+        store.save("a b", &chat()).unwrap();
+        assert_eq!(store.load("sums").unwrap(), chat());
+        assert_eq!(store.names(), ["a b", "sums"]);
+    }
+
+    #[test]
+    fn a_name_with_a_separator_or_json_is_a_path() {
+        let (folder, store) = store();
+        let path = folder.path().join("elsewhere.json");
+        assert_eq!(store.save(path.to_str().unwrap(), &chat()).unwrap(), path);
+        assert_eq!(store.load(path.to_str().unwrap()).unwrap(), chat());
+        assert_eq!(store.names(), Vec::<String>::new());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_saved_chat_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let (_folder, store) = store();
+        let path = store.save("secret", &chat()).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn saving_again_replaces_a_chat_but_never_another_file() {
+        let (folder, store) = store();
+        store.save("sums", &Saved { model: "m".into(), messages: vec![] }).unwrap();
+        store.save("sums", &chat()).unwrap();
+        assert_eq!(store.load("sums").unwrap(), chat());
+
+        let other = folder.path().join("package.json");
+        fs::write(&other, "{\"name\": 1}").unwrap();
+        let error = store.save(other.to_str().unwrap(), &chat()).unwrap_err().to_string();
+        assert!(error.contains("package.json: exists and is no saved chat"), "{error}");
+        assert_eq!(fs::read_to_string(&other).unwrap(), "{\"name\": 1}");
+    }
+
+    #[test]
+    fn a_bad_name_or_file_is_an_error_that_says_why() {
+        let (folder, store) = store();
+        for name in ["..", "a:b", "what?", "a\tb"] {
+            assert!(store.save(name, &chat()).unwrap_err().to_string().contains("cannot be a file's name"));
+        }
+        assert!(store.load("none").unwrap_err().to_string().contains("there is no such chat"));
+
+        let path = folder.path().join("x.json");
+        let load = |text: &[u8]| {
+            fs::write(&path, text).unwrap();
+            store.load(path.to_str().unwrap()).unwrap_err().to_string()
+        };
+        assert!(load(b"{\"model\": \"m\"}").contains("missing field `messages`"));
+        assert!(load(b"\xff").contains("is no UTF-8 text (byte 0)"));
+        let late =
+            r#"{"model":"m","messages":[{"role":"user","content":"a"},{"role":"system","content":"b"}]}"#;
+        assert!(load(late.as_bytes()).contains("messages[1]: a system message can only be the first"));
+    }
+
+    #[test]
+    fn a_tilde_stands_for_the_home_folder() {
+        let home = etcetera::home_dir().unwrap();
+        assert_eq!(expand_home("~/a b"), home.join("a b"));
+        assert_eq!(expand_home("~"), home);
+        assert_eq!(expand_home("~other/x"), PathBuf::from("~other/x"));
+        assert_eq!(expand_home("./x"), PathBuf::from("./x"));
+    }
+}

@@ -1,0 +1,142 @@
+//! `pensive pull MODEL`, and the pull that `run` and `chat` do for a missing model.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::args::{LoadArgs, PullArgs};
+use super::interrupt;
+use super::memory;
+use super::render::{Bar, Console, bytes, print};
+use super::session::model_name;
+use crate::hub::{Hub, HubReference, Located, Phase, Plan, Progress, Reference, Settings};
+use crate::{Error, Result};
+
+/// `run` and `chat` ask before a larger download.
+const ASK_ABOVE_BYTES: u64 = 10_000_000_000;
+
+/// Context that the memory before a download is estimated at, tokens.
+const ESTIMATE_CONTEXT: usize = 8192;
+
+pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
+    let hub = hub(args.offline)?;
+    let name = &model_name(&args.model)?;
+    let reference = hub.reference(name)?;
+    let located = if hub.settings().offline.value {
+        hub.find(&reference)?.ok_or_else(|| missing_offline(name))?
+    } else {
+        let reference = match reference {
+            Reference::Hub(reference) => reference,
+            Reference::Path(path) => {
+                return Err(Error::file(path, "it is on this machine already: there is nothing to pull"));
+            }
+        };
+        let plan = hub.plan(&reference)?;
+        announce(&plan, console);
+        download(&hub, &plan, name, console)?
+    };
+    for file in &located.files {
+        print(format!("{}\n", file.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The hub by the environment; `--offline` goes before it.
+pub(super) fn hub(offline: bool) -> Result<Hub> {
+    let settings = Settings::from_env()?;
+    Ok(Hub::new(if offline { settings.offline(true) } else { settings }))
+}
+
+/// Sees to it that the files of a model are here, for `run` and `chat`.
+///
+/// # Errors
+/// They are not, and must not or cannot be pulled; the error has the command that pulls them.
+pub(super) fn ensure(name: &str, args: &LoadArgs, console: &Console) -> Result<()> {
+    let hub = hub(args.offline)?;
+    let reference = hub.reference(name)?;
+    if hub.find(&reference)?.is_some() {
+        return Ok(());
+    }
+    let Reference::Hub(reference) = reference else { return Ok(()) };
+    if hub.settings().offline.value {
+        return Err(missing_offline(name));
+    }
+    if let Some(Err(why)) = reference.entry.map(|entry| entry.runnable()) {
+        return Err(Error::Unsupported(format!("{name}: {why}")));
+    }
+    if !args.yes && !console.can_ask() {
+        let what = "to download it now, add --yes, or run";
+        return Err(Error::Hub(format!("{name} is not on this machine; {what} `pensive pull {name}`")));
+    }
+    fetch(&hub, &reference, name, args.yes, console)
+}
+
+fn fetch(hub: &Hub, reference: &HubReference, name: &str, yes: bool, console: &Console) -> Result<()> {
+    let plan = hub.plan(reference)?;
+    announce(&plan, console);
+    let size = plan.missing_bytes();
+    if !yes && size > ASK_ABOVE_BYTES && !console.confirm(&format!("Download {}?", bytes(size)))? {
+        return Err(Error::Hub(format!("{name} was not downloaded; `pensive pull {name}` does it later")));
+    }
+    download(hub, &plan, name, console).map(drop)
+}
+
+fn missing_offline(name: &str) -> Error {
+    Error::Hub(format!(
+        "{name} is not on this machine, and the network is off: run `pensive pull {name}` online"
+    ))
+}
+
+/// Says what a download brings before it starts.
+fn announce(plan: &Plan, console: &Console) {
+    let revision = if plan.revision == "main" { String::new() } else { format!("@{}", plan.revision) };
+    let quantization = plan.quantization.as_ref().map_or(String::new(), |q| format!(" {q}"));
+    console.note(format!("{}{revision}{quantization}", plan.repository));
+    console
+        .note(format!("  licence  {}", plan.licence.as_deref().unwrap_or("none stated by the repository")));
+    let free = plan.free_disk.map_or(String::new(), |free| format!(", {} free on disk", bytes(free)));
+    let here = match plan.total_bytes() - plan.missing_bytes() {
+        0 => String::new(),
+        here => format!(", {} of it here", bytes(here)),
+    };
+    console.note(format!("  size     {}{here}{free}", bytes(plan.total_bytes())));
+    console.note(format!("  memory   {}", needs(plan)));
+    if let Some(Err(why)) = plan.entry.map(|entry| entry.runnable()) {
+        console.note(format!("  it cannot be run: {why}"));
+    }
+}
+
+/// "needs about X of your Y GiB".
+fn needs(plan: &Plan) -> String {
+    let Some(entry) = plan.entry else {
+        return memory::needs(plan.total_bytes(), "without its context");
+    };
+    let context = entry.shape.context.min(ESTIMATE_CONTEXT);
+    let bytes = plan.total_bytes() + entry.kv_bytes(context);
+    memory::needs(bytes, &format!("at {context} tokens of context"))
+}
+
+fn download(hub: &Hub, plan: &Plan, name: &str, console: &Console) -> Result<Located> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let armed = interrupt::arm({
+        let cancel = Arc::clone(&cancel);
+        move || cancel.store(true, Ordering::Relaxed)
+    });
+    let mut bar = console.download_bar();
+    let result = hub.pull(plan, &mut |progress| show(&mut bar, progress), &cancel);
+    drop((bar, armed));
+    if cancel.load(Ordering::Relaxed) && result.is_err() {
+        console.note(format!("stopped; `pensive pull {name}` goes on from there"));
+    }
+    result
+}
+
+fn show(bar: &mut Bar, progress: &Progress<'_>) {
+    bar.update(progress.done, progress.total);
+    bar.message(match progress.phase {
+        Phase::Waiting => "waiting for another download of this file".into(),
+        Phase::Checking => "checking what an earlier download left".into(),
+        Phase::Retrying { attempt } => format!("the connection broke, try {}", attempt + 1),
+        Phase::Downloading => progress.file.rsplit('/').next().unwrap_or_default().to_owned(),
+    });
+}

@@ -1,0 +1,33 @@
+//! `pensive remove MODEL`.
+
+use std::process::ExitCode;
+
+use super::args::RemoveArgs;
+use super::pull;
+use super::render::{Console, bytes, print};
+use crate::{Error, Result};
+
+pub(super) fn run(args: &RemoveArgs, console: &Console) -> Result<ExitCode> {
+    let hub = pull::hub(true)?;
+    let removal = hub.removal(&hub.reference(&args.model)?)?;
+    for file in &removal.files {
+        print(format!("{}\n", file.display()))?;
+    }
+    for blob in &removal.kept {
+        console.note(format!("kept, another snapshot uses it: {}", blob.display()));
+    }
+    let freed = bytes(removal.freed_bytes);
+    if !args.yes {
+        if !console.can_ask() {
+            let what =
+                format!("{} was not removed ({freed}): add --yes where nobody can be asked", args.model);
+            return Err(Error::Hub(what));
+        }
+        if !console.confirm(&format!("Remove, and free {freed}?"))? {
+            return Err(Error::Hub("nothing was removed".into()));
+        }
+    }
+    let freed = hub.remove(&removal)?;
+    console.note(format!("removed {}, freed {}", args.model, bytes(freed)));
+    Ok(ExitCode::SUCCESS)
+}

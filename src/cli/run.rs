@@ -1,0 +1,204 @@
+//! `pensive run MODEL [PROMPT…]`: one answer.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+
+use super::args::{ChatArgs, RunArgs, Thought};
+use super::interrupt::{self, EXIT_INTERRUPTED};
+use super::output::{Report, Screen, StreamedEvent};
+use super::render::{Bar, Console, Unit, error_line, stdout_error};
+use super::session;
+use super::settings::{Flags, Settings};
+use crate::{CancelHandle, Error, Event, Finish, Generation, Message, Model, Prompt, Result, Stats};
+
+pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
+    if args.prompt.is_empty() && console.stdin_terminal {
+        return chat(args, console);
+    }
+    let settings = Settings::from_env(Flags::from(args))?;
+    let thought = thought(args, &settings)?;
+    let piped = if console.stdin_terminal { None } else { Some(read_stdin()?) };
+    let prompt = prompt(&args.prompt, piped, args.raw)?;
+
+    let model = session::load(&settings, console)?;
+    let cancel = CancelHandle::new();
+    let options = settings.options().cancel(&cancel);
+    let _armed = interrupt::arm(move || cancel.cancel());
+    let generation = if args.raw {
+        model.generate(Prompt::raw(prompt), &options)?
+    } else {
+        let system = settings.system.iter().map(|system| Message::system(&system.value));
+        model.generate(system.chain([Message::user(prompt)]).collect::<Vec<_>>(), &options)?
+    };
+    let stats = write(generation, &model, args, thought, console)?;
+    remark(&stats, args, console);
+    Ok(if stats.finish == Finish::Interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// Without a prompt, on a terminal: a chat.
+fn chat(args: &RunArgs, console: &Console) -> Result<ExitCode> {
+    if args.json || args.json_stream || args.raw {
+        return Err(Error::Usage(
+            "--json, --json-stream and --raw need a prompt: name it or pipe it in".into(),
+        ));
+    }
+    let chat = ChatArgs {
+        model: Some(args.model.clone()),
+        load: args.load.clone(),
+        generate: args.generate.clone(),
+        thought: args.thought,
+    };
+    super::open_chat(&chat, console)
+}
+
+/// Where the thought goes. JSON carries it, so that beside JSON it is shown only if asked for.
+fn thought(args: &RunArgs, settings: &Settings) -> Result<Thought> {
+    if args.json || args.json_stream {
+        return match args.thought {
+            Some(Thought::Stdout) => {
+                Err(Error::Usage("--thought stdout: the JSON on stdout has the thought already".into()))
+            }
+            given => Ok(given.unwrap_or(Thought::Hide)),
+        };
+    }
+    Ok(settings.thought.as_ref().map_or(Thought::Show, |t| t.value))
+}
+
+/// All of standard input, as text.
+pub(super) fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::Text(format!("standard input: it is not UTF-8 text (byte {at}); convert it first"))
+    })
+}
+
+/// Piped text, a blank line, the words. Raw: nothing is stripped; else a byte order mark in front of piped text and
+/// the line ends after it go.
+fn prompt(words: &[String], piped: Option<String>, raw: bool) -> Result<String> {
+    let words = words.join(" ");
+    let piped = piped.unwrap_or_default();
+    let piped =
+        if raw { &piped } else { piped.trim_start_matches('\u{FEFF}').trim_end_matches(['\n', '\r']) };
+    let is_empty = |text: &str| if raw { text.is_empty() } else { text.trim().is_empty() };
+    match (is_empty(piped), is_empty(&words)) {
+        (true, true) => Err(Error::Usage("the prompt is empty".into())),
+        (false, true) => Ok(piped.to_owned()),
+        (true, false) => Ok(words),
+        (false, false) => {
+            let blank_line = if piped.ends_with('\n') { "\n" } else { "\n\n" };
+            Ok([piped, blank_line, &words].concat())
+        }
+    }
+}
+
+/// Writes the events as they come; gives the last one.
+fn write(
+    generation: Generation,
+    model: &Model,
+    args: &RunArgs,
+    thought: Thought,
+    console: &Console,
+) -> Result<Stats> {
+    let json = args.json || args.json_stream;
+    let answer: Box<dyn Write> = if json { Box::new(io::sink()) } else { Box::new(io::stdout()) };
+    let mut screen = Screen::new(answer, Box::new(io::stderr()), thought, args.raw, console);
+    let mut bar = console.slow_bar("reading the prompt", Unit::Tokens);
+    for event in generation {
+        let event = event.inspect_err(|_| screen.abandon())?;
+        show_prefill(&mut bar, &event);
+        if let Event::Done(stats) = event {
+            screen.finish()?;
+            if json {
+                write_line(&Report::new(&stats, model))?;
+            }
+            return Ok(*stats);
+        }
+        if let Some(line) = StreamedEvent::new(&event).filter(|_| args.json_stream) {
+            write_line(&line)?;
+        }
+        screen.show(&event)?;
+    }
+    Err(Error::Unsupported("the generation ended without its last event".into()))
+}
+
+fn show_prefill(bar: &mut Bar, event: &Event) {
+    match event {
+        Event::Prefill { done, total } => bar.update(*done as u64, *total as u64),
+        _ => bar.finish(),
+    }
+}
+
+/// One JSON object on a line of its own, written at once.
+fn write_line(value: &impl serde::Serialize) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    serde_json::to_writer(&mut stdout, value).map_err(|e| stdout_error(e.into()))?;
+    stdout.write_all(b"\n").and_then(|()| stdout.flush()).map_err(stdout_error)
+}
+
+/// What is left to say on standard error.
+fn remark(stats: &Stats, args: &RunArgs, console: &Console) {
+    if stats.finish == Finish::Length && !(args.json || args.json_stream) {
+        let tokens = stats.tokens.len();
+        console
+            .note(format!("pensive: cut after {tokens} tokens, by --max-tokens or the end of the context"));
+    }
+    if args.stats {
+        error_line(super::output::speed(stats));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_terminator(' ').map(String::from).collect()
+    }
+
+    fn piped(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn words_are_joined_with_spaces() {
+        assert_eq!(prompt(&words("why is the sky"), None, false).unwrap(), "why is the sky");
+    }
+
+    #[test]
+    fn piped_text_comes_first_then_a_blank_line_then_the_words() {
+        assert_eq!(prompt(&words("sum up"), piped("a\nb\n"), false).unwrap(), "a\nb\n\nsum up");
+        assert_eq!(prompt(&words("sum up"), piped("a\nb"), false).unwrap(), "a\nb\n\nsum up");
+        assert_eq!(prompt(&words("x"), piped("a\n"), true).unwrap(), "a\n\nx");
+    }
+
+    #[test]
+    fn piped_text_alone_loses_its_last_line_end_but_not_its_indent() {
+        assert_eq!(prompt(&[], piped("  if x:\r\n"), false).unwrap(), "  if x:");
+        assert_eq!(prompt(&[], piped("\u{FEFF}a"), false).unwrap(), "a");
+    }
+
+    #[test]
+    fn a_raw_prompt_is_taken_as_it_is() {
+        for text in ["  a \n\n", "\n", "\u{FEFF}b\r\n"] {
+            assert_eq!(prompt(&[], piped(text), true).unwrap(), text);
+        }
+        assert_eq!(prompt(&[" a ".into()], piped(""), true).unwrap(), " a ");
+    }
+
+    #[test]
+    fn an_empty_prompt_is_wrong_usage() {
+        for (words, piped, raw) in
+            [(words(""), None, false), (words(""), piped(" \n"), false), (words(""), piped(""), true)]
+        {
+            assert!(matches!(prompt(&words, piped, raw), Err(Error::Usage(_))));
+        }
+        assert!(matches!(prompt(&["  ".into()], None, false), Err(Error::Usage(_))));
+    }
+
+    #[test]
+    fn blank_piped_text_leaves_the_words_alone() {
+        assert_eq!(prompt(&words("hi"), piped("\n"), false).unwrap(), "hi");
+    }
+}

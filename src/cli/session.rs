@@ -1,0 +1,82 @@
+//! From a name or settings to a model's files, and to the loaded model.
+
+use super::pull;
+use super::render::{Console, Unit};
+use super::settings::{Flags, Settings};
+use crate::api::Progress;
+use crate::hub::{Located, Reference};
+use crate::{Error, Model, Result};
+
+/// Loads the model of the settings; one that is missing is pulled first.
+///
+/// # Errors
+/// No model is named, it cannot be pulled or must not be without `--yes`, or it cannot be loaded.
+pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
+    let name = settings.model_name()?;
+    pull::ensure(name, &settings.flags.load, console)?;
+    let mut bar = console.slow_bar("loading", Unit::Bytes);
+    let on_progress = {
+        let console = *console;
+        move |progress| {
+            if let Progress::Load { done, total } = progress {
+                bar.update(done, total);
+            } else if let Progress::Notice(text) = progress {
+                bar.note(&console, text);
+            }
+        }
+    };
+    let model = settings.builder()?.progress(on_progress).load()?;
+    if let Some(called) = &settings.model {
+        settings.paths.remember_model(&called.value);
+    }
+    console.detail(format!(
+        "{}: {} on {}, {} tokens of context, loaded in {:.1} s",
+        model.name(),
+        model.architecture(),
+        model.device(),
+        model.context(),
+        model.load_seconds()
+    ));
+    for file in model.files() {
+        console.detail(format!("file {}", file.display()));
+    }
+    Ok(model)
+}
+
+/// What `model` is called behind a preset of config.toml.
+///
+/// # Errors
+/// config.toml cannot be read.
+pub fn model_name(model: &str) -> Result<String> {
+    let settings = Settings::from_env(Flags { model: Some(model.to_owned()), ..Flags::default() })?;
+    settings.model_name().map(str::to_owned)
+}
+
+/// A named model and its files, if they are on this machine. Never touches the network.
+pub struct Named {
+    /// The name behind a preset.
+    pub name: String,
+    /// What it means.
+    pub reference: Reference,
+    /// Where its files are.
+    pub located: Option<Located>,
+}
+
+impl Named {
+    /// Looks up a name or preset.
+    ///
+    /// # Errors
+    /// A name that means nothing, or a cache that cannot be read.
+    pub fn find(model: &str) -> Result<Named> {
+        let name = model_name(model)?;
+        let hub = pull::hub(true)?;
+        let reference = hub.reference(&name)?;
+        let located = hub.find(&reference)?;
+        Ok(Named { name, reference, located })
+    }
+}
+
+/// The model is not here, and this command does not pull it.
+pub fn missing(name: &str) -> Error {
+    Error::Hub(format!("{name} is not on this machine: run `pensive pull {name}` first"))
+}

@@ -1,0 +1,324 @@
+//! `pensive show MODEL`: what is known of a model, from its files or, before a download, from the catalog.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::args::ShowArgs;
+use super::memory;
+use super::render::{Console, bytes, print, table};
+use super::session::{Named, missing};
+use crate::api::generation_config;
+use crate::catalog::{self, Entry};
+use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value};
+use crate::hub::{Located, Reference, Select};
+use crate::quant::BlockType;
+use crate::text::ChatTemplate;
+use crate::{Error, Result, Sampling, Think};
+
+/// Contexts that the memory is given for beside the model's own, tokens.
+const CONTEXTS: [usize; 2] = [8_192, 32_768];
+
+pub(super) fn run(args: &ShowArgs, _: &Console) -> Result<ExitCode> {
+    let named = Named::find(&args.model)?;
+    let facts = match (&named.located, &named.reference) {
+        (Some(located), _) => from_files(&args.model, located, args.context)?,
+        (None, Reference::Hub(reference)) => match reference.entry {
+            Some(entry) if !matches!(reference.select, Select::File(_)) => {
+                let quantization = match &reference.select {
+                    Select::Quantization(name) => name.to_uppercase(),
+                    _ => entry.quantization.clone(),
+                };
+                from_catalog(&args.model, entry, quantization, args.context)
+            }
+            _ => return Err(missing(&named.name)),
+        },
+        (None, Reference::Path(_)) => return Err(missing(&named.name)),
+    };
+    if args.json {
+        print(serde_json::to_string_pretty(&facts).map_err(|e| Error::Text(e.to_string()))? + "\n")?;
+    } else {
+        print(table(&facts.lines()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is known of a model.
+#[derive(Debug, Serialize)]
+struct Facts {
+    name: String,
+    /// Its files are on this machine.
+    downloaded: bool,
+    repository: Option<String>,
+    commit: Option<String>,
+    architecture: String,
+    parameters: u64,
+    quantization: String,
+    /// Bytes of the weights: of the files, or estimated.
+    bytes: Option<u64>,
+    context: Option<usize>,
+    runnable: bool,
+    why_not: Option<String>,
+    licence: Option<String>,
+    memory: Vec<Memory>,
+    chat_template: Option<bool>,
+    thinking: Option<Thinking>,
+    sampling: Sampling,
+    files: Vec<String>,
+}
+
+/// Memory needed at a context.
+#[derive(Debug, Serialize)]
+struct Memory {
+    context: usize,
+    bytes: u64,
+}
+
+/// How the model marks its thoughts.
+#[derive(Debug, Serialize)]
+struct Thinking {
+    start: String,
+    end: String,
+    default: Think,
+}
+
+impl Thinking {
+    fn of(entry: &Entry) -> Self {
+        Thinking { start: entry.think_start.clone(), end: entry.think_end.clone(), default: entry.think }
+    }
+}
+
+fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option<usize>) -> Facts {
+    let bytes = entry.weight_bytes(&quantization);
+    let memory = bytes.map_or_else(Vec::new, |weights| {
+        memory_at(weights, context, Some(entry.shape.context), |context| entry.kv_bytes(context))
+    });
+    Facts {
+        name: name.to_owned(),
+        downloaded: false,
+        repository: Some(entry.repository.clone()),
+        commit: None,
+        architecture: entry.architecture.clone(),
+        parameters: (entry.shape.billions * 1e9) as u64,
+        quantization,
+        bytes,
+        context: Some(entry.shape.context),
+        runnable: entry.runnable().is_ok(),
+        why_not: entry.runnable().err(),
+        licence: Some(entry.licence.clone()),
+        memory,
+        chat_template: None,
+        thinking: Some(Thinking::of(entry)),
+        sampling: entry.sampling.over(Sampling::default()),
+        files: Vec::new(),
+    }
+}
+
+fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<Facts> {
+    let first = located.files.first().ok_or_else(|| Error::Hub(format!("{name} has no files")))?;
+    let checkpoint = Checkpoint::open(first)?;
+    let fields = Fields::new(&checkpoint.metadata);
+    let entry = located.entry.or_else(|| {
+        let file = first.file_stem().unwrap_or_default().to_string_lossy();
+        let names = ["general.name", "general.basename"].map(|key| fields.text(key).unwrap_or_default());
+        catalog::for_metadata(&fields.architecture, &[&names[0], &names[1], &file])
+    });
+    let template = ChatTemplate::from_metadata(&checkpoint.metadata)?;
+    let weights = size_on_disk(&checkpoint)?;
+    let own_context = fields.number("context_length", "max_position_embeddings");
+    let memory = match fields.kv_bytes_per_token() {
+        Some(token) => memory_at(weights, context, own_context, |context| token * context as u64),
+        None => Vec::new(),
+    };
+    let runnable = match checkpoint.tensors.is_empty() {
+        true => Err("it holds no weights, only metadata".to_owned()),
+        false => catalog::runnable_architecture(&fields.architecture),
+    };
+    let marked = |t: &ChatTemplate| t.source().contains("</think>");
+    let by_template = || {
+        let (start, end) = ("<think>".into(), "</think>".into());
+        template.as_ref().filter(|t| marked(t)).map(|_| Thinking { start, end, default: Think::Auto })
+    };
+    Ok(Facts {
+        name: name.to_owned(),
+        downloaded: true,
+        repository: located.repository.clone(),
+        commit: located.commit.clone(),
+        parameters: checkpoint.tensors.values().map(|t| (t.rows() * t.columns()) as u64).sum(),
+        quantization: located.quantization.clone().unwrap_or_else(|| main_type(checkpoint.tensors.values())),
+        bytes: Some(weights),
+        context: own_context,
+        runnable: runnable.is_ok(),
+        why_not: runnable.err(),
+        licence: entry.map(|e| e.licence.clone()).or_else(|| fields.text("general.license")),
+        memory,
+        chat_template: Some(template.is_some()),
+        thinking: entry.map(Thinking::of).or_else(by_template),
+        sampling: entry
+            .map(|e| e.sampling)
+            .unwrap_or_default()
+            .or(generation_config(&checkpoint.metadata))
+            .over(Sampling::default()),
+        files: checkpoint.files.iter().map(|f| f.display().to_string()).collect(),
+        architecture: fields.architecture,
+    })
+}
+
+/// Weights and KV at some contexts: the one that was asked for, else usual ones and the model's own.
+fn memory_at(
+    weights: u64,
+    asked: Option<usize>,
+    own: Option<usize>,
+    kv: impl Fn(usize) -> u64,
+) -> Vec<Memory> {
+    let contexts: Vec<usize> = match (asked, own) {
+        (Some(asked), _) => vec![asked],
+        (None, Some(own)) => CONTEXTS.into_iter().filter(|&c| c < own).chain([own]).collect(),
+        (None, None) => CONTEXTS.to_vec(),
+    };
+    contexts.into_iter().map(|context| Memory { context, bytes: weights + kv(context) }).collect()
+}
+
+fn size_on_disk(checkpoint: &Checkpoint) -> Result<u64> {
+    let size = |file| std::fs::metadata(file).map(|m| m.len()).map_err(|e| Error::io(file, e));
+    checkpoint.files.iter().map(size).sum()
+}
+
+/// The type that most bytes are stored in.
+fn main_type<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> String {
+    let mut sizes: BTreeMap<BlockType, usize> = BTreeMap::new();
+    for tensor in tensors {
+        *sizes.entry(tensor.kind).or_default() += tensor.bytes().len();
+    }
+    sizes.into_iter().max_by_key(|(_, size)| *size).map_or_else(String::new, |(kind, _)| format!("{kind:?}"))
+}
+
+/// Fields that GGUF and config.json hold under different names. What the decoder cannot run is shown as well, so
+/// a field that is missing is no error here.
+struct Fields<'a> {
+    metadata: &'a Metadata,
+    architecture: String,
+}
+
+impl<'a> Fields<'a> {
+    fn new(metadata: &'a Metadata) -> Self {
+        let mut fields = Fields { metadata, architecture: String::new() };
+        fields.architecture = match metadata {
+            Metadata::Gguf(_) => fields.text("general.architecture"),
+            Metadata::HuggingFace { .. } => fields.text("model_type"),
+        }
+        .unwrap_or_else(|| "unknown".into());
+        fields
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        match self.metadata {
+            Metadata::Gguf(pairs) => match pairs.get(key)? {
+                Value::String(text) => Some(text.clone()),
+                _ => None,
+            },
+            Metadata::HuggingFace { config, .. } => config.get(key)?.as_str().map(String::from),
+        }
+    }
+
+    /// A number under GGUF's key, without the architecture in front, or config.json's.
+    fn number(&self, gguf: &str, config_key: &str) -> Option<usize> {
+        let number = match self.metadata {
+            Metadata::Gguf(pairs) => match *pairs.get(&format!("{}.{gguf}", self.architecture))? {
+                Value::Unsigned(n) => Some(n),
+                Value::Signed(n) => u64::try_from(n).ok(),
+                _ => None,
+            },
+            Metadata::HuggingFace { config, .. } => config.get(config_key)?.as_u64(),
+        };
+        usize::try_from(number?).ok()
+    }
+
+    /// Keys and values of one token in all layers, as f16.
+    fn kv_bytes_per_token(&self) -> Option<u64> {
+        let layers = self.number("block_count", "num_hidden_layers")?;
+        let heads = self.number("attention.head_count", "num_attention_heads")?;
+        let kv_heads = self.number("attention.head_count_kv", "num_key_value_heads").unwrap_or(heads);
+        let width = self.number("embedding_length", "hidden_size")?;
+        let head = |gguf| self.number(gguf, "head_dim").or_else(|| width.checked_div(heads));
+        let (key, value) = (head("attention.key_length")?, head("attention.value_length")?);
+        // Products of numbers that a file made up may be of any size.
+        let per_layer = (kv_heads as u64).checked_mul((key as u64).checked_add(value as u64)?)?;
+        per_layer.checked_mul(layers as u64)?.checked_mul(2)
+    }
+}
+
+impl Facts {
+    fn lines(&self) -> Vec<Vec<String>> {
+        let unknown = || "unknown".to_owned();
+        let mut lines: Vec<(&str, String)> = vec![
+            ("model", self.name.clone()),
+            ("architecture", self.architecture.clone()),
+            ("parameters", parameters(self.parameters)),
+            ("quantization", self.quantization.clone()),
+            ("size", self.bytes.map_or_else(unknown, |n| self.size(n))),
+            ("context", self.context.map_or_else(unknown, |n| format!("{n} tokens"))),
+            ("licence", self.licence.clone().unwrap_or_else(unknown)),
+        ];
+        for (i, memory) in self.memory.iter().enumerate() {
+            let name = if i == 0 { "memory" } else { "" };
+            lines.push((
+                name,
+                memory::needs(memory.bytes, &format!("at {} tokens of context", memory.context)),
+            ));
+        }
+        if let Some(template) = self.chat_template {
+            lines.push(("chat template", if template { "yes" } else { "none" }.into()));
+        }
+        lines.push((
+            "thinking",
+            self.thinking.as_ref().map_or("no markers known".into(), |t| {
+                format!("{} … {}, {} by default", t.start, t.end, json_word(&t.default))
+            }),
+        ));
+        lines.extend(self.why_not.iter().map(|why| ("cannot be run", why.clone())));
+        lines.push(("sampling", sampling(&self.sampling)));
+        lines.extend(self.repository.iter().map(|repository| ("repository", repository.clone())));
+        lines.extend(self.commit.iter().map(|commit| ("commit", commit.clone())));
+        for (i, file) in self.files.iter().enumerate() {
+            lines.push((if i == 0 { "files" } else { "" }, file.clone()));
+        }
+        if !self.downloaded {
+            lines.push(("files", format!("not downloaded: `pensive pull {}`", self.name)));
+        }
+        lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect()
+    }
+
+    fn size(&self, n: u64) -> String {
+        if self.downloaded { bytes(n) } else { format!("about {}", bytes(n)) }
+    }
+}
+
+/// "1.5 billion"
+fn parameters(n: u64) -> String {
+    if n < 1_000_000_000 {
+        format!("{} million", n / 1_000_000)
+    } else {
+        format!("{:.1} billion", n as f64 / 1e9)
+    }
+}
+
+fn sampling(s: &Sampling) -> String {
+    let mut words = vec![format!("temperature {}", s.temperature), format!("top-p {}", s.top_p)];
+    if s.top_k > 0 {
+        words.push(format!("top-k {}", s.top_k));
+    }
+    if s.min_p > 0.0 {
+        words.push(format!("min-p {}", s.min_p));
+    }
+    if s.repeat_penalty != 1.0 {
+        words.push(format!("repeat-penalty {}", s.repeat_penalty));
+    }
+    words.join(", ")
+}
+
+/// The word that serde has for a plain variant.
+fn json_word(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
+}

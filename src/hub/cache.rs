@@ -1,0 +1,244 @@
+//! The layout of the Hugging Face cache, by hf-hub, and what hf-hub does not know of it.
+//!
+//! ```text
+//! models--owner--name/blobs/<hash>                     the bytes
+//! models--owner--name/snapshots/<commit>/<path>        a relative link to them
+//! models--owner--name/refs/<branch>                    the commit of a branch
+//! .locks/models--owner--name/<hash>.lock               held while a blob is downloaded
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+
+use crate::{Error, Result};
+
+/// One repository of the cache, seen from one revision.
+pub(super) struct CachedRepo {
+    cache: PathBuf,
+    folder_name: String,
+    revision: String,
+    layout: CacheRepo,
+}
+
+impl CachedRepo {
+    pub fn new(cache: &Path, repository: &str, revision: &str) -> CachedRepo {
+        let repo = Repo::with_revision(repository.into(), RepoType::Model, revision.into());
+        CachedRepo {
+            cache: cache.to_owned(),
+            folder_name: repo.folder_name(),
+            revision: revision.into(),
+            layout: Cache::new(cache.to_owned()).repo(repo),
+        }
+    }
+
+    /// `models--owner--name`.
+    pub fn folder(&self) -> PathBuf {
+        self.cache.join(&self.folder_name)
+    }
+
+    pub fn snapshots(&self) -> PathBuf {
+        self.folder().join("snapshots")
+    }
+
+    /// The commit of the revision, if the cache knows it: by a branch or tag, or the revision is a commit.
+    pub fn commit(&self) -> Option<String> {
+        let named = fs::read_to_string(self.folder().join("refs").join(&self.revision)).ok();
+        let commit = named.map_or_else(|| self.revision.clone(), |text| text.trim().to_owned());
+        let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
+        (plain && self.snapshots().join(&commit).is_dir()).then_some(commit)
+    }
+
+    /// Where a file of a commit is found.
+    pub fn pointer(&self, commit: &str, path: &str) -> PathBuf {
+        self.layout.pointer_path(commit).join(path)
+    }
+
+    pub fn blobs(&self) -> PathBuf {
+        self.folder().join("blobs")
+    }
+
+    /// Where the bytes with this hash are.
+    pub fn blob(&self, hash: &str) -> PathBuf {
+        self.layout.blob_path(hash)
+    }
+
+    /// What a download of this hash has so far.
+    pub fn partial(&self, hash: &str) -> PathBuf {
+        self.blob(&format!("{hash}.incomplete"))
+    }
+
+    /// The file that is locked while this hash is downloaded; the Python library locks the same.
+    pub fn lock(&self, hash: &str) -> PathBuf {
+        self.cache.join(".locks").join(&self.folder_name).join(format!("{hash}.lock"))
+    }
+
+    /// Notes that the revision stands for `commit`.
+    pub fn set_commit(&self, commit: &str) -> Result<()> {
+        if self.revision == commit {
+            return Ok(());
+        }
+        self.layout.create_ref(commit).map_err(|error| Error::io(self.folder().join("refs"), error))
+    }
+
+    /// Makes a blob be found at a commit's path.
+    pub fn point(&self, hash: &str, commit: &str, path: &str) -> Result<PathBuf> {
+        let pointer = self.pointer(commit, path);
+        if let Some(folder) = pointer.parent() {
+            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        }
+        place(&self.blob(hash), &pointer, relative_link).map_err(|error| Error::io(&pointer, error))?;
+        Ok(pointer)
+    }
+
+    /// Branches and tags, and the commits they stand for.
+    pub fn refs(&self) -> Result<Vec<(String, String)>> {
+        let folder = self.folder().join("refs");
+        let names = files_below(&folder)?.into_iter();
+        let read = |name: String| {
+            let commit = fs::read_to_string(folder.join(&name)).ok()?.trim().to_owned();
+            Some((name, commit))
+        };
+        Ok(names.filter_map(read).collect())
+    }
+
+    /// The commits that have a snapshot.
+    pub fn commits(&self) -> Result<Vec<String>> {
+        names_in(&self.snapshots())
+    }
+}
+
+/// The model repositories of a cache: `owner/name`.
+pub(super) fn repositories(cache: &Path) -> Result<Vec<String>> {
+    let folders = names_in(cache)?.into_iter();
+    Ok(folders.filter_map(|name| Some(name.strip_prefix("models--")?.replacen("--", "/", 1))).collect())
+}
+
+/// The names in a folder, sorted; none if there is no such folder.
+pub(super) fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(folder, error)),
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<io::Result<Vec<_>>>().map_err(|error| Error::io(folder, error))?;
+    names.sort();
+    Ok(names)
+}
+
+/// The files below a folder, links among them, as paths with `/`; links to folders are not followed.
+pub(super) fn files_below(folder: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for name in names_in(folder)? {
+        let path = folder.join(&name);
+        if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+            found.extend(files_below(&path)?.into_iter().map(|below| format!("{name}/{below}")));
+        } else {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+/// The blob that a snapshot's file links to, one step only: the blob may itself be a link into a shared store.
+pub(super) fn link_target(pointer: &Path) -> Option<PathBuf> {
+    let target = fs::read_link(pointer).ok()?;
+    let mut path = pointer.parent()?.to_owned();
+    for part in target.components() {
+        match part {
+            std::path::Component::ParentDir => drop(path.pop()),
+            std::path::Component::CurDir => {}
+            part => path.push(part),
+        }
+    }
+    Some(path)
+}
+
+/// Links `pointer` to `blob`; where links cannot be made (Windows without the right to, some file systems) the file is
+/// moved there, as the Python library does it.
+fn place(blob: &Path, pointer: &Path, link: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+    if !blob.exists() && pointer.exists() {
+        return Ok(()); // moved by an earlier download
+    }
+    if link_target(pointer).as_deref() == Some(blob) {
+        return Ok(());
+    }
+    if fs::symlink_metadata(pointer).is_ok() {
+        fs::remove_file(pointer)?;
+    }
+    link(blob, pointer).or_else(|_| fs::rename(blob, pointer))
+}
+
+/// A link to `blob` that survives moving the whole cache.
+fn relative_link(blob: &Path, pointer: &Path) -> io::Result<()> {
+    let repository = blob.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    let inside = |path: &Path| path.strip_prefix(repository).map(Path::to_owned).map_err(io::Error::other);
+    let up = inside(pointer)?.components().count() - 1;
+    let target = PathBuf::from_iter(std::iter::repeat_n("..", up)).join(inside(blob)?);
+    #[cfg(unix)]
+    return std::os::unix::fs::symlink(target, pointer);
+    #[cfg(windows)]
+    return std::os::windows::fs::symlink_file(target, pointer);
+    #[cfg(not(any(unix, windows)))]
+    return Err(io::Error::from(io::ErrorKind::Unsupported));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repo_with_blob() -> (tempfile::TempDir, CachedRepo) {
+        let cache = tempfile::tempdir().unwrap();
+        let repo = CachedRepo::new(cache.path(), "o/r", "main");
+        fs::create_dir_all(repo.blobs()).unwrap();
+        fs::write(repo.blob("abc"), "bytes").unwrap();
+        (cache, repo)
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_of_a_snapshot_is_a_relative_link_to_its_blob() {
+        let (_cache, repo) = repo_with_blob();
+        let pointer = repo.point("abc", "c0", "sub/x.gguf").unwrap();
+        assert_eq!(fs::read_link(&pointer).unwrap(), Path::new("../../../blobs/abc"));
+        assert_eq!(fs::read(&pointer).unwrap(), b"bytes");
+        assert_eq!(link_target(&pointer), Some(repo.blob("abc")));
+        assert_eq!(repo.point("abc", "c0", "sub/x.gguf").unwrap(), pointer);
+    }
+
+    #[test]
+    fn without_links_the_file_itself_is_in_the_snapshot() {
+        let (_cache, repo) = repo_with_blob();
+        let pointer = repo.pointer("c0", "x.gguf");
+        fs::create_dir_all(pointer.parent().unwrap()).unwrap();
+        let refused = |_: &Path, _: &Path| Err(io::Error::from(io::ErrorKind::PermissionDenied));
+        for _ in 0..2 {
+            place(&repo.blob("abc"), &pointer, refused).unwrap();
+            assert_eq!(fs::read(&pointer).unwrap(), b"bytes");
+            assert!(!repo.blob("abc").exists());
+        }
+    }
+
+    #[test]
+    fn a_revision_is_a_branch_or_a_commit_that_has_a_snapshot() {
+        let (cache, repo) = repo_with_blob();
+        assert_eq!(repo.commit(), None);
+        repo.set_commit("c0ffee").unwrap();
+        assert_eq!(repo.commit(), None);
+        repo.point("abc", "c0ffee", "x.gguf").unwrap();
+        assert_eq!(repo.commit().as_deref(), Some("c0ffee"));
+        assert_eq!(CachedRepo::new(cache.path(), "o/r", "c0ffee").commit().as_deref(), Some("c0ffee"));
+        assert_eq!(CachedRepo::new(cache.path(), "o/r", "v2").commit(), None);
+    }
+
+    #[test]
+    fn a_branch_file_that_points_outside_is_no_revision() {
+        let (_cache, repo) = repo_with_blob();
+        repo.set_commit("../blobs").unwrap();
+        fs::create_dir_all(repo.snapshots()).unwrap();
+        assert_eq!(repo.commit(), None);
+    }
+}

@@ -1,0 +1,226 @@
+//! What is in the cache.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::cache::{self, CachedRepo, files_below, link_target, names_in};
+use super::models::{Choice, Group, choose, groups};
+use super::plan::several_message;
+use super::reference::{HubReference, MAIN};
+use super::{Located, Settings};
+use crate::catalog::{self, Entry};
+use crate::checkpoint::{Checkpoint, Metadata};
+use crate::{Error, Result};
+
+/// A model of the cache: one quantization of one revision. A repository without GGUF files is one too, so that a
+/// listing can say why it cannot be run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cached {
+    /// How to name it: the catalog's short name, else `owner/repo:QUANT`, else `owner/repo/file.gguf`.
+    pub name: String,
+    /// `owner/name`.
+    pub repository: String,
+    /// The branch or tag that points here (`main` before others), or the commit where there is none.
+    pub revision: String,
+    /// The commit; empty if no file of the repository is complete.
+    pub commit: String,
+    /// The files in the order of their parts.
+    pub files: Vec<PathBuf>,
+    /// Quantization by the file's name.
+    pub quantization: Option<String>,
+    /// Architecture by the file's metadata: `qwen2`.
+    pub architecture: Option<String>,
+    /// Size on disk, bytes.
+    pub bytes: u64,
+    /// Licence: the catalog's words, else the file's metadata.
+    pub licence: Option<String>,
+    /// When its first file was last read or written, whichever is later. Systems note reading coarsely: Linux once a
+    /// day (`relatime`), some not at all.
+    pub last_used: Option<SystemTime>,
+    /// Whether pensive runs it, or why not.
+    pub runnable: Result<(), String>,
+}
+
+/// The files of `reference` in the cache, if all are there.
+pub(super) fn find(settings: &Settings, reference: &HubReference) -> Result<Option<Located>> {
+    let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
+    let Some(commit) = repo.commit() else { return Ok(None) };
+    let groups = complete_groups(&repo, &commit)?;
+    let group = match choose(&groups, reference) {
+        Choice::One(group) => group,
+        Choice::None => return Ok(None),
+        Choice::Several(several) => return Err(Error::Hub(several_message(&reference.repository, &several))),
+    };
+    Ok(Some(Located {
+        files: group.parts.iter().map(|path| repo.pointer(&commit, path)).collect(),
+        repository: Some(reference.repository.clone()),
+        quantization: group.label.clone(),
+        entry: reference.entry,
+        commit: Some(commit),
+    }))
+}
+
+/// The models of a snapshot of which every part is there.
+fn complete_groups(repo: &CachedRepo, commit: &str) -> Result<Vec<Group>> {
+    let paths = files_below(&repo.snapshots().join(commit))?;
+    let there = paths.iter().map(String::as_str).filter(|path| repo.pointer(commit, path).exists());
+    Ok(groups(there).into_iter().filter(Group::complete).collect())
+}
+
+/// Everything in the cache: what can be run first, then by name.
+pub(super) fn list(settings: &Settings) -> Result<Vec<Cached>> {
+    let mut found = Vec::new();
+    for repository in cache::repositories(&settings.cache.value)? {
+        found.extend(list_repository(&settings.cache.value, &repository)?);
+    }
+    found.sort_by(|a, b| (a.runnable.is_err(), &a.name).cmp(&(b.runnable.is_err(), &b.name)));
+    Ok(found)
+}
+
+fn list_repository(cache: &Path, repository: &str) -> Result<Vec<Cached>> {
+    let repo = CachedRepo::new(cache, repository, MAIN);
+    let refs = repo.refs()?;
+    // `main` first, so that of the same bytes at two revisions the one with the plainer name is listed.
+    let rank = |commit: &String| match refs.iter().filter(|(_, c)| c == commit).map(|(name, _)| name).min() {
+        Some(_) if refs.iter().any(|(name, c)| name == MAIN && c == commit) => (0, MAIN.to_owned()),
+        Some(name) => (1, name.clone()),
+        None => (2, commit.clone()),
+    };
+    let mut commits: Vec<(usize, String, String)> =
+        repo.commits()?.into_iter().map(|c| (rank(&c).0, rank(&c).1, c)).collect();
+    commits.sort();
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    for (_, revision, commit) in commits {
+        let paths = files_below(&repo.snapshots().join(&commit))?;
+        let groups = groups(paths.iter().map(String::as_str));
+        let first = |group: &Group| {
+            let pointer = repo.pointer(&commit, &group.parts[0]);
+            link_target(&pointer).unwrap_or(pointer)
+        };
+        let at = Snapshot { repo: &repo, repository, revision: &revision, commit: &commit, groups: &groups };
+        found.extend(groups.iter().filter(|group| seen.insert(first(group))).map(|group| at.cached(group)));
+        if groups.is_empty() {
+            found.push(at.without_gguf(&paths));
+        }
+    }
+    if found.is_empty() {
+        found.extend(unfinished(&repo, repository)?);
+    }
+    Ok(found)
+}
+
+/// A commit of the cache and what is known of it.
+struct Snapshot<'a> {
+    repo: &'a CachedRepo,
+    repository: &'a str,
+    revision: &'a str,
+    commit: &'a str,
+    groups: &'a [Group],
+}
+
+impl Snapshot<'_> {
+    fn cached(&self, group: &Group) -> Cached {
+        let entry = catalog::for_repository(self.repository);
+        let files: Vec<PathBuf> =
+            group.parts.iter().map(|path| self.repo.pointer(self.commit, path)).collect();
+        let head = self.head(group, &files);
+        let (architecture, licence) = head.as_ref().map_or((None, None), Clone::clone);
+        let runnable = head.and_then(|(architecture, _)| match architecture {
+            Some(name) => catalog::runnable_architecture(&name),
+            None => Err("the file names no architecture".into()),
+        });
+        Cached {
+            name: self.name(group, entry),
+            quantization: group.label.clone(),
+            architecture,
+            licence: entry.map(|entry| entry.licence.clone()).or(licence),
+            runnable,
+            ..self.bare(files)
+        }
+    }
+
+    /// Architecture and licence by the file's metadata, or why it cannot be read.
+    fn head(&self, group: &Group, files: &[PathBuf]) -> Result<(Option<String>, Option<String>), String> {
+        if !group.complete() || files.iter().any(|file| !file.exists()) {
+            let there = files.iter().filter(|file| file.exists()).count();
+            return Err(format!(
+                "{there} of {} files are here; `pensive pull` fetches the rest",
+                group.expected
+            ));
+        }
+        let checkpoint = Checkpoint::open(&files[0]).map_err(|error| match error {
+            Error::File { what, .. } => what, // the list names the model itself
+            other => other.to_string(),
+        })?;
+        let Metadata::Gguf(metadata) = checkpoint.metadata else {
+            return Err("it is no GGUF file".into());
+        };
+        let text = |key: &str| metadata.find::<&str>(key).ok().flatten().map(str::to_owned);
+        Ok((text("general.architecture"), text("general.license")))
+    }
+
+    /// The shortest name that finds this model.
+    fn name(&self, group: &Group, entry: Option<&'static Entry>) -> String {
+        if let (Some(entry), Some(label), MAIN) = (entry, &group.label, self.revision) {
+            return if *label == entry.quantization {
+                entry.name.clone()
+            } else {
+                format!("{}-{}", entry.name, label.to_lowercase())
+            };
+        }
+        let at = if self.revision == MAIN { String::new() } else { format!("@{}", self.revision) };
+        match &group.label {
+            Some(label) if self.groups.iter().filter(|other| other.label == group.label).count() == 1 => {
+                format!("{}{at}:{label}", self.repository)
+            }
+            _ => format!("{}{at}/{}", self.repository, group.parts[0]),
+        }
+    }
+
+    fn without_gguf(&self, paths: &[String]) -> Cached {
+        let files = paths.iter().map(|path| self.repo.pointer(self.commit, path)).collect();
+        Cached { files: Vec::new(), ..self.bare(files) }
+    }
+
+    /// What is known of files without opening them.
+    fn bare(&self, files: Vec<PathBuf>) -> Cached {
+        Cached {
+            name: self.repository.to_owned(),
+            repository: self.repository.to_owned(),
+            revision: self.revision.to_owned(),
+            commit: self.commit.to_owned(),
+            quantization: None,
+            architecture: None,
+            bytes: files.iter().filter_map(|file| fs::metadata(file).ok()).map(|meta| meta.len()).sum(),
+            licence: None,
+            last_used: files.first().and_then(|file| last_used(file)),
+            runnable: Err("it has no GGUF file".into()),
+            files,
+        }
+    }
+}
+
+/// A repository of which only beginnings are here.
+fn unfinished(repo: &CachedRepo, repository: &str) -> Result<Option<Cached>> {
+    let partial = partials(repo)?;
+    let nothing = Snapshot { repo, repository, revision: MAIN, commit: "", groups: &[] };
+    Ok((!partial.is_empty()).then(|| Cached {
+        runnable: Err("the download is not finished; `pensive pull` goes on with it".into()),
+        files: Vec::new(),
+        ..nothing.bare(partial)
+    }))
+}
+
+/// The downloads of a repository that were stopped.
+pub(super) fn partials(repo: &CachedRepo) -> Result<Vec<PathBuf>> {
+    let names = names_in(&repo.blobs())?.into_iter();
+    Ok(names.filter(|name| name.ends_with(".incomplete")).map(|name| repo.blobs().join(name)).collect())
+}
+
+fn last_used(file: &Path) -> Option<SystemTime> {
+    let meta = fs::metadata(file).ok()?;
+    meta.accessed().ok().max(meta.modified().ok())
+}

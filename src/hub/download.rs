@@ -1,0 +1,307 @@
+//! One file, from the hub into the cache.
+//!
+//! What has arrived is kept as `<hash>.incomplete` whatever happens, and the next download goes on behind it. Before it
+//! becomes the blob its hash is compared with the hub's.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use ureq::http::{Response, header};
+
+use super::cache::CachedRepo;
+use super::client::{Client, Failure};
+use super::plan::{Phase, Plan, PlannedFile, Progress};
+use crate::{Error, Result};
+
+/// Tries in a row that bring no byte before a download gives up.
+const TRIES: u32 = 5;
+/// Wait after the first failure; it doubles with every further one.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Longest wait that a server may ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The download of a plan's files.
+pub(super) struct Download<'a> {
+    pub client: Client<'a>,
+    pub repo: CachedRepo,
+    pub plan: &'a Plan,
+    pub progress: &'a mut dyn FnMut(&Progress),
+    pub cancel: &'a AtomicBool,
+    /// Bytes of the files before this one.
+    pub before: u64,
+}
+
+/// A partial file and the hash of what it holds.
+struct Partial {
+    file: File,
+    hash: Hash,
+    length: u64,
+}
+
+/// How one connection ended.
+enum End {
+    /// The file is complete.
+    Complete,
+    /// It broke; whether bytes had come.
+    Broken(Failure, bool),
+}
+
+impl Download<'_> {
+    /// Brings `file` into the cache; afterwards its blob is there, and is what the hub has.
+    pub fn fetch(&mut self, file: &PlannedFile) -> Result<()> {
+        let hash = file.hash();
+        for folder in [self.repo.blobs(), self.repo.lock(hash).parent().map(Into::into).unwrap_or_default()] {
+            fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        }
+        let _lock = self.lock(file)?;
+        // Another process may have finished it while this one waited.
+        if self.repo.is_here(file, &self.plan.commit) {
+            return Ok(());
+        }
+        let path = self.repo.partial(hash);
+        let mut partial = self.open_partial(file)?;
+        let mut failures = 0;
+        while partial.length < file.size {
+            let (failure, moved) = match self.receive(file, &mut partial)? {
+                End::Complete => break,
+                End::Broken(failure, moved) => (failure, moved),
+            };
+            failures = if moved { 1 } else { failures + 1 };
+            if !failure.passing || failures >= TRIES {
+                let kept = match partial.length {
+                    0 => String::new(),
+                    length => format!(
+                        "; {} of {} are kept, the next pull goes on there",
+                        size(length),
+                        size(file.size)
+                    ),
+                };
+                return Err(Error::Hub(format!("{}: {}{kept}", file.path, failure.what)));
+            }
+            self.report(file, Phase::Retrying { attempt: failures }, partial.length);
+            self.sleep(failure.wait.unwrap_or(PAUSE * 2u32.pow(failures - 1)).min(LONGEST_PAUSE))?;
+        }
+        let found = partial.hash.finish();
+        if found != hash || partial.length != file.size {
+            drop(partial.file);
+            fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
+            return Err(Error::Hub(format!(
+                "{}: the bytes that came are not the hub's ({} is {found}, the hub says {hash}); they were removed: pull again",
+                file.path,
+                file.hash_name(),
+            )));
+        }
+        partial.file.sync_data().map_err(|error| Error::io(&path, error))?;
+        drop(partial.file); // Windows renames no open file
+        let blob = self.repo.blob(hash);
+        fs::rename(&path, &blob).map_err(|error| Error::io(&blob, error))
+    }
+
+    /// Counts `file` as done and says so.
+    pub fn finish(&mut self, file: &PlannedFile) {
+        self.report(file, Phase::Downloading, file.size);
+        self.before += file.size;
+    }
+
+    /// Waits until no other process downloads this file. Where the file system knows no locks there is none.
+    fn lock(&mut self, file: &PlannedFile) -> Result<Option<File>> {
+        let path = self.repo.lock(file.hash());
+        let lock = OpenOptions::new().create(true).append(true).open(&path);
+        let lock = lock.map_err(|error| Error::io(&path, error))?;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Some(lock)),
+                Err(TryLockError::WouldBlock) => self.report(file, Phase::Waiting, 0),
+                Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
+                    return Ok(None);
+                }
+                Err(TryLockError::Error(error)) => return Err(Error::io(&path, error)),
+            }
+            self.sleep(Duration::from_millis(100))?;
+        }
+    }
+
+    /// What an earlier download left, read again for its hash.
+    fn open_partial(&mut self, file: &PlannedFile) -> Result<Partial> {
+        let path = self.repo.partial(file.hash());
+        let failed = |error| Error::io(&path, error);
+        let options = OpenOptions::new().create(true).read(true).append(true).open(&path);
+        let mut partial = Partial { file: options.map_err(failed)?, hash: Hash::of(file), length: 0 };
+        if partial.file.metadata().map_err(failed)?.len() > file.size {
+            partial.restart(file).map_err(failed)?; // no beginning of this file
+        }
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let n = partial.file.read(&mut buffer).map_err(failed)?;
+            if n == 0 {
+                return Ok(partial);
+            }
+            partial.hash.update(&buffer[..n]);
+            partial.length += n as u64;
+            self.report(file, Phase::Checking, partial.length);
+            self.check_cancel()?;
+        }
+    }
+
+    /// Appends what one connection brings.
+    fn receive(&mut self, file: &PlannedFile, partial: &mut Partial) -> Result<End> {
+        let path = self.repo.partial(file.hash());
+        let failed = |error| Error::io(&path, error);
+        let answer = self.client.file(&self.plan.repository, &self.plan.commit, &file.path, partial.length);
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(failure) => return Ok(End::Broken(failure, false)),
+        };
+        // A server that knows no ranges sends everything, and one that has another size has another file.
+        if answer.status() == 416 || !continues(&answer, partial.length) {
+            let whole = answer.status() == 200;
+            partial.restart(file).map_err(failed)?;
+            if !whole {
+                let what = "the hub cannot go on where the download stopped".into();
+                return Ok(End::Broken(Failure { what, passing: true, wait: None }, false));
+            }
+        }
+        let mut body = answer.into_body().into_reader();
+        let mut buffer = vec![0; 256 << 10];
+        let start = partial.length;
+        loop {
+            self.check_cancel()?;
+            let broken = match body.read(&mut buffer) {
+                Ok(0) if partial.length == file.size => return Ok(End::Complete),
+                Ok(0) => "the connection ended early".to_owned(),
+                Ok(n) => {
+                    partial.append(&buffer[..n]).map_err(failed)?;
+                    if partial.length > file.size {
+                        return Ok(End::Complete); // more than there should be: the hash will not match
+                    }
+                    self.report(file, Phase::Downloading, partial.length);
+                    continue;
+                }
+                Err(error) => format!("the connection broke: {error}"),
+            };
+            let moved = partial.length > start;
+            return Ok(End::Broken(Failure { what: broken, passing: true, wait: None }, moved));
+        }
+    }
+
+    fn report(&mut self, file: &PlannedFile, phase: Phase, done: u64) {
+        let total = self.plan.total_bytes();
+        (self.progress)(&Progress { file: &file.path, phase, done: self.before + done, total });
+    }
+
+    fn sleep(&self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.check_cancel()?;
+            thread::sleep(Duration::from_millis(50).min(time));
+        }
+        self.check_cancel()
+    }
+
+    fn check_cancel(&self) -> Result<()> {
+        if !self.cancel.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(Error::Hub("the download was stopped; the next pull goes on where it is".into()))
+    }
+}
+
+impl Partial {
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.hash.update(bytes);
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn restart(&mut self, file: &PlannedFile) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.hash = Hash::of(file);
+        self.length = 0;
+        Ok(())
+    }
+}
+
+/// Whether an answer's body begins at byte `from`.
+fn continues(answer: &Response<ureq::Body>, from: u64) -> bool {
+    if answer.status() != 206 {
+        return from == 0;
+    }
+    // Content-Range: bytes 100-199/200
+    let range = answer.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+    start == Some(from)
+}
+
+/// The hash that the hub names a file by: SHA-256, or git's own (SHA-1 over a short head and the bytes) for a small file
+/// outside LFS.
+enum Hash {
+    Sha256(Box<Sha256>),
+    Git(Box<Sha1>),
+}
+
+impl Hash {
+    fn of(file: &PlannedFile) -> Hash {
+        if file.sha256.is_some() {
+            return Hash::Sha256(Box::default());
+        }
+        let head = format!("blob {}\0", file.size);
+        Hash::Git(Box::new(Sha1::new_with_prefix(head)))
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hash::Sha256(hash) => hash.update(bytes),
+            Hash::Git(hash) => hash.update(bytes),
+        }
+    }
+
+    fn finish(self) -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        match self {
+            Hash::Sha256(hash) => hex(&hash.finalize()),
+            Hash::Git(hash) => hex(&hash.finalize()),
+        }
+    }
+}
+
+/// Bytes as a person reads them: `4.68 GB`, `12 MB`.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        n if n >= 1e9 => format!("{:.2} GB", n / 1e9),
+        n if n >= 1e6 => format!("{:.0} MB", n / 1e6),
+        n => format!("{n} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_file_is_checked_by_gits_hash() {
+        let file = PlannedFile {
+            path: "x.gguf".into(),
+            size: 6,
+            sha256: None,
+            git_sha1: Some("ce013625030ba8dba906f756967f9e9ca394464a".into()),
+            here: 0,
+        };
+        let mut hash = Hash::of(&file);
+        hash.update(b"hello\n"); // printf 'hello\n' | git hash-object --stdin
+        assert_eq!(hash.finish(), file.hash());
+    }
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        assert_eq!(size(4_683_073_248), "4.68 GB");
+        assert_eq!(size(98_362_432), "98 MB");
+        assert_eq!(size(512), "512 bytes");
+    }
+}

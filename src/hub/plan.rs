@@ -1,0 +1,236 @@
+//! What a download will fetch, and how it goes.
+
+use std::path::Path;
+
+use super::cache::CachedRepo;
+use super::client::{Client, Failure, Listing, RemoteFile};
+use super::models::{Choice, Group, choose, groups};
+use super::reference::{HubReference, Select};
+use super::{Settings, download};
+use crate::catalog::Entry;
+use crate::{Error, Result};
+
+/// What a download will fetch; nothing is fetched yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// `owner/name`.
+    pub repository: String,
+    /// Branch, tag or commit that was asked for.
+    pub revision: String,
+    /// The commit it stands for.
+    pub commit: String,
+    /// Quantization by the files' name.
+    pub quantization: Option<String>,
+    /// The files, in the order of their parts.
+    pub files: Vec<PlannedFile>,
+    /// Licence: the catalog's words, else what the repository states; none if it states none.
+    pub licence: Option<String>,
+    /// Free bytes on the cache's disk, if the system says.
+    pub free_disk: Option<u64>,
+    /// The catalog's entry.
+    pub entry: Option<&'static Entry>,
+}
+
+/// A file of a [`Plan`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedFile {
+    /// Path in the repository.
+    pub path: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// SHA-256 by the hub, hexadecimal; none for a small file outside LFS, which has a git hash instead.
+    pub sha256: Option<String>,
+    /// Git blob hash (SHA-1), hexadecimal.
+    pub git_sha1: Option<String>,
+    /// Bytes that are here already: all of them, or those of a download that was stopped.
+    pub here: u64,
+}
+
+impl Plan {
+    /// Size of all files, bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.size).sum()
+    }
+
+    /// What is still to be downloaded, bytes.
+    pub fn missing_bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.size - f.here.min(f.size)).sum()
+    }
+
+    /// # Errors
+    /// If the cache's disk has no room for what is missing.
+    pub(super) fn check_room(&self, cache: &Path) -> Result<()> {
+        match self.free_disk {
+            Some(free) if free < self.missing_bytes() => Err(Error::Hub(format!(
+                "{} needs {} more on the disk of {}, and {} are free: make room, or set HF_HUB_CACHE to a folder on another disk",
+                self.repository,
+                download::size(self.missing_bytes()),
+                cache.display(),
+                download::size(free)
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl PlannedFile {
+    /// The hash that names its blob: SHA-256, else git's.
+    pub(super) fn hash(&self) -> &str {
+        self.sha256.as_deref().or(self.git_sha1.as_deref()).unwrap_or_default()
+    }
+
+    pub(super) fn hash_name(&self) -> &'static str {
+        if self.sha256.is_some() { "SHA-256" } else { "the git hash" }
+    }
+}
+
+/// How a download goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The file at hand: its path in the repository.
+    pub file: &'a str,
+    /// What is being done.
+    pub phase: Phase,
+    /// Bytes of all files that are here (while [`Phase::Checking`]: that were read again).
+    pub done: u64,
+    /// Bytes of all files.
+    pub total: u64,
+}
+
+/// What a download does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Another process downloads the same file: waiting for it.
+    Waiting,
+    /// Reads what an earlier download left.
+    Checking,
+    /// Bytes arrive.
+    Downloading,
+    /// The connection broke; the next try is this one.
+    Retrying {
+        /// 1 is the first try after the first failure.
+        attempt: u32,
+    },
+}
+
+/// Tries for the listing; a download that has begun is more patient.
+const TRIES: u32 = 3;
+
+/// Asks the hub for the listing and finds the reference's files in it.
+pub(super) fn make(settings: &Settings, reference: &HubReference) -> Result<Plan> {
+    if settings.offline.value {
+        let what = "is asked for at the hub, and pensive is offline (--offline or HF_HUB_OFFLINE)";
+        return Err(Error::Hub(format!("{reference} {what}")));
+    }
+    let listing = listing(&Client::new(settings)?, reference)?;
+    let groups = groups(listing.files.iter().map(|file| file.path.as_str()));
+    let group = pick(&groups, reference)?;
+    let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
+    let mut files = Vec::new();
+    for path in &group.parts {
+        let remote = listing.files.iter().find(|file| file.path == *path);
+        let file = remote.and_then(planned).ok_or_else(|| {
+            Error::Hub(format!("{}: the hub states no size and no hash of {path}", reference.repository))
+        })?;
+        files.push(PlannedFile { here: repo.bytes_here(&file, &listing.commit), ..file });
+    }
+    Ok(Plan {
+        repository: reference.repository.clone(),
+        revision: reference.revision.clone(),
+        commit: listing.commit,
+        quantization: group.label.clone(),
+        files,
+        licence: reference.entry.map(|entry| entry.licence.clone()).or(listing.licence),
+        free_disk: free_disk(&settings.cache.value),
+        entry: reference.entry,
+    })
+}
+
+fn listing(client: &Client, reference: &HubReference) -> Result<Listing> {
+    let mut tries = 1;
+    loop {
+        match client.listing(&reference.repository, &reference.revision) {
+            Ok(listing) => return Ok(listing),
+            Err(Failure { passing: true, .. }) if tries < TRIES => {
+                std::thread::sleep(std::time::Duration::from_millis(250 << tries));
+                tries += 1;
+            }
+            Err(failure) => return Err(Error::Hub(failure.what)),
+        }
+    }
+}
+
+/// The model that is meant; an error lists what is there.
+fn pick<'a>(groups: &'a [Group], reference: &HubReference) -> Result<&'a Group> {
+    let repository = &reference.repository;
+    let what = match choose(groups, reference) {
+        Choice::One(group) if group.complete() => return Ok(group),
+        Choice::One(group) => {
+            format!(
+                "{repository} has {} of the {} parts of {}",
+                group.parts.len(),
+                group.expected,
+                group.stem
+            )
+        }
+        Choice::Several(several) => several_message(repository, &several),
+        Choice::None if groups.is_empty() => {
+            format!(
+                "{repository} has no GGUF file: look for a repository of the same model whose name ends in -GGUF"
+            )
+        }
+        Choice::None => {
+            let wanted = match &reference.select {
+                Select::File(path) => path,
+                _ => reference.wanted(),
+            };
+            let mut shown: Vec<&str> = groups.iter().map(Group::shown).collect();
+            shown.dedup();
+            format!(
+                "{repository} has no {wanted}; it has {} (name one: {repository}:QUANT)",
+                shown.join(", ")
+            )
+        }
+    };
+    Err(Error::Hub(what))
+}
+
+/// That a reference means several models, and how to name one.
+pub(super) fn several_message(repository: &str, several: &[&Group]) -> String {
+    let files: Vec<String> = several.iter().map(|group| format!("{repository}/{}", group.parts[0])).collect();
+    format!("{repository} has several such models; name one of them: {}", files.join(", "))
+}
+
+fn planned(file: &RemoteFile) -> Option<PlannedFile> {
+    let known = file.sha256.is_some() || file.git_sha1.is_some();
+    Some(PlannedFile {
+        path: file.path.clone(),
+        size: file.size.filter(|_| known)?,
+        sha256: file.sha256.clone(),
+        git_sha1: file.git_sha1.clone(),
+        here: 0,
+    })
+}
+
+impl CachedRepo {
+    /// Bytes of a file that are here: all of them, or those of a download that was stopped.
+    pub(super) fn bytes_here(&self, file: &PlannedFile, commit: &str) -> u64 {
+        if self.is_here(file, commit) {
+            return file.size;
+        }
+        let partial = std::fs::metadata(self.partial(file.hash())).map_or(0, |meta| meta.len());
+        if partial <= file.size { partial } else { 0 }
+    }
+
+    /// Whether a file is here, complete: as a blob, or in the snapshot itself where links cannot be made.
+    pub(super) fn is_here(&self, file: &PlannedFile, commit: &str) -> bool {
+        let has_size = |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.len() == file.size);
+        has_size(&self.blob(file.hash())) || has_size(&self.pointer(commit, &file.path))
+    }
+}
+
+/// Free bytes on the disk that `folder` is on, or will be.
+fn free_disk(folder: &Path) -> Option<u64> {
+    folder.ancestors().find(|f| f.exists()).and_then(|f| fs4::available_space(f).ok())
+}

@@ -1,0 +1,146 @@
+//! Removing a model from the cache.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::cache::{CachedRepo, files_below, link_target, names_in};
+use super::cached::{find, partials};
+use super::reference::HubReference;
+use super::{Reference, Settings};
+use crate::{Error, Result};
+
+/// What a removal will delete; nothing is deleted yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// The names in the snapshot that go.
+    pub files: Vec<PathBuf>,
+    /// The blobs that go: those that no other snapshot uses; or the beginnings that a stopped download left.
+    pub blobs: Vec<PathBuf>,
+    /// Bytes that become free.
+    pub freed_bytes: u64,
+    /// Blobs that stay because another snapshot uses them.
+    pub kept: Vec<PathBuf>,
+    /// The repository's folder in the cache.
+    repository: PathBuf,
+}
+
+/// What removing `reference` would delete.
+pub(super) fn plan(settings: &Settings, reference: &Reference) -> Result<Removal> {
+    let reference = match reference {
+        Reference::Hub(reference) => reference,
+        Reference::Path(path) => {
+            return Err(Error::Hub(format!(
+                "{} is a file of yours: pensive removes only what it pulled into {}",
+                path.display(),
+                settings.cache.value.display()
+            )));
+        }
+    };
+    let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
+    match find(settings, reference)? {
+        Some(located) => of_files(&repo, located.files),
+        None => of_partials(&repo, reference),
+    }
+}
+
+fn of_files(repo: &CachedRepo, files: Vec<PathBuf>) -> Result<Removal> {
+    let going: HashSet<&PathBuf> = files.iter().collect();
+    let mut used = HashSet::new();
+    for commit in repo.commits()? {
+        let pointers = files_below(&repo.snapshots().join(&commit))?.into_iter();
+        let others = pointers.map(|path| repo.pointer(&commit, &path)).filter(|path| !going.contains(path));
+        used.extend(others.filter_map(|path| link_target(&path)));
+    }
+    let mut removal = Removal {
+        files: Vec::new(),
+        blobs: Vec::new(),
+        freed_bytes: 0,
+        kept: Vec::new(),
+        repository: repo.folder(),
+    };
+    for file in &files {
+        match link_target(file) {
+            // The file itself is in the snapshot, where links cannot be made.
+            None => removal.freed_bytes += own_size(file),
+            Some(blob) if used.contains(&blob) => removal.kept.push(blob),
+            // A link that leads out of the cache: only the link goes.
+            Some(target) if target.parent() != Some(&repo.blobs()) => {}
+            Some(blob) => {
+                removal.freed_bytes += own_size(&blob);
+                removal.blobs.push(blob);
+            }
+        }
+    }
+    removal.files = files;
+    Ok(removal)
+}
+
+/// What stopped downloads of the repository left, if no other process is at them.
+fn of_partials(repo: &CachedRepo, reference: &HubReference) -> Result<Removal> {
+    let mut blobs = partials(repo)?;
+    blobs.retain(|blob| {
+        let name = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let lock = fs::File::open(repo.lock(name.split('.').next().unwrap_or_default()));
+        !lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    });
+    if blobs.is_empty() {
+        return Err(Error::Hub(format!("{reference} is not in the cache; `pensive list` shows what is")));
+    }
+    let freed_bytes = blobs.iter().map(|blob| own_size(blob)).sum();
+    Ok(Removal { files: Vec::new(), blobs, freed_bytes, kept: Vec::new(), repository: repo.folder() })
+}
+
+/// Deletes it: files, blobs, then folders that are empty and branches that lead nowhere.
+pub(super) fn execute(removal: &Removal) -> Result<u64> {
+    for file in removal.files.iter().chain(&removal.blobs) {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(file, error)),
+            _ => {}
+        }
+    }
+    let repository = &removal.repository;
+    let snapshots = repository.join("snapshots");
+    for commit in names_in(&snapshots)? {
+        remove_empty(&snapshots.join(commit))?;
+    }
+    let commits = names_in(&snapshots)?;
+    let refs = repository.join("refs");
+    for name in files_below(&refs)? {
+        let commit = fs::read_to_string(refs.join(&name)).unwrap_or_default();
+        if !commits.iter().any(|known| known == commit.trim()) {
+            fs::remove_file(refs.join(&name)).map_err(|error| Error::io(refs.join(&name), error))?;
+        }
+    }
+    if commits.is_empty() {
+        // The Python library's notes of files that a commit does not have.
+        match fs::remove_dir_all(repository.join(".no_exist")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io(repository, error));
+            }
+            _ => {}
+        }
+        remove_empty(repository)?;
+    }
+    Ok(removal.freed_bytes)
+}
+
+/// Removes the folders below `folder` that hold no file, and `folder` itself if it is one of them.
+fn remove_empty(folder: &Path) -> Result<()> {
+    for name in names_in(folder)? {
+        let below = folder.join(name);
+        if fs::symlink_metadata(&below).is_ok_and(|meta| meta.is_dir()) {
+            remove_empty(&below)?;
+        }
+    }
+    if names_in(folder)?.is_empty() && folder.exists() {
+        fs::remove_dir(folder).map_err(|error| Error::io(folder, error))?;
+    }
+    Ok(())
+}
+
+/// Bytes that deleting this very file frees: none for a link.
+fn own_size(file: &Path) -> u64 {
+    fs::symlink_metadata(file).map_or(0, |meta| if meta.is_file() { meta.len() } else { 0 })
+}

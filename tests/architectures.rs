@@ -1,0 +1,79 @@
+//! Every architecture against Hugging Face transformers: tiny checkpoints with random weights, all in float32.
+
+mod common;
+
+use common::{Reference, fixture};
+use pensive::backend::cpu::{CpuBackend, CpuOptions};
+use pensive::backend::{KvType, Plan};
+use pensive::checkpoint::Checkpoint;
+use pensive::engine::{Engine, Feed, Sequence, Wants};
+use pensive::model::{Decoder, Hyperparameters};
+
+const ROWS: usize = 64;
+
+fn engine(checkpoint: &Checkpoint) -> Engine {
+    let hyperparameters = Hyperparameters::read(checkpoint).unwrap();
+    let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+    let decoder = Decoder::load(checkpoint, &hyperparameters, &mut backend, &mut |_, _| {}).unwrap();
+    let plan = Plan { rows: ROWS, logit_rows: ROWS, sequences: 1, pages: 2, kv_type: KvType::F32 };
+    Engine::new(Box::new(backend), decoder, plan).unwrap()
+}
+
+/// Logits of all positions, fed in chunks of this many tokens.
+fn logits(engine: &mut Engine, ids: &[u32], chunk: usize) -> Vec<f32> {
+    let mut sequence = Sequence::new();
+    let mut all = Vec::new();
+    for tokens in ids.chunks(chunk) {
+        let feed = Feed { sequence: &mut sequence, tokens, wants: Wants::All };
+        all.extend_from_slice(engine.step(&mut [feed]).unwrap());
+    }
+    all
+}
+
+fn agrees_with_transformers(name: &str) {
+    let Some(folder) = fixture(&format!("arch/{name}")) else { return };
+    let reference = Reference::open(&folder.join("reference.safetensors"));
+    let (ids, expected) = (reference.ids("input_ids"), reference.floats("logits"));
+    let mut engine = engine(&Checkpoint::open(&folder).unwrap());
+    let got = logits(&mut engine, &ids, ids.len());
+    assert_eq!(got.len(), expected.len());
+    let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("{name}: logits differ by at most {worst:.1e}");
+    assert!(worst < 1e-3, "{name}: logits differ by {worst}");
+    for chunk in [1, 7] {
+        assert!(
+            logits(&mut engine, &ids, chunk).iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{name}: chunks of {chunk} change the logits"
+        );
+    }
+}
+
+#[test]
+fn qwen2_agrees_with_transformers() {
+    agrees_with_transformers("qwen2");
+}
+
+#[test]
+fn qwen2_with_tied_embeddings_agrees_with_transformers() {
+    agrees_with_transformers("qwen2-tied");
+}
+
+#[test]
+fn llama_with_llama3_rope_agrees_with_transformers() {
+    agrees_with_transformers("llama3-rope");
+}
+
+#[test]
+fn llama_with_tied_embeddings_agrees_with_transformers() {
+    agrees_with_transformers("llama-tied");
+}
+
+#[test]
+fn qwen3_agrees_with_transformers() {
+    agrees_with_transformers("qwen3");
+}
+
+#[test]
+fn qwen3_with_yarn_agrees_with_transformers() {
+    agrees_with_transformers("qwen3-yarn");
+}

@@ -1,0 +1,458 @@
+//! The binary as a user meets it: what it prints where, and with which exit code.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+mod common;
+
+/// A home of its own, so that no file or variable of this machine plays a part.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Home(TempDir::new().expect("a temporary folder"))
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// `pensive` with these arguments, nothing on standard input, no network.
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pensive"));
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
+            if ["PENSIVE_", "HF_", "HUGGING", "XDG_", "TRANSFORMERS_"].iter().any(|p| name.starts_with(p)) {
+                command.env_remove(name);
+            }
+        }
+        command
+            .args(args)
+            .env("HOME", self.path())
+            .env("USERPROFILE", self.path())
+            .env("HF_HOME", self.path().join("hf"))
+            .env("HF_HUB_OFFLINE", "1")
+            .env("XDG_CONFIG_HOME", self.path().join("config"))
+            .env("XDG_STATE_HOME", self.path().join("state"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Answer {
+        Answer::of(self.command(args).output().expect("pensive runs"))
+    }
+
+    fn run_with_stdin(&self, args: &[&str], stdin: &[u8]) -> Answer {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("pensive runs");
+        // A command that fails early does not read what it is given.
+        let _ = child.stdin.take().expect("stdin is piped").write_all(stdin);
+        Answer::of(child.wait_with_output().expect("pensive ends"))
+    }
+
+    /// Writes a file, gives its path.
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.path().join(name);
+        std::fs::write(&path, text).expect("a temporary file");
+        path.to_str().expect("a UTF-8 path").to_owned()
+    }
+}
+
+/// What a command printed, and its exit code.
+#[derive(Debug)]
+struct Answer {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Answer {
+    fn of(output: Output) -> Self {
+        Answer {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8 on stderr"),
+        }
+    }
+
+    /// It failed with this code, one line on stderr that holds these words, and nothing on stdout.
+    #[track_caller]
+    fn fails(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert_eq!(self.stdout, "", "{self:?}");
+        assert!(self.stderr.starts_with("pensive: "), "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is not in {self:?}");
+        }
+    }
+
+    /// It succeeded; what it printed.
+    #[track_caller]
+    fn succeeds(&self) -> &str {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        assert!(!self.stdout.contains('\x1b'), "escape codes where no terminal is: {self:?}");
+        &self.stdout
+    }
+
+    #[track_caller]
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(self.succeeds()).expect("JSON on stdout")
+    }
+}
+
+#[test]
+fn help_names_every_command_and_shows_examples() {
+    let home = Home::new();
+    let help = home.run(&["--help"]);
+    for word in
+        ["chat", "run", "pull", "list", "show", "remove", "tokenize", "config", "completions", "Examples:"]
+    {
+        assert!(help.succeeds().contains(word), "{word}");
+    }
+    let help = home.run(&["run", "--help"]);
+    for word in ["--threads", "-t", "--json-stream", "--thought", "After `--`", "Examples:", "130"] {
+        assert!(help.succeeds().contains(word), "{word}");
+    }
+    for command in ["chat", "pull", "ls", "show", "rm", "tokenize", "config", "completions"] {
+        home.run(&[command, "--help"]).succeeds();
+    }
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    assert_eq!(
+        Home::new().run(&["--version"]).succeeds(),
+        concat!("pensive ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let home = Home::new();
+    for args in [
+        &["run"][..],
+        &["run", "m", "hi", "-n", "none"],
+        &["run", "m", "hi", "--think", "perhaps"],
+        &["run", "m", "hi", "--temprature", "0"],
+        &["run", "--jsn", "m", "hi"],
+        &["run", "m", "hi", "--top-p", "2"],
+        &["run", "m", "hi", "--json", "--thought", "stdout"],
+        &["pull"],
+        &["completions", "cobol"],
+        &["--nonsense"],
+    ] {
+        let answer = home.run(args);
+        assert_eq!((answer.code, answer.stdout.as_str()), (Some(2), ""), "{args:?}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_model_in_place_of_a_command_is_told_how_to_chat() {
+    let answer = Home::new().run(&["deepseek-r1:7b"]);
+    assert_eq!(answer.code, Some(2));
+    assert!(answer.stderr.contains("pensive chat deepseek-r1:7b"), "{answer:?}");
+}
+
+#[test]
+fn an_empty_prompt_exits_with_2() {
+    let home = Home::new();
+    home.run(&["run", "deepseek-r1", ""]).fails(2, &["the prompt is empty"]);
+    home.run(&["run", "deepseek-r1"]).fails(2, &["the prompt is empty"]);
+    home.run_with_stdin(&["run", "deepseek-r1", " "], b" \n").fails(2, &["the prompt is empty"]);
+    home.run_with_stdin(&["run", "deepseek-r1", "--raw"], b"").fails(2, &["the prompt is empty"]);
+}
+
+#[test]
+fn piped_bytes_that_are_no_text_are_refused() {
+    let answer = Home::new().run_with_stdin(&["run", "deepseek-r1", "hi"], b"ab\xff");
+    answer.fails(1, &["standard input", "not UTF-8", "byte 2"]);
+}
+
+#[test]
+fn a_path_that_does_not_exist_is_named() {
+    for command in [
+        &["run", "./no/such.gguf", "hi"][..],
+        &["show", "./no/such.gguf"],
+        &["tokenize", "./no/such.gguf", "a"],
+    ] {
+        Home::new().run(command).fails(1, &["no/such.gguf"]);
+    }
+}
+
+#[test]
+fn a_file_that_is_no_gguf_is_named() {
+    let home = Home::new();
+    let file = home.file("notes.gguf", "these are notes, not weights\n");
+    for command in [&["run", &file, "hi"][..], &["show", &file], &["tokenize", &file, "a"]] {
+        home.run(command).fails(1, &["notes.gguf", "GGUF"]);
+    }
+}
+
+#[test]
+fn an_unknown_model_name_is_answered_with_the_nearest() {
+    for command in
+        [&["run", "deepseek-r1:7", "hi"][..], &["show", "deepseek-r1:7"], &["pull", "deepseek-r1:7"]]
+    {
+        Home::new().run(command).fails(1, &["deepseek-r1:7", "deepseek-r1:7b"]);
+    }
+}
+
+#[test]
+fn a_missing_model_is_not_pulled_unasked_and_the_error_has_the_command() {
+    let home = Home::new();
+    let mut command = home.command(&["run", "deepseek-r1:7b", "hi"]);
+    command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", "http://127.0.0.1:9");
+    let answer = Answer::of(command.output().expect("pensive runs"));
+    answer.fails(1, &["`pensive pull deepseek-r1:7b`", "--yes"]);
+    home.run(&["run", "deepseek-r1:7b", "hi", "--yes"])
+        .fails(1, &["`pensive pull deepseek-r1:7b`", "the network is off"]);
+    home.run(&["chat", "deepseek-r1:7b", "--offline"]).fails(1, &["deepseek-r1:7b"]);
+    home.run(&["tokenize", "deepseek-r1:7b", "a"]).fails(1, &["`pensive pull deepseek-r1:7b`"]);
+}
+
+#[test]
+fn without_any_model_pensive_alone_says_what_to_do() {
+    Home::new().run(&[]).fails(2, &["pensive chat deepseek-r1", "config.toml"]);
+}
+
+#[test]
+fn an_empty_cache_is_an_empty_list() {
+    let home = Home::new();
+    let answer = home.run(&["list"]);
+    assert_eq!(answer.succeeds(), "");
+    assert!(answer.stderr.contains("pensive pull"), "{answer:?}");
+    assert_eq!(home.run(&["ls", "--json", "--all"]).json(), serde_json::json!([]));
+    assert_eq!(home.run(&["-q", "list"]).stderr, "");
+}
+
+#[test]
+fn show_knows_a_catalog_model_before_it_is_pulled() {
+    let home = Home::new();
+    let text = home.run(&["show", "deepseek-r1:7b"]);
+    for word in ["qwen2", "Q4_K_M", "MIT", "<think>", "temperature 0.6", "pensive pull deepseek-r1:7b", "GiB"]
+    {
+        assert!(text.succeeds().contains(word), "{word}: {text:?}");
+    }
+    let json = home.run(&["show", "deepseek-r1:7b-q8_0", "--json", "-c", "4096"]).json();
+    assert_eq!((&json["quantization"], &json["downloaded"]), (&"Q8_0".into(), &false.into()));
+    assert_eq!(json["memory"][0]["context"], 4096);
+    assert!(json["memory"][0]["bytes"].as_u64() > json["bytes"].as_u64());
+    home.run(&["show", "someone/unheard-of"]).fails(1, &["`pensive pull someone/unheard-of`"]);
+}
+
+#[test]
+fn removing_what_is_not_there_or_was_not_pulled_fails() {
+    let home = Home::new();
+    home.run(&["remove", "deepseek-r1:7b", "--yes"]).fails(1, &["DeepSeek-R1-Distill-Qwen-7B"]);
+    let file = home.file("mine.gguf", "mine");
+    home.run(&["rm", &file, "--yes"]).fails(1, &["mine.gguf"]);
+    assert!(Path::new(&file).exists());
+}
+
+#[test]
+fn completions_are_written_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        assert!(Home::new().run(&["completions", shell]).succeeds().contains("tokenize"), "{shell}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let home = Home::new();
+    for args in [&["completions", "bash"][..], &["config"], &["--help"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let answer = Answer::of(home.command(args).stdout(writer).output().expect("pensive runs"));
+        assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+/// Value and origin of a setting.
+fn setting(config: &serde_json::Value, name: &str) -> (serde_json::Value, String) {
+    let setting = &config["settings"][name];
+    (setting["value"].clone(), setting["origin"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn config_prints_every_value_with_its_origin_and_all_paths() {
+    let home = Home::new();
+    let file = home.file(
+        "my.toml",
+        "model = 'coder'\ncontext = 1024\nthreads = 1\n[models.coder]\nbase = 'deepseek-r1:7b'\n\
+         sampling = { top_k = 40 }\n",
+    );
+    let mut command = home.command(&["config", "--json", "-t", "3", "--temp", "0.1"]);
+    command.env("PENSIVE_CONFIG", &file).env("PENSIVE_CONTEXT", "2048");
+    let config = Answer::of(command.output().expect("pensive runs")).json();
+    let expected = [
+        ("model", "coder".into(), "config"),
+        ("base", "deepseek-r1:7b".into(), "config [models.\"coder\"]"),
+        ("context", 2048.into(), "PENSIVE_CONTEXT"),
+        ("threads", 3.into(), "flag"),
+        ("temperature", 0.1.into(), "flag"),
+        ("top-k", 40.into(), "config [models.\"coder\"]"),
+        ("top-p", 0.95.into(), "catalog"),
+        ("min-p", 0.0.into(), "default"),
+        ("think", "on".into(), "catalog"),
+        ("seed", serde_json::Value::Null, "default"),
+        ("offline", true.into(), "HF_HUB_OFFLINE"),
+    ];
+    for (name, value, origin) in expected {
+        assert_eq!(setting(&config, name), (value, origin.to_owned()), "{name}");
+    }
+    assert_eq!(config["paths"]["config"], serde_json::json!({"value": file, "origin": "PENSIVE_CONFIG"}));
+    assert_eq!(config["paths"]["cache"]["origin"], "HF_HOME");
+    assert!(config["paths"]["state"]["value"].is_string());
+    let text = home.run(&["config"]);
+    for word in ["SETTING", "thought", "one per core", "config.toml", "hf"] {
+        assert!(text.succeeds().contains(word), "{word}: {text:?}");
+    }
+}
+
+#[test]
+fn a_token_is_never_printed() {
+    let home = Home::new();
+    let mut command = home.command(&["config"]);
+    let answer = Answer::of(command.env("HF_TOKEN", "hf_secret").output().expect("pensive runs"));
+    assert!(!answer.succeeds().contains("hf_secret") && answer.stdout.contains("HF_TOKEN"), "{answer:?}");
+}
+
+#[test]
+fn a_wrong_config_is_named_by_file_and_key() {
+    let home = Home::new();
+    let config = |text: &str| {
+        let file = home.file("wrong.toml", text);
+        let mut command = home.command(&["config"]);
+        Answer::of(command.env("PENSIVE_CONFIG", file).output().expect("pensive runs"))
+    };
+    config("modle = 'x'").fails(1, &["wrong.toml", "line 1", "unknown field `modle`"]);
+    config("[models.a]\nsytem = 'x'").fails(1, &["wrong.toml", "line 2", "unknown field `sytem`"]);
+    config("context = 0").fails(1, &["wrong.toml", "context"]);
+    let mut command = home.command(&["config"]);
+    let missing = home.path().join("missing.toml");
+    let answer = Answer::of(command.env("PENSIVE_CONFIG", missing).output().expect("pensive runs"));
+    answer.fails(1, &["missing.toml"]);
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    let home = Home::new();
+    let mut command = home.command(&["config"]);
+    let answer = Answer::of(command.env("PENSIVE_THREADS", "many").output().expect("pensive runs"));
+    answer.fails(2, &["PENSIVE_THREADS=many", "whole number"]);
+}
+
+/// `run` of a small real model, greedy and short; none (with a printed reason) where the model is absent.
+fn run_real(home: &Home, stdin: &str, args: &[&str]) -> Option<Answer> {
+    let model = common::real_model(common::SMOLLM2.1)?;
+    let model = model.to_str().expect("a UTF-8 path");
+    let all = [&["run", model, "--temperature", "0", "-n", "24", "-c", "512"], args].concat();
+    Some(home.run_with_stdin(&all, stdin.as_bytes()))
+}
+
+#[test]
+fn an_answer_is_printed_on_stdout_and_ends_in_one_newline() {
+    let home = Home::new();
+    let Some(answer) = run_real(&home, "", &["What", "colour", "is", "grass?"]) else { return };
+    let text = answer.succeeds();
+    assert!(text.trim().len() > 2 && text.ends_with('\n') && !text.ends_with("\n\n"), "{answer:?}");
+    let remembered = home.run(&["config", "--json"]).json();
+    assert_eq!(setting(&remembered, "model").1, "last used");
+}
+
+#[test]
+fn piped_text_is_part_of_the_prompt() {
+    let home = Home::new();
+    let Some(words) = run_real(&home, "", &["--json", "summarise"]) else { return };
+    let Some(both) = run_real(&home, "grass is green\n", &["--json", "summarise"]) else { return };
+    let prompt = |answer: &Answer| answer.json()["prompt_tokens"].as_u64().expect("a count");
+    assert!(prompt(&both) > prompt(&words));
+}
+
+#[test]
+fn json_has_the_text_that_is_printed_and_the_streamed_events_end_with_it() {
+    let home = Home::new();
+    let prompt = "-5 + 3?";
+    let Some(text) = run_real(&home, "", &[prompt]) else { return };
+    let Some(json) = run_real(&home, "", &[prompt, "--json"]) else { return };
+    let Some(stream) = run_real(&home, "", &["--json-stream", prompt]) else { return };
+    let object = json.json();
+    assert_eq!(format!("{}\n", object["answer"].as_str().expect("a text")), text.succeeds());
+    assert_eq!(object["architecture"], "llama");
+    assert_eq!(object["context"], 512);
+    let lines: Vec<serde_json::Value> = stream
+        .succeeds()
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON on every line"))
+        .collect();
+    let (last, events) = lines.split_last().expect("at least one line");
+    assert_eq!((&last["tokens"], &last["answer"]), (&object["tokens"], &object["answer"]));
+    let answer: String =
+        events.iter().filter(|e| e["event"] == "answer").filter_map(|e| e["text"].as_str()).collect();
+    assert_eq!(answer.trim(), object["answer"]);
+}
+
+#[test]
+fn a_raw_prompt_is_continued_without_a_template() {
+    let home = Home::new();
+    let Some(answer) = run_real(&home, "One, two, three,", &["--raw", "--json", "-n", "4"]) else { return };
+    let object = answer.json();
+    assert!(object["answer"].as_str().expect("a text").starts_with(" four"), "{object}");
+    assert_eq!((&object["finish"], object["tokens"].as_array().map(Vec::len)), (&"length".into(), Some(4)));
+}
+
+#[test]
+fn a_stop_string_ends_the_answer_and_is_not_printed() {
+    let home = Home::new();
+    let args = ["--raw", "-n", "40", "--stop", "six"];
+    let Some(answer) = run_real(&home, "One, two, three,", &args) else { return };
+    assert_eq!(answer.succeeds(), " four, five, \n");
+}
+
+#[test]
+fn a_prompt_that_leaves_no_room_exits_with_1_and_both_numbers() {
+    let home = Home::new();
+    let Some(answer) = run_real(&home, &"word ".repeat(2000), &[]) else { return };
+    answer.fails(1, &["tokens", "512"]);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_a_generation_quietly() {
+    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
+    let home = Home::new();
+    let mut command = home.command(&["run", model.to_str().expect("a UTF-8 path"), "-n", "400", "-q", "hi"]);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let answer = Answer::of(command.stdout(writer).output().expect("pensive runs"));
+    assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_prints_the_partial_result_and_exits_with_130() {
+    use std::io::{BufRead, BufReader, Read};
+    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
+    let home = Home::new();
+    let model = model.to_str().expect("a UTF-8 path");
+    let mut command =
+        home.command(&["run", model, "--raw", "--json-stream", "Once upon a time", "-c", "8192"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("pensive runs");
+    let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+    let mut line = String::new();
+    while !line.contains("answer") {
+        line.clear();
+        assert!(stdout.read_line(&mut line).expect("a line") > 0, "it ended before it answered");
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("UTF-8 on stdout");
+    let last: serde_json::Value =
+        serde_json::from_str(rest.lines().last().expect("a last line")).expect("JSON");
+    assert_eq!(last["finish"], "interrupted");
+    assert_eq!(child.wait().expect("pensive ends").code(), Some(130));
+}

@@ -1,0 +1,69 @@
+//! What the behaviour tests share: where real models and reference fixtures are, and models loaded once.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use pensive::Model;
+
+/// A reference fixture, or none (with a printed reason) where the folder is absent.
+pub fn fixture(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures").join(path);
+    present(path)
+}
+
+/// A real model's file, or none (with a printed reason) where it is absent.
+pub fn real_model(file: &str) -> Option<PathBuf> {
+    let home = std::env::home_dir()?;
+    present(home.join(".cache/pensive-test-models").join(file))
+}
+
+fn present(path: PathBuf) -> Option<PathBuf> {
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: {} is absent", path.display());
+    None
+}
+
+/// The real models that have weights: (name of the reference, file).
+pub const SMOLLM2: (&str, &str) = ("smollm2-135m", "SmolLM2-135M-Instruct.Q4_1.gguf");
+pub const QWEN_05B: (&str, &str) = ("qwen-0.5b", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf");
+pub const QWEN_15B: (&str, &str) = ("qwen-1.5b", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf");
+
+/// A real model with a context of 4,608 tokens, loaded once for all tests of a file.
+pub fn model((name, file): (&str, &str)) -> Option<&'static Model> {
+    static MODELS: [OnceLock<Option<Model>>; 3] = [const { OnceLock::new() }; 3];
+    let index = [SMOLLM2, QWEN_05B, QWEN_15B].iter().position(|(n, _)| *n == name)?;
+    MODELS[index]
+        .get_or_init(|| {
+            let path = real_model(file)?;
+            let model = Model::builder(path.to_str()?).context(4608).load();
+            Some(model.expect("a real model loads"))
+        })
+        .as_ref()
+}
+
+/// The tensors of a safetensors file.
+pub struct Reference(Vec<u8>);
+
+impl Reference {
+    pub fn open(path: &Path) -> Self {
+        Reference(std::fs::read(path).expect("the fixture can be read"))
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        let file = safetensors::SafeTensors::deserialize(&self.0).expect("the fixture is safetensors");
+        file.tensor(name).expect("the fixture has the tensor").data().to_vec()
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        let bytes = self.bytes(name);
+        bytes.chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f32> {
+        let bytes = self.bytes(name);
+        bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
