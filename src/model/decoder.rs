@@ -241,7 +241,9 @@ impl<'a> Load<'a> {
         let tensor = self.tensor(&format!("{name}.weight"), rows, columns)?;
         if !self.backend.supports(tensor.kind) {
             let device = self.backend.name();
-            return Err(self.fault(format!("tensor {name}.weight is {}, which {device} does not run", tensor.kind)));
+            return Err(
+                self.fault(format!("tensor {name}.weight is {}, which {device} does not run", tensor.kind))
+            );
         }
         let matrix = self.backend.add_matrix(tensor)?;
         self.count(tensor);

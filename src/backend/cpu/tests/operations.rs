@@ -243,7 +243,6 @@ fn gather_keeps_the_rows_that_want_logits_and_later_operations_work_on_them() {
     }
 }
 
-
 #[test]
 fn the_name_tells_instruction_set_and_threads() {
     assert_eq!(backend(1, Isa::Scalar).name(), "cpu (scalar, 1 thread)");
