@@ -53,9 +53,9 @@ fn fastest(times: usize, mut call: impl FnMut()) -> f64 {
 
 fn pool(threads: usize) {
     let pool = Pool::new(Some(threads)).expect("threads start");
-    let many = 1000;
-    let runs = fastest(20, || (0..many).for_each(|_| pool.run(|_| ())));
-    let barriers = fastest(20, || {
+    let many = 20;
+    let runs = fastest(2000, || (0..many).for_each(|_| pool.run(|_| ())));
+    let barriers = fastest(2000, || {
         pool.run(|worker| (0..many).for_each(|_| worker.barrier()));
     });
     let micros = |seconds: f64| seconds / many as f64 * 1e6;
@@ -106,26 +106,30 @@ impl Bench {
         self.backend.begin(&Step { rows: &rows, tables: &[&self.pages] });
     }
 
-    fn layers(&mut self, layers: usize) {
+    /// Seconds of the fastest of some calls, each on the next layer.
+    fn fastest_layer(&mut self, calls: usize) -> f64 {
         let attention = Attention { heads: HEADS, scale: 0.09, window: None };
-        (0..layers).for_each(|layer| self.backend.attention(layer, self.query, &attention, self.out));
+        let mut layers = (0..LAYERS).cycle();
+        fastest(calls, || {
+            let layer = layers.next().unwrap_or(0);
+            self.backend.attention(layer, self.query, &attention, self.out);
+        })
     }
 
     /// GB/s, and microseconds a layer.
     fn decode(&mut self) -> (f64, f64) {
         self.begin(DEPTH - 1, 1);
-        let seconds = fastest(10, || self.layers(LAYERS));
-        let page_bytes = self.backend.page_bytes(self.kv_type);
-        ((page_bytes * self.pages.len()) as f64 / seconds / 1e9, seconds / LAYERS as f64 * 1e6)
+        let seconds = self.fastest_layer(20 * LAYERS);
+        let layer_bytes = self.backend.page_bytes(self.kv_type) / LAYERS * self.pages.len();
+        (layer_bytes as f64 / seconds / 1e9, seconds * 1e6)
     }
 
     /// GFLOP/s of PREFILL rows from position `first` on.
     fn prefill(&mut self, first: usize) -> f64 {
         self.begin(first, PREFILL);
-        let layers = 4;
-        let seconds = fastest(3, || self.layers(layers));
+        let seconds = self.fastest_layer(10);
         let seen: usize = (first..first + PREFILL).map(|position| position + 1).sum();
-        let flops = 2 * seen * HEADS * (SHAPE.key_dim + SHAPE.value_dim) * layers;
+        let flops = 2 * seen * HEADS * (SHAPE.key_dim + SHAPE.value_dim);
         flops as f64 / seconds / 1e9
     }
 }

@@ -15,7 +15,10 @@ use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
 
 fn main() {
-    if let Ok(v) = std::env::var("PF") { pensive::backend::cpu::kernels::generic::quantized::PF.store(v.parse().unwrap(), std::sync::atomic::Ordering::Relaxed); }
+    if let Ok(v) = std::env::var("PF") {
+        pensive::backend::cpu::kernels::generic::quantized::PF
+            .store(v.parse().unwrap(), std::sync::atomic::Ordering::Relaxed);
+    }
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let wanted = |name: &str, of: &[&str]| {
         let mut of_this = filters.iter().filter(|f| of.contains(&f.as_str())).peekable();
@@ -51,7 +54,11 @@ fn decode(kind: BlockType, isa: Isa, layout: Layout) -> f64 {
 
 /// G multiply-adds per second, 512 tokens through [128, 8960].
 fn prefill(kind: BlockType, isa: Isa, layout: Layout) -> f64 {
-    let (rows, columns, tokens) = if isa == Isa::Scalar { (64, 2048, 64) } else { (128, 8960, std::env::var("TOK").map_or(512, |v| v.parse().unwrap())) };
+    let (rows, columns, tokens) = if isa == Isa::Scalar {
+        (64, 2048, 64)
+    } else {
+        (128, 8960, std::env::var("TOK").map_or(512, |v| v.parse().unwrap()))
+    };
     let bench = Product::new(kind, rows, columns, tokens, isa, layout);
     (rows / 2 * columns * tokens) as f64 / bench.seconds(2) / 1e9
 }

@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::keyboard;
 use super::render::{RESET, error_line};
 
 /// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
@@ -28,6 +29,7 @@ pub fn install(color: bool) {
             stop();
         }
         None => {
+            keyboard::restore();
             let _ = crossterm::terminal::disable_raw_mode();
             error_line(if color { RESET } else { "" });
             std::process::exit(EXIT_INTERRUPTED.into());

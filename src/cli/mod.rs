@@ -5,6 +5,7 @@ mod chat;
 mod completions;
 mod config;
 mod interrupt;
+mod keyboard;
 mod list;
 mod memory;
 mod output;

@@ -329,8 +329,12 @@ impl Call<'_> {
             let (seen, base) = (self.seen(row), chunk * PAGE_LEN);
             *span = Span { from: seen.start.saturating_sub(base), to: (seen.end - base).min(PAGE_LEN) };
         }
-        let page = self.step.page(self.step.rows[rows.start].sequence, chunk);
-        let block = self.cache.chunk(self.layer, page, unit.kv_head);
+        let sequence = self.step.rows[rows.start].sequence;
+        let at = |chunk| self.cache.chunk(self.layer, self.step.page(sequence, chunk), unit.kv_head);
+        let mut block = at(chunk);
+        if chunk + 1 < unit.block.chunks.end {
+            block.next = at(chunk + 1).keys;
+        }
         let spans = &spans[..rows.len()];
         let skipped = (rows.start - unit.block.rows.start) * unit.heads * self.shape().key_dim;
         // SAFETY: at most QUERIES query vectors, for which `local` and `records` have room; the page is the cache's.

@@ -79,7 +79,7 @@ impl KvCache {
         let start = self.memory.shared();
         // SAFETY: checked above; the values follow the keys in the head's block.
         let (keys, values) = unsafe { (start.at(at), start.at(at + key_bytes)) };
-        Chunk { keys, values, key_dim: shape.key_dim, value_stride }
+        Chunk { keys, values, key_dim: shape.key_dim, value_stride, next: keys }
     }
 
     /// Copies a page, all layers of it.

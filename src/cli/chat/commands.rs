@@ -135,10 +135,18 @@ fn command(name: &str, argument: Option<String>) -> Result<Command, String> {
         "/regen" => Command::Regenerate,
         "/undo" => Command::Undo,
         "/system" => Command::System(argument.map(|text| if text == "\"\"" { String::new() } else { text })),
-        "/set" => Command::Set(argument.map(|text| match text.split_once(char::is_whitespace) {
-            Some((name, value)) => (name.to_owned(), Some(value.trim().to_owned())),
-            None => (text, None),
-        })),
+        "/set" => {
+            match argument.as_deref().map(|text| text.split_once(char::is_whitespace).unwrap_or((text, ""))) {
+                None => Command::Set(None),
+                Some((name, value)) => {
+                    let value = Some(unblock(value.trim()).to_owned()).filter(|value| !value.is_empty());
+                    match name {
+                        "system" | "think" | "thought" => return command(&format!("/{name}"), value),
+                        _ => Command::Set(Some((name.to_owned(), value))),
+                    }
+                }
+            }
+        }
         "/read" => Command::Read(argument.ok_or("/read FILE: name a text file")?),
         "/thought" => Command::Thought(choice(name, argument, &THOUGHT)?),
         "/think" => Command::Think(choice(name, argument, &THINK)?),
@@ -269,6 +277,7 @@ mod tests {
             run(Command::Set(Some(("temperature".into(), Some("0.5".into())))))
         );
         assert_eq!(parse("/set seed"), run(Command::Set(Some(("seed".into(), None)))));
+        assert_eq!(parse("/set"), run(Command::Set(None)));
     }
 
     #[test]
@@ -277,6 +286,13 @@ mod tests {
         assert_eq!(parse("/thought FOLD"), run(Command::Thought(Some(Thought::Fold))));
         assert_eq!(parse("/read").unwrap_err(), "/read FILE: name a text file");
         assert_eq!(parse("/undo 2").unwrap_err(), "/undo takes no argument");
+    }
+
+    #[test]
+    fn what_has_a_command_of_its_own_can_be_set_too() {
+        assert_eq!(parse("/set system Be brief."), run(Command::System(Some("Be brief.".into()))));
+        assert_eq!(parse("/set think off"), run(Command::Think(Some(Think::Off))));
+        assert_eq!(parse("/set thought"), run(Command::Thought(None)));
     }
 
     #[test]

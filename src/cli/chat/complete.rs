@@ -39,7 +39,7 @@ impl ChatCompleter {
             "/thought" => starting_with(argument, THOUGHT.map(|(word, _)| Offer::new(word, "", false))),
             "/think" => starting_with(argument, THINK.map(|(word, _)| Offer::new(word, "", false))),
             "/set" => {
-                starting_with(argument, SETTINGS.iter().map(|(name, help)| Offer::new(*name, *help, true)))
+                starting_with(argument, SETTINGS.iter().map(|(_, name, help)| Offer::new(*name, *help, true)))
             }
             "/model" => starting_with(
                 argument,

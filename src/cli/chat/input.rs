@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use reedline::{
-    ColumnarMenu, EditCommand, Emacs, FileBackedHistory, KeyCode, KeyModifiers, MenuBuilder, Prompt,
-    PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, ValidationResult,
-    Validator, default_emacs_keybindings,
+    ColumnarMenu, EditCommand, Emacs, FileBackedHistory, Highlighter, KeyCode, KeyModifiers, MenuBuilder,
+    Prompt, PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, StyledText,
+    ValidationResult, Validator, default_emacs_keybindings,
 };
 
 use super::commands::is_open;
@@ -77,6 +77,8 @@ fn lines(reader: &mut dyn BufRead, prompt: bool) -> io::Result<Line> {
         }
         ask(PROMPT_MORE)?;
     }
+    // Ctrl-D leaves the prompt's line open.
+    ask("\n")?;
     Ok(if text.is_empty() { Line::End } else { Line::Text(text) })
 }
 
@@ -100,7 +102,8 @@ impl Editor {
             KeyCode::Char('o'),
             ReedlineEvent::ExecuteHostCommand(EDIT.into()),
         );
-        let menu = ColumnarMenu::default().with_name(MENU).with_columns(4).with_column_padding(2);
+        let menu =
+            ColumnarMenu::default().with_name(MENU).with_columns(4).with_column_padding(2).with_marker("");
         let mut reedline = Reedline::create()
             .with_ansi_colors(color)
             .with_edit_mode(Box::new(Emacs::new(keys)))
@@ -109,6 +112,7 @@ impl Editor {
             .with_quick_completions(true)
             .with_partial_completions(true)
             .with_validator(Box::new(Blocks))
+            .with_highlighter(Box::new(Plain))
             .use_bracketed_paste(true);
         if color {
             // A hint that is not dimmed would look like typed text.
@@ -186,6 +190,17 @@ struct Blocks;
 impl Validator for Blocks {
     fn validate(&self, text: &str) -> ValidationResult {
         if is_open(text) { ValidationResult::Incomplete } else { ValidationResult::Complete }
+    }
+}
+
+/// Typed text in the terminal's own colour: reedline's white is lost on white.
+struct Plain;
+
+impl Highlighter for Plain {
+    fn highlight(&self, text: &str, _cursor: usize) -> StyledText {
+        let mut styled = StyledText::new();
+        styled.push((Default::default(), text.to_owned()));
+        styled
     }
 }
 

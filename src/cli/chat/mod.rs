@@ -4,7 +4,6 @@ mod commands;
 mod complete;
 mod input;
 mod live;
-mod quiet;
 mod repl;
 mod set;
 mod store;

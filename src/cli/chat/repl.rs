@@ -7,13 +7,13 @@ use crossterm::clipboard::CopyToClipboard;
 
 use super::commands::{self, Command, Entry, THINK, THOUGHT, help, word};
 use super::input::{Input, Line};
-use super::quiet::QuietKeyboard;
-use super::set;
+use super::set::{self, Setting};
 use super::store::{Saved, Store, expand_home, read_text};
 use super::turn::{Screen, count, duration, show};
 use crate::api::{Event, Stats};
 use crate::cli::args::Thought;
 use crate::cli::interrupt::{self, EXIT_INTERRUPTED};
+use crate::cli::keyboard;
 use crate::cli::render::{harmless, stdout_error};
 use crate::{CancelHandle, Message, Options, Result, Role, Sampling, Think};
 
@@ -89,7 +89,8 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
                     self.screen.note("use Ctrl-D or /bye to leave").map(|()| Next::Line)
                 }
                 Line::Cleared => Ok(Next::Line),
-                Line::Trouble(text) => self.screen.note(&text).map(|()| Next::Line),
+                // It comes while the prompt's line is open.
+                Line::Trouble(text) => self.screen.note(&format!("\n{text}")).map(|()| Next::Line),
                 Line::End => Ok(Next::End),
             };
             match next.map_err(stdout_error)? {
@@ -130,7 +131,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             let cancel = cancel.clone();
             move || cancel.cancel()
         });
-        let _quiet = self.screen.rich.then(QuietKeyboard::new);
+        let _quiet = self.screen.rich.then(keyboard::quiet);
         let (view, most) = (self.thought, self.options.max_tokens);
         let shown = match message {
             Some(text) => {
@@ -214,10 +215,11 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
     fn set(&mut self, what: Option<(String, Option<String>)>) -> Result<String, String> {
         let model = self.talk.sampling();
         let Some((name, value)) = what else { return Ok(set::table(&self.options, &model)) };
+        let setting = Setting::find(&name)?;
         if let Some(value) = value {
-            set::set(&mut self.options, &name, &value)?;
+            setting.set(&mut self.options, &value)?;
         }
-        Ok(format!("{} {}\n", name, set::get(&self.options, &model, &name)?))
+        Ok(format!("{} {}\n", setting.name(), setting.get(&self.options, &model)))
     }
 
     fn read(&mut self, file: &str) -> Result<String, String> {

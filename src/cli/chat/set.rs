@@ -7,56 +7,120 @@ use super::commands::nearest;
 use crate::cli::args::check_sampling;
 use crate::{Options, Sampling};
 
-/// Names that /set knows, with what they mean.
-pub(super) const SETTINGS: &[(&str, &str)] = &[
-    ("temperature", "0 is greedy"),
-    ("top-k", "keep the k most likely tokens; 0 keeps all"),
-    ("top-p", "keep the most likely tokens that hold this probability; 1 keeps all"),
-    ("min-p", "keep tokens at least this likely beside the best; 0 keeps all"),
-    ("repeat-penalty", "1 is off"),
-    ("presence-penalty", "0 is off"),
-    ("frequency-penalty", "0 is off"),
-    ("repeat-last-n", "tokens that the penalties look back at"),
-    ("seed", "of the draws; default: random for each answer"),
-    ("max-tokens", "of thought and answer together; default: what the context holds"),
+/// What can be set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Setting {
+    Temperature,
+    TopK,
+    TopP,
+    MinP,
+    RepeatPenalty,
+    PresencePenalty,
+    FrequencyPenalty,
+    RepeatLastN,
+    Seed,
+    MaxTokens,
+}
+
+/// All settings: name and meaning.
+pub(super) const SETTINGS: &[(Setting, &str, &str)] = &[
+    (Setting::Temperature, "temperature", "0 is greedy"),
+    (Setting::TopK, "top-k", "keep the k most likely tokens; 0: all"),
+    (Setting::TopP, "top-p", "keep what holds this much probability"),
+    (Setting::MinP, "min-p", "least share of the best probability"),
+    (Setting::RepeatPenalty, "repeat-penalty", "1 is off"),
+    (Setting::PresencePenalty, "presence-penalty", "0 is off"),
+    (Setting::FrequencyPenalty, "frequency-penalty", "0 is off"),
+    (Setting::RepeatLastN, "repeat-last-n", "tokens that the penalties look back at"),
+    (Setting::Seed, "seed", "of the draws"),
+    (Setting::MaxTokens, "max-tokens", "thought and answer together"),
 ];
 
 /// Other names for habits' sake.
-const ALIASES: &[(&str, &str)] = &[("temp", "temperature"), ("n-predict", "max-tokens")];
+const ALIASES: &[(&str, Setting)] = &[("temp", Setting::Temperature), ("n-predict", Setting::MaxTokens)];
 
-/// Sets one value; `default` goes back to the model's own. Gives the name in full.
-///
-/// # Errors
-/// A sentence for the user: no such setting (with the nearest one), or no such value.
-pub(super) fn set(options: &mut Options, name: &str, value: &str) -> Result<&'static str, String> {
-    let name = resolve(name)?;
-    let mut changed = options.clone();
-    let s = &mut changed.sampling;
-    let wrong = |why: &str| format!("{name} {value}: {why}");
-    let parsed = match name {
-        "temperature" => assign(&mut s.temperature, value),
-        "top-k" => assign(&mut s.top_k, value),
-        "top-p" => assign(&mut s.top_p, value),
-        "min-p" => assign(&mut s.min_p, value),
-        "repeat-penalty" => assign(&mut s.repeat_penalty, value),
-        "presence-penalty" => assign(&mut s.presence_penalty, value),
-        "frequency-penalty" => assign(&mut s.frequency_penalty, value),
-        "repeat-last-n" => assign(&mut s.repeat_last_n, value),
-        "seed" => assign(&mut changed.seed, value),
-        _ => assign(&mut changed.max_tokens, value),
-    };
-    let kind = if matches!(name, "top-k" | "repeat-last-n" | "seed" | "max-tokens") {
-        "a whole number"
-    } else {
-        "a number"
-    };
-    parsed.ok_or_else(|| wrong(&format!("it must be {kind}, or `default`")))?;
-    check_sampling(&changed.sampling).map_err(|(_, why)| wrong(&why))?;
-    if changed.max_tokens == Some(0) {
-        return Err(wrong("it must be 1 or more"));
+impl Setting {
+    /// The setting of this name.
+    ///
+    /// # Errors
+    /// A sentence for the user, with the nearest name.
+    pub(super) fn find(name: &str) -> Result<Setting, String> {
+        let given = name.to_ascii_lowercase().replace('_', "-");
+        let names = SETTINGS.iter().map(|(setting, known, _)| (*known, *setting));
+        if let Some((_, setting)) = names.chain(ALIASES.iter().copied()).find(|(known, _)| *known == given) {
+            return Ok(setting);
+        }
+        if matches!(given.as_str(), "context" | "threads" | "kv-type") {
+            return Err(format!("{given} is fixed once a model is loaded: start anew with --{given}"));
+        }
+        Err(match nearest(&given, SETTINGS.iter().map(|(_, known, _)| *known)) {
+            Some(near) => format!("no setting is called {name}: did you mean {near}? (/set lists all)"),
+            None => format!("no setting is called {name}: /set lists all"),
+        })
     }
-    *options = changed;
-    Ok(name)
+
+    /// Its name.
+    pub(super) fn name(self) -> &'static str {
+        SETTINGS.iter().find(|(setting, ..)| *setting == self).map_or("", |(_, name, _)| name)
+    }
+
+    /// Sets it; `default` goes back to the model's own.
+    ///
+    /// # Errors
+    /// A sentence for the user: no such value.
+    pub(super) fn set(self, options: &mut Options, value: &str) -> Result<(), String> {
+        let wrong = |why: &str| format!("{} {value}: {why}", self.name());
+        let mut changed = options.clone();
+        self.assign(&mut changed, value).ok_or_else(|| wrong(self.kind()))?;
+        check_sampling(&changed.sampling).map_err(|(_, why)| wrong(&why))?;
+        if changed.max_tokens == Some(0) {
+            return Err(wrong("it must be 1 or more"));
+        }
+        *options = changed;
+        Ok(())
+    }
+
+    fn assign(self, options: &mut Options, value: &str) -> Option<()> {
+        let s = &mut options.sampling;
+        match self {
+            Setting::Temperature => assign(&mut s.temperature, value),
+            Setting::TopK => assign(&mut s.top_k, value),
+            Setting::TopP => assign(&mut s.top_p, value),
+            Setting::MinP => assign(&mut s.min_p, value),
+            Setting::RepeatPenalty => assign(&mut s.repeat_penalty, value),
+            Setting::PresencePenalty => assign(&mut s.presence_penalty, value),
+            Setting::FrequencyPenalty => assign(&mut s.frequency_penalty, value),
+            Setting::RepeatLastN => assign(&mut s.repeat_last_n, value),
+            Setting::Seed => assign(&mut options.seed, value),
+            Setting::MaxTokens => assign(&mut options.max_tokens, value),
+        }
+    }
+
+    fn kind(self) -> &'static str {
+        match self {
+            Setting::TopK | Setting::RepeatLastN | Setting::Seed | Setting::MaxTokens => {
+                "it must be a whole number, or `default`"
+            }
+            _ => "it must be a number, or `default`",
+        }
+    }
+
+    /// Its value as text; one that is not set is the model's.
+    pub(super) fn get(self, options: &Options, model: &Sampling) -> String {
+        let s = &options.sampling;
+        match self {
+            Setting::Temperature => value(s.temperature, model.temperature),
+            Setting::TopK => value(s.top_k, model.top_k),
+            Setting::TopP => value(s.top_p, model.top_p),
+            Setting::MinP => value(s.min_p, model.min_p),
+            Setting::RepeatPenalty => value(s.repeat_penalty, model.repeat_penalty),
+            Setting::PresencePenalty => value(s.presence_penalty, model.presence_penalty),
+            Setting::FrequencyPenalty => value(s.frequency_penalty, model.frequency_penalty),
+            Setting::RepeatLastN => value(s.repeat_last_n, model.repeat_last_n),
+            Setting::Seed => value(options.seed, "random"),
+            Setting::MaxTokens => value(options.max_tokens, "no bound"),
+        }
+    }
 }
 
 /// Reads a value; none for `default`.
@@ -65,57 +129,12 @@ fn assign<T: FromStr>(to: &mut Option<T>, value: &str) -> Option<()> {
     Some(())
 }
 
-/// A setting as text, with where it comes from.
-///
-/// # Errors
-/// No such setting (with the nearest one).
-pub(super) fn get(options: &Options, model: &Sampling, name: &str) -> Result<String, String> {
-    let name = resolve(name)?;
-    let s = &options.sampling;
-    Ok(match name {
-        "temperature" => value(s.temperature, model.temperature),
-        "top-k" => value(s.top_k, model.top_k),
-        "top-p" => value(s.top_p, model.top_p),
-        "min-p" => value(s.min_p, model.min_p),
-        "repeat-penalty" => value(s.repeat_penalty, model.repeat_penalty),
-        "presence-penalty" => value(s.presence_penalty, model.presence_penalty),
-        "frequency-penalty" => value(s.frequency_penalty, model.frequency_penalty),
-        "repeat-last-n" => value(s.repeat_last_n, model.repeat_last_n),
-        "seed" => value(options.seed, "random"),
-        _ => value(options.max_tokens, "what the context holds"),
-    })
-}
-
 /// The table of /set.
 pub(super) fn table(options: &Options, model: &Sampling) -> String {
-    let mut text = String::new();
-    for (name, help) in SETTINGS {
-        let value = get(options, model, name).unwrap_or_default();
-        text.push_str(&format!("  {name:<18} {value:<24} {help}\n"));
-    }
-    text
-}
-
-fn resolve(name: &str) -> Result<&'static str, String> {
-    let given = name.to_ascii_lowercase().replace('_', "-");
-    if let Some((_, full)) = ALIASES.iter().find(|(alias, _)| *alias == given) {
-        return Ok(full);
-    }
-    if let Some((known, _)) = SETTINGS.iter().find(|(known, _)| *known == given) {
-        return Ok(known);
-    }
-    Err(match given.as_str() {
-        "context" | "threads" | "kv-type" => {
-            format!("{given} is fixed once a model is loaded: start anew with --{given}")
-        }
-        "system" | "think" | "thought" | "model" => {
-            format!("/set {given}: that is the command /{given}")
-        }
-        _ => match nearest(&given, SETTINGS.iter().map(|(known, _)| *known)) {
-            Some(near) => format!("/set {name}: no such setting; did you mean {near}? (/set lists all)"),
-            None => format!("/set {name}: no such setting; /set lists all"),
-        },
-    })
+    let row = |(setting, name, help): &(Setting, &str, &str)| {
+        format!("  {name:<18} {:<20} {help}\n", setting.get(options, model))
+    };
+    SETTINGS.iter().map(row).collect()
 }
 
 fn value<T: Display>(set: Option<T>, default: impl Display) -> String {
@@ -129,16 +148,21 @@ fn value<T: Display>(set: Option<T>, default: impl Display) -> String {
 mod tests {
     use super::*;
 
+    fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
+        Setting::find(name)?.set(options, value)
+    }
+
     #[test]
     fn every_setting_can_be_set_shown_and_reset() {
         let mut options = Options::new();
         let model = Sampling::default();
-        for (name, _) in SETTINGS {
-            assert!(get(&options, &model, name).unwrap().ends_with(" (default)"));
-            assert_eq!(set(&mut options, name, "1"), Ok(*name));
-            assert_eq!(get(&options, &model, name).unwrap(), "1");
-            set(&mut options, name, "default").unwrap();
-            assert!(get(&options, &model, name).unwrap().ends_with(" (default)"));
+        for (setting, name, _) in SETTINGS {
+            assert_eq!(Setting::find(name), Ok(*setting));
+            assert!(setting.get(&options, &model).ends_with(" (default)"));
+            setting.set(&mut options, "1").unwrap();
+            assert_eq!(setting.get(&options, &model), "1");
+            setting.set(&mut options, "default").unwrap();
+            assert!(setting.get(&options, &model).ends_with(" (default)"));
         }
     }
 
@@ -172,10 +196,9 @@ mod tests {
 
     #[test]
     fn an_unknown_setting_suggests_the_nearest_or_the_way() {
-        let mut options = Options::new();
-        assert!(set(&mut options, "temprature", "1").unwrap_err().contains("did you mean temperature?"));
-        assert!(set(&mut options, "context", "1").unwrap_err().contains("start anew with --context"));
-        assert!(set(&mut options, "thought", "hide").unwrap_err().contains("/thought"));
+        assert!(Setting::find("temprature").unwrap_err().contains("did you mean temperature?"));
+        assert!(Setting::find("context").unwrap_err().contains("start anew with --context"));
+        assert_eq!(Setting::find("xyz").unwrap_err(), "no setting is called xyz: /set lists all");
     }
 
     #[test]

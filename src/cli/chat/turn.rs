@@ -173,7 +173,7 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
             return self.progress();
         }
         let first = !self.begun;
-        let piece = self.trim(text);
+        let piece = self.trim(text, self.screen.rich || self.screen.console.stderr_terminal);
         if piece.is_empty() {
             return Ok(());
         }
@@ -204,7 +204,7 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
     fn answer(&mut self, text: &str) -> io::Result<()> {
         self.clear_live()?;
         self.phase = Phase::Answering;
-        let piece = self.trim(text);
+        let piece = self.trim(text, self.screen.console.stdout_terminal);
         self.screen.out.write_all(piece.as_bytes())?;
         self.screen.out.flush()
     }
@@ -234,11 +234,11 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
         }
     }
 
-    /// What of a piece can be written now, with nothing in it that would move a terminal's cursor.
-    fn trim(&mut self, text: &str) -> String {
+    /// What of a piece can be written now, on a terminal with nothing in it that would move the cursor.
+    fn trim(&mut self, text: &str, to_terminal: bool) -> String {
         let piece = self.text.push(text);
         self.begun |= !piece.is_empty();
-        match self.screen.rich {
+        match to_terminal {
             true => harmless(&piece).into_owned(),
             false => piece,
         }

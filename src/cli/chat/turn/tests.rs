@@ -1,3 +1,4 @@
+use super::super::live::tests::terminal as terminal_of;
 use super::*;
 use crate::Sampling;
 use crate::api::{Seconds, ThoughtEnd};
@@ -61,9 +62,8 @@ fn on_terminal(view: Thought, events: Vec<Event>) -> (String, String) {
     show(events.into_iter().map(Ok), view, None, &mut screen).unwrap().unwrap();
     assert!(screen.err.is_empty());
     let sent = String::from_utf8(screen.out).unwrap();
-    let mut terminal = vt100::Parser::new(SIZE.rows as u16, SIZE.columns as u16, 100);
     // The terminal's driver puts a carriage return before each line feed.
-    terminal.process(format!(">>> why?\n{sent}").replace('\n', "\r\n").as_bytes());
+    let terminal = terminal_of(SIZE, &format!(">>> why?\n{sent}").replace('\n', "\r\n"));
     (terminal.screen().contents(), sent)
 }
 
@@ -147,8 +147,7 @@ fn a_failure_in_a_thought_leaves_its_text_and_a_fresh_line() {
         let events = [Ok(think("Hm")), Err(Error::Text("broken".into()))];
         let error = show(events.into_iter(), view, None, &mut screen).unwrap().unwrap_err();
         assert_eq!(error.to_string(), "broken");
-        let mut terminal = vt100::Parser::new(10, 40, 0);
-        terminal.process(&screen.out);
+        let terminal = terminal_of(SIZE, &String::from_utf8(screen.out).unwrap().replace('\n', "\r\n"));
         assert_eq!(terminal.screen().contents().trim_end(), left);
         let row = terminal.screen().cursor_position().0;
         assert_eq!(row, if left.is_empty() { 0 } else { 1 }, "{view:?}");
@@ -200,6 +199,15 @@ fn escape_codes_in_an_answer_reach_a_file_but_no_terminal() {
     assert_eq!(in_pipes(Thought::Fold, events()).0, "a\u{1b}[31mb\u{7}\n");
     let (_, sent) = on_terminal(Thought::Fold, events());
     assert!(!sent.contains("\u{1b}[31m") && !sent.contains('\u{7}'), "{sent:?}");
+}
+
+#[test]
+fn a_terminal_that_only_gets_text_is_as_safe() {
+    let mut screen = pipes();
+    screen.console.stdout_terminal = true;
+    let events = [Ok(say("a\u{1b}[31mb")), Ok(done(Finish::Stop))];
+    show(events.into_iter(), Thought::Fold, None, &mut screen).unwrap().unwrap();
+    assert_eq!(String::from_utf8(screen.out).unwrap(), "a\u{fffd}[31mb\n");
 }
 
 #[test]

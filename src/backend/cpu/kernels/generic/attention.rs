@@ -56,6 +56,8 @@ pub struct Chunk {
     pub key_dim: usize,
     /// Width of a value, rounded up to 16.
     pub value_stride: usize,
+    /// The keys of the chunk that is likely read next, its values behind them: asked for ahead, never read.
+    pub next: *const u8,
 }
 
 /// An element of the cache.
@@ -221,7 +223,9 @@ unsafe fn chunk_generic<S: Simd, T: Element>(
         let keys = Strided(chunk.keys.cast::<T>().cast_const(), PAGE_LEN);
         let seen = spans.iter().fold(0, |most, span| most.max(span.to)).next_multiple_of(16);
         let queries = Strided(queries, key_dim);
-        product::<S, T>(spans.len() * heads, key_dim, seen, queries, keys, StridedMut(scores, PAGE_LEN));
+        let to = StridedMut(scores, PAGE_LEN);
+        product::<S, T>(spans.len() * heads, key_dim, seen, queries, keys, to, chunk.next);
+        let next_values = chunk.next.wrapping_add(key_dim * PAGE_LEN * size_of::<T>());
         for (row, &span) in spans.iter().enumerate() {
             for query in row * heads..(row + 1) * heads {
                 let record = Record(records.add(query * record), value_stride);
@@ -238,7 +242,15 @@ unsafe fn chunk_generic<S: Simd, T: Element>(
             let values =
                 Strided(chunk.values.cast::<T>().add(span.from * value_stride).cast_const(), value_stride);
             let to = StridedMut(records.add(row * heads * record), record);
-            product::<S, T>(same * heads, span.to - span.from, value_stride, weights, values, to);
+            product::<S, T>(
+                same * heads,
+                span.to - span.from,
+                value_stride,
+                weights,
+                values,
+                to,
+                next_values,
+            );
             row += same;
         }
     }
@@ -313,7 +325,8 @@ struct StridedMut(*mut f32, usize);
 const TILE_ROWS: usize = 6;
 
 /// `c[rows, columns] = a[rows, depth] x b[depth, columns]`: each element starts at 0 and takes up its products in
-/// ascending order, each rounded once. Columns are a multiple of 16.
+/// ascending order, each rounded once. Columns are a multiple of 16. On the way it asks for as many bytes from `ahead` on
+/// as b has.
 #[inline(always)]
 unsafe fn product<S: Simd, T: Element>(
     rows: usize,
@@ -322,6 +335,7 @@ unsafe fn product<S: Simd, T: Element>(
     a: Strided<f32>,
     b: Strided<T>,
     c: StridedMut,
+    ahead: *const u8,
 ) {
     let tiles = rows.div_ceil(TILE_ROWS);
     for tile in 0..tiles {
@@ -331,12 +345,12 @@ unsafe fn product<S: Simd, T: Element>(
             let a = Strided(a.0.add(from * a.1), a.1);
             let c = StridedMut(c.0.add(from * c.1), c.1);
             match to - from {
-                1 => tile_row::<S, T, 1>(depth, columns, a, b, c),
-                2 => tile_row::<S, T, 2>(depth, columns, a, b, c),
-                3 => tile_row::<S, T, 3>(depth, columns, a, b, c),
-                4 => tile_row::<S, T, 4>(depth, columns, a, b, c),
-                5 => tile_row::<S, T, 5>(depth, columns, a, b, c),
-                _ => tile_row::<S, T, TILE_ROWS>(depth, columns, a, b, c),
+                1 => tile_row::<S, T, 1>(depth, columns, a, b, c, ahead),
+                2 => tile_row::<S, T, 2>(depth, columns, a, b, c, ahead),
+                3 => tile_row::<S, T, 3>(depth, columns, a, b, c, ahead),
+                4 => tile_row::<S, T, 4>(depth, columns, a, b, c, ahead),
+                5 => tile_row::<S, T, 5>(depth, columns, a, b, c, ahead),
+                _ => tile_row::<S, T, TILE_ROWS>(depth, columns, a, b, c, ahead),
             }
         }
     }
@@ -349,27 +363,30 @@ unsafe fn tile_row<S: Simd, T: Element, const R: usize>(
     a: Strided<f32>,
     b: Strided<T>,
     c: StridedMut,
+    ahead: *const u8,
 ) {
     let vectors = columns / S::LANES;
+    let bytes = depth * S::LANES * size_of::<T>(); // of a vector's columns
     let mut v = 0;
     // SAFETY: the caller's promise; v..v + width is in 0..vectors.
     unsafe {
         while S::LANES != 8 && v + 4 <= vectors {
-            tile::<S, T, R, 4>(depth, v * S::LANES, a, b, c);
+            tile::<S, T, R, 4>(depth, v * S::LANES, a, b, c, ahead.wrapping_add(v * bytes));
             v += 4;
         }
         while v + 2 <= vectors {
-            tile::<S, T, R, 2>(depth, v * S::LANES, a, b, c);
+            tile::<S, T, R, 2>(depth, v * S::LANES, a, b, c, ahead.wrapping_add(v * bytes));
             v += 2;
         }
         while v < vectors {
-            tile::<S, T, R, 1>(depth, v * S::LANES, a, b, c);
+            tile::<S, T, R, 1>(depth, v * S::LANES, a, b, c, ahead.wrapping_add(v * bytes));
             v += 1;
         }
     }
 }
 
 /// R rows and V vectors of columns from `column` on, held in registers.
+#[allow(clippy::needless_range_loop)] // index loops of constant length unroll for sure
 #[inline(always)]
 unsafe fn tile<S: Simd, T: Element, const R: usize, const V: usize>(
     depth: usize,
@@ -377,12 +394,17 @@ unsafe fn tile<S: Simd, T: Element, const R: usize, const V: usize>(
     a: Strided<f32>,
     b: Strided<T>,
     c: StridedMut,
+    ahead: *const u8,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut sums = [[S::f_splat(0.0); V]; R];
         for k in 0..depth {
             let from = b.0.add(k * b.1 + column);
+            let bytes = V * S::LANES * size_of::<T>();
+            for line in 0..bytes.div_ceil(64) {
+                S::prefetch(ahead.wrapping_add(k * bytes + line * 64));
+            }
             let mut vectors = [S::f_splat(0.0); V];
             for v in 0..V {
                 vectors[v] = T::load::<S>(from.add(v * S::LANES));

@@ -1,0 +1,84 @@
+//! A step of the CPU backend allocates nothing: all memory is planned by `prepare`.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pensive::backend::cpu::{CpuBackend, CpuOptions};
+use pensive::backend::{Attention, Backend, KvShape, KvType, Plan, Projection, Rope, RopeStyle, Row, Step};
+use pensive::checkpoint::Tensor;
+use pensive::quant::BlockType;
+
+/// The system's allocator, counting.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: hands everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn tensor(kind: BlockType, rows: usize, columns: usize) -> Tensor {
+    Tensor::from_bytes("w", kind, &[rows, columns], vec![1; kind.row_bytes(rows * columns)])
+}
+
+#[test]
+fn a_step_allocates_nothing_whatever_its_shape() {
+    for threads in [1, 2, 3] {
+        let options = CpuOptions { threads: Some(threads), ..Default::default() };
+        let mut backend = CpuBackend::new(options).expect("threads start");
+        let (heads, shape, width) = (4, KvShape { heads: 2, key_dim: 64, value_dim: 64 }, 256);
+        let table = backend.add_embedding(&tensor(BlockType::Q8_0, 10, width)).expect("a matrix");
+        let mut matrix = |kind, rows| backend.add_matrix(&tensor(kind, rows, width)).expect("a matrix");
+        let (wq, wk, wv) =
+            (matrix(BlockType::Q4_K, 256), matrix(BlockType::Q6_K, 128), matrix(BlockType::F16, 128));
+        matrix(BlockType::Q8_0, 4096); // so large that all threads interleave it: they have started before the count
+        let weight = backend.add_vector(vec![1.0; width]).expect("memory");
+        let [x, normed, query, out] = [(); 4].map(|()| backend.add_buffer(width));
+        let [key, value] = [(); 2].map(|()| backend.add_buffer(128));
+        let layer = backend.add_kv(shape);
+        let plan = Plan { rows: 200, logit_rows: 3, sequences: 2, pages: 12, kv_type: KvType::F16 };
+        let inverse_frequencies = (0..32).map(|i| 1e4f64.powf(-f64::from(i) / 32.0)).collect();
+        let rope = Rope { inverse_frequencies, magnitude: 1.0, style: RopeStyle::Halves };
+        backend.prepare(plan, &rope).expect("memory");
+
+        let row = |sequence, position| Row { sequence, position, token: 3, wants_logits: position % 99 == 0 };
+        let steps: [Vec<Row>; 3] = [
+            (0..200).map(|p| row(0, p)).collect(),
+            (200..300).map(|p| row(0, p)).chain((0..99).map(|p| row(1, p))).collect(),
+            vec![row(0, 300), row(1, 99)],
+        ];
+        let attention = Attention { heads, scale: 0.125, window: None };
+        let mut run = |rows: &[Row]| {
+            backend.begin(&Step { rows, tables: &[&[0, 2, 4, 6, 8], &[1, 3, 5, 7, 9]] });
+            backend.embed(table, x);
+            backend.rms_norm(x, weight, 1e-6, normed);
+            let to = |matrix, to| Projection { matrix, bias: None, to };
+            backend.linear(normed, &[to(wq, query), to(wk, key), to(wv, value)]);
+            backend.rope(query, 64);
+            backend.rope(key, 64);
+            backend.append_kv(layer, key, value);
+            backend.attention(layer, query, &attention, out);
+            backend.swiglu(out, normed, out);
+            backend.add(out, x);
+            backend.gather(x, normed);
+            backend.read(normed).len()
+        };
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let read: usize = steps.iter().map(|rows| run(rows)).sum();
+        let after = ALLOCATIONS.load(Ordering::Relaxed);
+        assert_eq!(after - before, 0, "{threads} threads");
+        assert_eq!(read, 6 * width, "four rows of the first sequence want logits, two of the second");
+    }
+}

@@ -1,0 +1,115 @@
+//! The same input gives the same bits: whatever the threads, the vector width, the chunks of the prompt, the other
+//! sequences of a batch, and whoever shares a prefix. On real models, at depth.
+
+mod common;
+
+use std::path::Path;
+
+use common::{QWEN_05B, SMOLLM2, real_model};
+use pensive::backend::cpu::kernels::Isa;
+use pensive::backend::cpu::{CpuBackend, CpuOptions};
+use pensive::backend::{KvType, PAGE_LEN, Plan};
+use pensive::checkpoint::Checkpoint;
+use pensive::engine::{Engine, Feed, Sequence, Wants};
+use pensive::model::{Decoder, Hyperparameters};
+
+const ROWS: usize = 512;
+/// Positions at the end whose logits are compared.
+const TAIL: usize = 5;
+
+fn engine(path: &Path, threads: usize, isa: Isa, kv_type: KvType) -> Engine {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let hyperparameters = Hyperparameters::read(&checkpoint).unwrap();
+    let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() };
+    let mut backend = CpuBackend::new(options).unwrap();
+    let decoder = Decoder::load(&checkpoint, &hyperparameters, &mut backend, &mut |_, _| {}).unwrap();
+    let plan = Plan { rows: ROWS, logit_rows: 16, sequences: 3, pages: 3 * 2048 / PAGE_LEN, kv_type };
+    Engine::new(Box::new(backend), decoder, plan).unwrap()
+}
+
+/// Some tokens, other ones for another seed.
+fn text(seed: usize, len: usize) -> Vec<u32> {
+    (0..len).map(|i| ((i * 7919 + seed * 104_729 + i * i) % 30_000) as u32).collect()
+}
+
+/// Feeds `tokens` in chunks; the bits of the logits of the last TAIL positions.
+fn feed(engine: &mut Engine, sequence: &mut Sequence, tokens: &[u32], chunk: usize) -> Vec<u32> {
+    let (body, tail) = tokens.split_at(tokens.len() - TAIL);
+    for tokens in body.chunks(chunk) {
+        engine.step(&mut [Feed { sequence, tokens, wants: Wants::Nothing }]).unwrap();
+    }
+    let mut bits = Vec::new();
+    for tokens in tail.chunks(chunk) {
+        let logits = engine.step(&mut [Feed { sequence, tokens, wants: Wants::All }]).unwrap();
+        bits.extend(logits.iter().map(|l| l.to_bits()));
+    }
+    bits
+}
+
+fn best() -> Isa {
+    Isa::available().last().expect("scalar code is always there")
+}
+
+/// Checks one model with one kind of cache; `deep` tokens where code is fast, `shallow` where it is slow.
+fn gives_the_same_bits(file: &str, kv_type: KvType, deep: usize, shallow: usize) {
+    let Some(path) = real_model(file) else { return };
+    let tokens = text(1, deep);
+    let mut reference = engine(&path, 2, best(), kv_type);
+    let mut whole = Sequence::new();
+    let expected = feed(&mut reference, &mut whole, &tokens, ROWS);
+    assert!(expected.iter().any(|&b| f32::from_bits(b) != 0.0));
+
+    for chunk in [7, 64] {
+        let got = feed(&mut reference, &mut Sequence::new(), &tokens, chunk);
+        assert!(got == expected, "{file}: chunks of {chunk} change the logits");
+    }
+    // a prefix that ends inside a page, taken over from another sequence and read on in odd chunks
+    let shared = deep - 333;
+    let mut fork = whole.fork(shared);
+    let got = feed(&mut reference, &mut fork, &tokens[shared..], 129);
+    assert!(got == expected, "{file}: a shared prefix changes the logits");
+
+    // in a batch with two others, one of which forked from it
+    let (mut a, mut b, mut c) = (whole.fork(shared), Sequence::new(), whole.fork(shared - 50));
+    let (others, more) = (text(2, 333), text(3, 333));
+    let mut bits = Vec::new();
+    for ((x, y), z) in tokens[shared..].chunks(37).zip(others.chunks(37)).zip(more.chunks(37)) {
+        let last = x.len() < 37 || a.len() + 37 == deep;
+        let wants = if last { Wants::Last } else { Wants::Nothing };
+        let feeds = &mut [
+            Feed { sequence: &mut b, tokens: y, wants: Wants::Nothing },
+            Feed { sequence: &mut a, tokens: x, wants },
+            Feed { sequence: &mut c, tokens: z, wants: Wants::Nothing },
+        ];
+        bits = reference.step(feeds).unwrap().iter().map(|l| l.to_bits()).collect();
+    }
+    let vocabulary = expected.len() / TAIL;
+    assert!(bits == expected[(TAIL - 1) * vocabulary..], "{file}: a batch changes the logits");
+
+    for threads in [1, 3, 8] {
+        let mut other = engine(&path, threads, best(), kv_type);
+        let got = feed(&mut other, &mut Sequence::new(), &tokens, ROWS);
+        assert!(got == expected, "{file}: {threads} threads change the logits");
+    }
+    let few = &tokens[..shallow];
+    let expected_few = feed(&mut reference, &mut Sequence::new(), few, 1);
+    for isa in Isa::available() {
+        let mut other = engine(&path, 2, isa, kv_type);
+        if isa != Isa::Scalar {
+            let got = feed(&mut other, &mut Sequence::new(), &tokens, ROWS);
+            assert!(got == expected, "{file}: {isa} changes the logits");
+        }
+        let got = feed(&mut other, &mut Sequence::new(), few, ROWS);
+        assert!(got == expected_few, "{file}: {isa} changes the logits of a short text");
+    }
+}
+
+#[test]
+fn smollm2_gives_the_same_bits_whatever_the_way() {
+    gives_the_same_bits(SMOLLM2.1, KvType::F16, 1531, 100);
+}
+
+#[test]
+fn qwen_05b_gives_the_same_bits_whatever_the_way() {
+    gives_the_same_bits(QWEN_05B.1, KvType::F16, 1531, 70);
+}
