@@ -60,7 +60,7 @@ pub struct WeightMatrix {
 
 #[derive(Debug)]
 enum Storage {
-    /// Tiles of 16 rows; the last is filled up with zero rows.
+    /// Tiles of 16 rows; the last is filled up with its last row.
     Interleaved(memmap2::MmapMut),
     AsInFile(Tensor),
 }
@@ -181,6 +181,7 @@ impl WeightMatrix {
                     panic!("{} matrices take quantized activations", self.kind)
                 };
                 assert_eq!(width, self.columns, "width of the input");
+                assert!(x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
                 let product = FloatProduct {
                     weights: tensor.bytes().as_ptr(),
                     rows: self.rows,
@@ -342,9 +343,9 @@ fn interleave(tensor: &Tensor, parallel: Parallel<'_>) -> Result<memmap2::MmapMu
                 );
             }
         }
+        tensor.drop_rows(tiles.start * TILE..(tiles.end * TILE).min(rows));
     };
     parallel(tiles.div_ceil(TILES_PER_TASK), &task);
-    tensor.drop_pages();
     Ok(map)
 }
 
