@@ -314,6 +314,18 @@ impl Scratch {
     }
 }
 
+/// The memory that the tasks of [`interleave`] fill.
+struct Tiles(*mut u8);
+
+// SAFETY: each task writes tiles of its own.
+unsafe impl Sync for Tiles {}
+
+impl Tiles {
+    fn at(&self, offset: usize) -> *mut u8 {
+        self.0.wrapping_add(offset)
+    }
+}
+
 /// Memory for [`Layout::Interleaved`], filled from the tensor.
 fn interleave(tensor: &Tensor, parallel: Parallel<'_>) -> Result<memmap2::MmapMut> {
     let (rows, row_bytes) = (tensor.rows(), tensor.kind.row_bytes(tensor.columns()));
@@ -327,20 +339,14 @@ fn interleave(tensor: &Tensor, parallel: Parallel<'_>) -> Result<memmap2::MmapMu
         // Fewer page faults and TLB misses; a system without huge pages says no, which is no harm.
         let _ = map.advise(memmap2::Advice::HugePage);
     }
-    let out = Output { to: map.as_mut_ptr().cast(), stride: 0 };
+    let copy = Tiles(map.as_mut_ptr());
     let task = |task: usize| {
-        let out = out; // the whole struct, which may be sent
         let tiles = task * TILES_PER_TASK..((task + 1) * TILES_PER_TASK).min(tiles);
         for tile in tiles.clone() {
             // SAFETY: the tensor has `rows` rows; each tile of the copy is written by one task.
             unsafe {
                 let from = RowPointers::new(tensor.bytes().as_ptr(), row_bytes, rows, tile);
-                interleave_tile(
-                    tensor.kind,
-                    from,
-                    row_bytes,
-                    out.to.cast::<u8>().add(tile * TILE * row_bytes),
-                );
+                interleave_tile(tensor.kind, from, row_bytes, copy.at(tile * TILE * row_bytes));
             }
         }
         tensor.drop_rows(tiles.start * TILE..(tiles.end * TILE).min(rows));

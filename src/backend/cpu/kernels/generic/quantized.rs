@@ -177,7 +177,7 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
             multiply_chunk::<S, F>(p, tiles, columns / PAIR, p.x.add(chunk * p.tokens));
         }
         for tile in 0..tiles {
-            store_tile::<S>(p, first + tile, p.sums.add(tile * p.tokens * TILE));
+            store_tile(p, first + tile, p.sums.add(tile * p.tokens * TILE));
         }
     }
 }
@@ -394,7 +394,7 @@ unsafe fn dot_group<S: Simd, F: Format>(start: S::I, w: [S::I; 4], x: [S::I; 4])
 
 /// A tile's finished sums [tokens][16], plus the bias, to where they belong.
 #[inline(always)]
-unsafe fn store_tile<S: Simd>(p: &Product, tile: usize, sums: *const f32) {
+unsafe fn store_tile(p: &Product, tile: usize, sums: *const f32) {
     unsafe {
         let row = tile * TILE;
         let rows = (p.rows - row).min(TILE);
