@@ -136,12 +136,12 @@ pub struct Product {
 pub const PASS: usize = 4;
 
 /// Up to so many tokens a single tile is a pass: one sequential stream of weights.
-const FEW_TOKENS: usize = 4;
+const FEW_TOKENS: usize = 16;
 
-/// How far ahead of the unpacking weights are asked for, in bytes.
+/// How far ahead of the unpacking weights are asked for if a pass is a single tile, in bytes (measured: less leaves
+/// memory waiting, more falls out of the first-level cache). Else, and where rows are apart, it is the same place of
+/// the next pass.
 const PREFETCH: usize = 8192;
-#[allow(missing_docs)]
-pub static PF: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(8192);
 
 /// Computes the tiles of a product.
 ///
@@ -166,13 +166,18 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
         std::ptr::write_bytes(p.sums, 0, tiles * p.tokens * TILE);
         for chunk in 0..p.columns.div_ceil(CHUNK) {
             let columns = (p.columns - chunk * CHUNK).min(CHUNK);
+            let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
+            let ahead = match p.weights {
+                Bytes::Interleaved(_) if tiles == 1 => PREFETCH,
+                _ => tiles * tile_bytes,
+            };
             for tile in 0..tiles {
-                unpack_chunk::<S, F>(p, first + tile, chunk, columns, p.unpacked.add(tile));
+                unpack_chunk::<S, F>(p, first + tile, chunk, columns, ahead, p.unpacked.add(tile));
             }
             multiply_chunk::<S, F>(p, tiles, columns / PAIR, p.x.add(chunk * p.tokens));
         }
         for tile in 0..tiles {
-            store_tile::<S>(p, first + tile, p.sums.add(tile * p.tokens * TILE));
+            store_tile(p, first + tile, p.sums.add(tile * p.tokens * TILE));
         }
     }
 }
@@ -183,28 +188,26 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
     tile: usize,
     chunk: usize,
     columns: usize,
+    ahead: usize,
     out: *mut Unpacked,
 ) {
     unsafe {
         let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
         let (blocks, skip) = (columns / block_len, chunk * CHUNK / block_len * block_bytes);
-        let source = match p.weights {
-            Bytes::Interleaved(bytes) => {
-                let from = bytes.add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip));
-                for line in (0..blocks * block_bytes * TILE).step_by(64) {
-                    S::prefetch(from.wrapping_add(PF.load(std::sync::atomic::Ordering::Relaxed) + line));
-                }
-                from
+        let (Bytes::Interleaved(bytes) | Bytes::AsInFile(bytes)) = p.weights;
+        // A tile's bytes stand together in both layouts.
+        let mut source = bytes.wrapping_add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip));
+        for line in (0..blocks * block_bytes * TILE).step_by(64) {
+            S::prefetch(source.wrapping_add(ahead + line));
+        }
+        if let Bytes::AsInFile(bytes) = p.weights {
+            let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile).add(skip);
+            for block in 0..blocks {
+                let out = p.interleaved.add(block * block_bytes * TILE);
+                interleave_block::<F>(&rows.add(block * block_bytes), out);
             }
-            Bytes::AsInFile(bytes) => {
-                let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile).add(skip);
-                for block in 0..blocks {
-                    let out = p.interleaved.add(block * block_bytes * TILE);
-                    interleave_block::<F>(&rows.add(block * block_bytes), out);
-                }
-                p.interleaved
-            }
-        };
+            source = p.interleaved;
+        }
         for block in 0..blocks {
             let halves = source.add(block * block_bytes * TILE);
             let words = halves.add(2 * TILE * F::HALVES.len());
@@ -232,53 +235,61 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
     unsafe {
         let mut token = 0;
         macro_rules! token_tiles {
-            ($($tokens:literal: $one:literal $($two:literal)?;)*) => {{$(
+            ($($tokens:literal: $($vectors:literal)*;)*) => {{$(
                 while p.tokens - token >= $tokens {
                     let starts = starts::<S, F, $tokens>(x.add(token));
-                    let mut tile = 0;
-                    $(while tiles - tile >= 2 {
-                        multiply_block::<S, F, $two, $tokens>(p, tile, token, pairs, x.add(token), &starts);
-                        tile += 2;
-                    })?
-                    while tile < tiles {
-                        multiply_block::<S, F, $one, $tokens>(p, tile, token, pairs, x.add(token), &starts);
-                        tile += 1;
-                    }
+                    let (mut row, rows) = (0, tiles * TILE);
+                    $(while rows - row >= $vectors * S::LANES {
+                        let block = At { row, token, pairs, x: x.add(token) };
+                        multiply_block::<S, F, $vectors, $tokens>(p, block, &starts);
+                        row += $vectors * S::LANES;
+                    })*
                     token += $tokens;
                 }
             )*}};
         }
-        // Tokens: vectors over the rows of one tile, and of two if the registers hold them.
+        // Tokens of a block: vectors over its rows, as many as the registers hold.
         match (S::LANES, S::REGISTERS) {
-            (16, 32) => token_tiles! { 4: 1 2; 1: 1; },
-            (8, 16) => token_tiles! { 4: 2; 1: 2; },
-            (4, 32) => token_tiles! { 4: 4; 1: 4; },
+            (16, 32) => token_tiles! { 4: 2 1; 1: 1; },
+            (8, 16) => token_tiles! { 3: 2; 1: 2; },
+            (4, 32) => token_tiles! { 4: 2; 1: 2; },
             _ => token_tiles! { 1: 1; },
         }
     }
+}
+
+/// Which part of a pass a block is.
+#[derive(Clone, Copy)]
+struct At {
+    /// First row, counted from the pass's first tile.
+    row: usize,
+    /// First token.
+    token: usize,
+    /// Pairs of groups in the chunk.
+    pairs: usize,
+    /// The first token's activations.
+    x: *const QuantizedChunk,
 }
 
 /// V vectors of rows times T tokens, over one chunk.
 #[inline(always)]
 unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
     p: &Product,
-    tile: usize,
-    token: usize,
-    pairs: usize,
-    x: *const QuantizedChunk,
+    block: At,
     starts: &[[u32; CHUNK / GROUP]; T],
 ) {
     unsafe {
-        let mut weights = [p.unpacked.add(tile); V];
+        let At { row, token, pairs, x } = block;
+        let mut weights = [p.unpacked; V];
         let mut parts = [0; V];
         let mut sums = [[S::f_splat(0.0); V]; T];
         let mut at = [[p.sums; V]; T];
         for v in 0..V {
-            let behind = v * S::LANES / TILE;
-            weights[v] = p.unpacked.add(tile + behind);
-            parts[v] = v * S::LANES % TILE;
+            let tile = (row + v * S::LANES) / TILE;
+            weights[v] = p.unpacked.add(tile);
+            parts[v] = (row + v * S::LANES) % TILE;
             for t in 0..T {
-                at[t][v] = p.sums.add(((tile + behind) * p.tokens + token + t) * TILE + parts[v]);
+                at[t][v] = p.sums.add((tile * p.tokens + token + t) * TILE + parts[v]);
                 sums[t][v] = S::f_load(at[t][v]);
             }
         }
@@ -383,7 +394,7 @@ unsafe fn dot_group<S: Simd, F: Format>(start: S::I, w: [S::I; 4], x: [S::I; 4])
 
 /// A tile's finished sums [tokens][16], plus the bias, to where they belong.
 #[inline(always)]
-pub(super) unsafe fn store_tile<S: Simd>(p: &Product, tile: usize, sums: *const f32) {
+unsafe fn store_tile(p: &Product, tile: usize, sums: *const f32) {
     unsafe {
         let row = tile * TILE;
         let rows = (p.rows - row).min(TILE);
@@ -400,26 +411,21 @@ pub(super) unsafe fn store_tile<S: Simd>(p: &Product, tile: usize, sums: *const 
     }
 }
 
-/// The rows of a tile as they stand in the file; those beyond the matrix read zeros.
+/// The rows of a tile as they stand in the file; beyond the matrix the last row again (nobody reads its sums).
 #[derive(Clone, Copy)]
 pub struct RowPointers([*const u8; TILE]);
-
-/// A block of zeros, of any format.
-static ZEROS: [u8; 256] = [0; 256];
 
 impl RowPointers {
     /// The starts of the rows of a tile.
     ///
     /// # Safety
-    /// `bytes` holds `rows` rows of `row_bytes`.
+    /// `bytes` holds `rows` rows of `row_bytes`, and one of them is in the tile.
     #[inline(always)]
     pub unsafe fn new(bytes: *const u8, row_bytes: usize, rows: usize, tile: usize) -> Self {
-        let mut pointers = [std::ptr::null(); TILE];
+        let mut pointers = [bytes; TILE];
         for (i, pointer) in pointers.iter_mut().enumerate() {
-            if tile * TILE + i < rows {
-                // SAFETY: the row exists.
-                *pointer = unsafe { bytes.add((tile * TILE + i) * row_bytes) };
-            }
+            // SAFETY: the row exists.
+            *pointer = unsafe { bytes.add((tile * TILE + i).min(rows - 1) * row_bytes) };
         }
         Self(pointers)
     }
@@ -429,9 +435,7 @@ impl RowPointers {
     pub fn add(&self, bytes: usize) -> Self {
         let mut pointers = self.0;
         for pointer in &mut pointers {
-            if !pointer.is_null() {
-                *pointer = pointer.wrapping_add(bytes);
-            }
+            *pointer = pointer.wrapping_add(bytes);
         }
         Self(pointers)
     }
@@ -440,24 +444,47 @@ impl RowPointers {
 /// Interleaves the blocks that the pointers stand at: `out` takes 16 blocks.
 ///
 /// # Safety
-/// Each pointer is null or stands at a block of F; `out` has room.
+/// Each pointer stands at a block of F; `out` has room.
 #[inline(always)]
 pub unsafe fn interleave_block<F: Format>(rows: &RowPointers, out: *mut u8) {
     unsafe {
-        for (row, &block) in rows.0.iter().enumerate() {
-            let block = if block.is_null() { ZEROS.as_ptr() } else { block };
-            let mut halves = out.cast::<u16>().add(row);
-            for &offset in F::HALVES {
-                halves.write_unaligned(block.add(offset).cast::<u16>().read_unaligned());
-                halves = halves.add(TILE);
+        for (i, &offset) in F::HALVES.iter().enumerate() {
+            for (row, &block) in rows.0.iter().enumerate() {
+                let half = block.add(offset).cast::<u16>().read_unaligned();
+                out.cast::<u16>().add(i * TILE + row).write_unaligned(half);
             }
-            let mut words = out.add(2 * TILE * F::HALVES.len()).cast::<u32>().add(row);
-            for &(offset, count) in F::WORDS {
-                for i in 0..count {
-                    words.write_unaligned(block.add(offset + 4 * i).cast::<u32>().read_unaligned());
-                    words = words.add(TILE);
+        }
+        let mut words = out.add(2 * TILE * F::HALVES.len()).cast::<[u32; 4]>();
+        for &(offset, count) in F::WORDS {
+            let whole = count / 4 * 4;
+            for i in (0..whole).step_by(4) {
+                let rows = rows.add(offset + 4 * i);
+                for quarter in 0..4 {
+                    transpose_4x4(&rows.0[4 * quarter..], words.add(i * TILE / 4 + quarter));
                 }
             }
+            for i in whole..count {
+                for (row, &block) in rows.0.iter().enumerate() {
+                    let word = block.add(offset + 4 * i).cast::<u32>().read_unaligned();
+                    words.cast::<u32>().add(i * TILE + row).write_unaligned(word);
+                }
+            }
+            words = words.add(count * TILE / 4);
+        }
+    }
+}
+
+/// Four words of four rows: word i of the rows goes to `out[4 * i]`.
+#[inline(always)]
+unsafe fn transpose_4x4(rows: &[*const u8], out: *mut [u32; 4]) {
+    unsafe {
+        let mut words = [[0; 4]; 4];
+        for (words, row) in words.iter_mut().zip(rows) {
+            *words = row.cast::<[u32; 4]>().read_unaligned();
+        }
+        let [a, b, c, d] = words;
+        for i in 0..4 {
+            out.add(i * TILE / 4).write_unaligned([a[i], b[i], c[i], d[i]]);
         }
     }
 }
