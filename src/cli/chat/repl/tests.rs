@@ -8,11 +8,14 @@ use crate::Error;
 use crate::api::Finish;
 use crate::cli::render::Console;
 
+/// A turn: the messages it was asked with, and the options.
+type Asked = (Vec<Message>, Options);
+
 /// A model that answers each message with it in capitals, and remembers what it was asked with.
 #[derive(Default)]
 struct Echo {
     messages: Vec<Message>,
-    asked: Rc<RefCell<Vec<(Vec<Message>, Options)>>>,
+    asked: Rc<RefCell<Vec<Asked>>>,
     name: String,
 }
 
@@ -95,7 +98,7 @@ struct Done {
     code: ExitCode,
     out: String,
     err: String,
-    asked: Vec<(Vec<Message>, Options)>,
+    asked: Vec<Asked>,
 }
 
 impl Done {
