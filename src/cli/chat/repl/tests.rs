@@ -244,7 +244,7 @@ fn stats_tell_the_last_turn() {
     assert_eq!(
         done.err,
         "  prompt   20 tokens (5 still in the cache), 150.0 tokens/s\n  thought  3 tokens\n  answer   2 tokens\n  \
-         speed    2.5 tokens/s, 2.1 s\n  context  25 of 4096 tokens (1%)\n  seed     7\n"
+         speed    2.0 tokens/s, 2.1 s\n  context  25 of 4096 tokens (1%)\n  seed     7\n"
     );
 }
 
