@@ -4,9 +4,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use pensive::checkpoint::{Value, write::GgufWriter};
+use server::Server;
 use tempfile::TempDir;
 
 mod common;
+#[allow(dead_code)]
+#[path = "hub/server.rs"]
+mod server;
 
 /// A home of its own, so that no file or variable of this machine plays a part.
 struct Home(TempDir);
@@ -115,8 +120,9 @@ fn help_names_every_command_and_shows_examples() {
         assert!(help.succeeds().contains(word), "{word}");
     }
     let help = home.run(&["run", "--help"]);
+    let text = help.succeeds().split_whitespace().collect::<Vec<_>>().join(" ");
     for word in ["--threads", "-t", "--json-stream", "--thought", "After `--`", "Examples:", "130"] {
-        assert!(help.succeeds().contains(word), "{word}");
+        assert!(text.contains(word), "{word}");
     }
     for command in ["chat", "pull", "ls", "show", "rm", "tokenize", "config", "completions"] {
         home.run(&[command, "--help"]).succeeds();
@@ -455,4 +461,83 @@ fn ctrl_c_prints_the_partial_result_and_exits_with_130() {
         serde_json::from_str(rest.lines().last().expect("a last line")).expect("JSON");
     assert_eq!(last["finish"], "interrupted");
     assert_eq!(child.wait().expect("pensive ends").code(), Some(130));
+}
+
+/// A hub on 127.0.0.1 whose repository `o/r` has one file, without weights and `padding` bytes long.
+fn hub(padding: usize) -> Server {
+    let metadata = [("general.architecture", "qwen2"), ("general.license", "apache-2.0")]
+        .map(|(key, text)| (key.to_owned(), Value::String(text.into())));
+    let mut metadata = std::collections::BTreeMap::from(metadata);
+    metadata.insert("general.description".into(), Value::String("x".repeat(padding)));
+    let file = GgufWriter::new(Vec::new(), &metadata, &[]).and_then(|w| w.finish()).expect("a GGUF file");
+    Server::new(&[("r-Q4_K_M.gguf", file)])
+}
+
+/// A command that may use the network, whose hub is `hub`.
+fn online(home: &Home, hub: &Server, args: &[&str]) -> Command {
+    let mut command = home.command(args);
+    command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", hub.endpoint());
+    command
+}
+
+fn pull(home: &Home, hub: &Server) -> Answer {
+    Answer::of(online(home, hub, &["pull", "o/r"]).output().expect("pensive runs"))
+}
+
+#[test]
+fn pull_says_what_comes_and_prints_where_it_is() {
+    let (home, hub) = (Home::new(), hub(1000));
+    let answer = pull(&home, &hub);
+    let path = Path::new(answer.succeeds().trim_end());
+    assert!(path.starts_with(home.path()) && path.ends_with("r-Q4_K_M.gguf") && path.exists(), "{answer:?}");
+    for word in ["o/r Q4_K_M", "licence", "size     1 kB", "free on disk", "needs about"] {
+        assert!(answer.stderr.contains(word), "{word}: {answer:?}");
+    }
+    let mut quiet = online(&home, &hub, &["pull", "-q", "o/r"]);
+    assert_eq!(Answer::of(quiet.output().expect("pensive runs")).stderr, "");
+}
+
+#[test]
+fn a_pulled_model_is_listed_shown_and_removed() {
+    let (home, hub) = (Home::new(), hub(1000));
+    let path = pull(&home, &hub).succeeds().trim_end().to_owned();
+    let list = home.run(&["list", "--all", "--json"]).json();
+    assert_eq!((&list[0]["quantization"], &list[0]["files"][0]), (&"Q4_K_M".into(), &path.as_str().into()));
+    let shown = home.run(&["show", "o/r", "--json"]).json();
+    assert_eq!((&shown["downloaded"], &shown["repository"]), (&true.into(), &"o/r".into()));
+    assert!(home.run(&["remove", "o/r"]).stderr.contains("add --yes where nobody can be asked"));
+    assert!(Path::new(&path).exists());
+    assert_eq!(home.run(&["remove", "o/r", "--yes"]).succeeds().trim_end(), path);
+    assert!(!Path::new(&path).exists());
+}
+
+#[test]
+fn run_asks_nobody_on_the_network_before_it_may() {
+    let (home, hub) = (Home::new(), hub(1000));
+    let unasked = Answer::of(online(&home, &hub, &["run", "o/r", "hi"]).output().expect("pensive runs"));
+    unasked.fails(1, &["`pensive pull o/r`"]);
+    assert!(hub.state.seen.lock().expect("no test panicked with it").is_empty());
+    let mut yes = online(&home, &hub, &["run", "-q", "o/r", "hi", "--yes"]);
+    Answer::of(yes.output().expect("pensive runs")).fails(1, &["r-Q4_K_M.gguf", "embedding_length"]);
+    assert!(hub.served() > 1000);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_a_download_which_a_second_pull_takes_up() {
+    let (home, hub) = (Home::new(), hub(4 << 20));
+    hub.state.slow.store(50, std::sync::atomic::Ordering::SeqCst);
+    let mut first = online(&home, &hub, &["pull", "o/r"]);
+    let child = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("pensive runs");
+    while hub.served() < 1 << 20 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
+    let answer = Answer::of(child.wait_with_output().expect("pensive ends"));
+    assert_eq!(answer.code, Some(130), "{answer:?}");
+    assert!(answer.stderr.contains("`pensive pull o/r` goes on from there"), "{answer:?}");
+    hub.state.slow.store(0, std::sync::atomic::Ordering::SeqCst);
+    pull(&home, &hub).succeeds();
+    let files = hub.seen_files();
+    assert!(files.last().is_some_and(|seen| seen.range.is_some()), "{files:?}");
 }

@@ -39,6 +39,7 @@ printed), 2 wrong usage, 1 anything else.";
 /// Runs R1-style reasoning models on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "pensive", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
+#[command(args_override_self = true)]
 pub struct Cli {
     /// What goes for every command.
     #[command(flatten)]
@@ -446,6 +447,13 @@ mod tests {
         assert_eq!((sampling.temperature, sampling.repeat_penalty), (Some(0.5), Some(1.1)));
         let help = run("--help").unwrap_err().to_string();
         assert!(help.contains("--context") && !help.contains("--ctx-size") && !help.contains("--temp "));
+    }
+
+    #[test]
+    fn of_an_option_given_twice_the_last_counts_and_stop_strings_add_up() {
+        let args = run("m hi -n 1 -n 2 --stop a --json --json --stop b").unwrap();
+        assert_eq!(args.generate.max_tokens, Some(2));
+        assert_eq!(args.generate.stop, ["a", "b"]);
     }
 
     #[test]

@@ -128,7 +128,9 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
     let weights = size_on_disk(&checkpoint)?;
     let own_context = fields.number("context_length", "max_position_embeddings");
     let memory = match fields.kv_bytes_per_token() {
-        Some(token) => memory_at(weights, context, own_context, |context| token * context as u64),
+        Some(token) => {
+            memory_at(weights, context, own_context, |context| token.saturating_mul(context as u64))
+        }
         None => Vec::new(),
     };
     let runnable = match checkpoint.tensors.is_empty() {
@@ -177,7 +179,10 @@ fn memory_at(
         (None, Some(own)) => CONTEXTS.into_iter().filter(|&c| c < own).chain([own]).collect(),
         (None, None) => CONTEXTS.to_vec(),
     };
-    contexts.into_iter().map(|context| Memory { context, bytes: weights + kv(context) }).collect()
+    contexts
+        .into_iter()
+        .map(|context| Memory { context, bytes: weights.saturating_add(kv(context)) })
+        .collect()
 }
 
 fn size_on_disk(checkpoint: &Checkpoint) -> Result<u64> {
