@@ -1,6 +1,6 @@
 use super::*;
-use crate::backend::cpu::kernels::Layout;
 use crate::backend::Projection;
+use crate::backend::cpu::kernels::Layout;
 use crate::quant;
 
 /// Runs `operation` on rows of the inputs, each [rows, width]; gives the first buffer after it, or the extra one.
