@@ -346,29 +346,16 @@ fn interleave(tensor: &Tensor, parallel: Parallel<'_>) -> Result<memmap2::MmapMu
             // SAFETY: the tensor has `rows` rows; each tile of the copy is written by one task.
             unsafe {
                 let from = RowPointers::new(tensor.bytes().as_ptr(), row_bytes, rows, tile);
-                interleave_tile(tensor.kind, from, row_bytes, copy.at(tile * TILE * row_bytes));
+                let (blocks, out) = (row_bytes / tensor.kind.block_bytes(), copy.at(tile * TILE * row_bytes));
+                with_format!(tensor.kind, F => quantized::interleave::<F>(&from, blocks, out), unreachable!(
+                    "{} is not interleaved", tensor.kind
+                ));
             }
         }
         tensor.drop_rows(tiles.start * TILE..(tiles.end * TILE).min(rows));
     };
     parallel(tiles.div_ceil(TILES_PER_TASK), &task);
     Ok(map)
-}
-
-/// Interleaves a tile, block by block.
-///
-/// # Safety
-/// `from` stands at rows of `row_bytes`; `out` has room for 16 of them.
-unsafe fn interleave_tile(kind: BlockType, from: RowPointers, row_bytes: usize, out: *mut u8) {
-    for offset in (0..row_bytes).step_by(kind.block_bytes()) {
-        // SAFETY: the block lies in the rows, its copy in the tile.
-        unsafe {
-            let (from, out) = (from.add(offset), out.add(offset * TILE));
-            with_format!(kind, F => quantized::interleave_block::<F>(&from, out), unreachable!(
-                "{kind} is not interleaved"
-            ));
-        }
-    }
 }
 
 #[cfg(test)]

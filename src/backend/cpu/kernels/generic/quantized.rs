@@ -166,15 +166,10 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
         std::ptr::write_bytes(p.sums, 0, tiles * p.tokens * TILE);
         for chunk in 0..p.columns.div_ceil(CHUNK) {
             let columns = (p.columns - chunk * CHUNK).min(CHUNK);
-            let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
-            let ahead = match p.weights {
-                Bytes::Interleaved(_) if tiles == 1 => PREFETCH,
-                _ => tiles * tile_bytes,
-            };
             for tile in 0..tiles {
-                unpack_chunk::<S, F>(p, first + tile, chunk, columns, ahead, p.unpacked.add(tile));
+                unpack_chunk::<S, F>(p, first + tile, chunk, columns, p.unpacked.add(tile));
             }
-            multiply_chunk::<S, F>(p, tiles, columns / PAIR, p.x.add(chunk * p.tokens));
+            multiply_chunk::<S, F>(p, first, tiles, chunk, columns / PAIR);
         }
         for tile in 0..tiles {
             store_tile(p, first + tile, p.sums.add(tile * p.tokens * TILE));
@@ -188,26 +183,19 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
     tile: usize,
     chunk: usize,
     columns: usize,
-    ahead: usize,
     out: *mut Unpacked,
 ) {
     unsafe {
         let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
         let (blocks, skip) = (columns / block_len, chunk * CHUNK / block_len * block_bytes);
-        let (Bytes::Interleaved(bytes) | Bytes::AsInFile(bytes)) = p.weights;
-        // A tile's bytes stand together in both layouts.
-        let mut source = bytes.wrapping_add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip));
-        for line in (0..blocks * block_bytes * TILE).step_by(64) {
-            S::prefetch(source.wrapping_add(ahead + line));
-        }
-        if let Bytes::AsInFile(bytes) = p.weights {
-            let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile).add(skip);
-            for block in 0..blocks {
-                let out = p.interleaved.add(block * block_bytes * TILE);
-                interleave_block::<F>(&rows.add(block * block_bytes), out);
+        let source = match p.weights {
+            Bytes::Interleaved(bytes) => bytes.add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip)),
+            Bytes::AsInFile(bytes) => {
+                let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile);
+                interleave::<F>(&rows.add(skip), blocks, p.interleaved);
+                p.interleaved
             }
-            source = p.interleaved;
-        }
+        };
         for block in 0..blocks {
             let halves = source.add(block * block_bytes * TILE);
             let words = halves.add(2 * TILE * F::HALVES.len());
@@ -228,11 +216,21 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
 #[inline(always)]
 unsafe fn multiply_chunk<S: Simd, F: Format>(
     p: &Product,
+    first: usize,
     tiles: usize,
+    chunk: usize,
     pairs: usize,
-    x: *const QuantizedChunk,
 ) {
     unsafe {
+        let x = p.x.add(chunk * p.tokens);
+        let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
+        let (Bytes::Interleaved(bytes) | Bytes::AsInFile(bytes)) = p.weights;
+        let ahead = match p.weights {
+            Bytes::Interleaved(_) if tiles == 1 => PREFETCH,
+            _ => tiles * tile_bytes,
+        };
+        // A tile's bytes stand together in both layouts.
+        let next = bytes.wrapping_add(first * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK) + ahead);
         let mut token = 0;
         macro_rules! token_tiles {
             ($($tokens:literal: $($vectors:literal)*;)*) => {{$(
@@ -240,7 +238,8 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
                     let starts = starts::<S, F, $tokens>(x.add(token));
                     let (mut row, rows) = (0, tiles * TILE);
                     $(while rows - row >= $vectors * S::LANES {
-                        let block = At { row, token, pairs, x: x.add(token) };
+                        let next = if token == 0 { next } else { std::ptr::null() };
+                        let block = At { row, token, pairs, x: x.add(token), next, tile_bytes };
                         multiply_block::<S, F, $vectors, $tokens>(p, block, &starts);
                         row += $vectors * S::LANES;
                     })*
@@ -269,6 +268,10 @@ struct At {
     pairs: usize,
     /// The first token's activations.
     x: *const QuantizedChunk,
+    /// What to ask memory for meanwhile, counted from the pass's first tile; or null.
+    next: *const u8,
+    /// From one tile to the next, there.
+    tile_bytes: usize,
 }
 
 /// V vectors of rows times T tokens, over one chunk.
@@ -279,7 +282,7 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
     starts: &[[u32; CHUNK / GROUP]; T],
 ) {
     unsafe {
-        let At { row, token, pairs, x } = block;
+        let At { row, token, pairs, x, next, tile_bytes } = block;
         let mut weights = [p.unpacked; V];
         let mut parts = [0; V];
         let mut sums = [[S::f_splat(0.0); V]; T];
@@ -294,7 +297,17 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
             }
         }
         let scales = PAIR / F::SCALE_LEN;
+        // All at once would fill the queue of misses and hold up the loads.
+        let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
         for pair in 0..pairs {
+            for v in 0..V {
+                if !next.is_null() && parts[v] == 0 {
+                    let next = next.wrapping_add((row + v * S::LANES) / TILE * tile_bytes);
+                    for line in 0..lines {
+                        S::prefetch(next.wrapping_add((pair * lines + line) * 64));
+                    }
+                }
+            }
             let mut w = [[[S::i_splat(0); 4]; 2]; V];
             let mut scale = [[S::f_splat(0.0); 2]; V];
             let mut minimum = scale;
@@ -420,7 +433,7 @@ impl RowPointers {
     ///
     /// # Safety
     /// `bytes` holds `rows` rows of `row_bytes`, and one of them is in the tile.
-    #[inline(always)]
+    #[inline(never)]
     pub unsafe fn new(bytes: *const u8, row_bytes: usize, rows: usize, tile: usize) -> Self {
         let mut pointers = [bytes; TILE];
         for (i, pointer) in pointers.iter_mut().enumerate() {
@@ -441,12 +454,24 @@ impl RowPointers {
     }
 }
 
-/// Interleaves the blocks that the pointers stand at: `out` takes 16 blocks.
+/// Interleaves so many blocks of each row, one after the other.
+///
+/// A function of its own: it needs no vector unit, and inlined it would crowd the registers of the product.
 ///
 /// # Safety
-/// Each pointer stands at a block of F; `out` has room.
+/// Each pointer stands at so many blocks of F; `out` has room for them.
+#[inline(never)]
+pub unsafe fn interleave<F: Format>(rows: &RowPointers, blocks: usize, out: *mut u8) {
+    for block in 0..blocks {
+        let offset = block * F::KIND.block_bytes();
+        // SAFETY: the block exists, its copy has room.
+        unsafe { interleave_block::<F>(&rows.add(offset), out.add(offset * TILE)) }
+    }
+}
+
+/// Interleaves the blocks that the pointers stand at: `out` takes 16 blocks.
 #[inline(always)]
-pub unsafe fn interleave_block<F: Format>(rows: &RowPointers, out: *mut u8) {
+unsafe fn interleave_block<F: Format>(rows: &RowPointers, out: *mut u8) {
     unsafe {
         for (i, &offset) in F::HALVES.iter().enumerate() {
             for (row, &block) in rows.0.iter().enumerate() {
