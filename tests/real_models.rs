@@ -3,14 +3,14 @@
 mod common;
 
 use common::{QWEN_05B, QWEN_15B, Reference, SMOLLM2, fixture, model};
-use pensive::api::measure::divergence;
+use pensive::api::measure::{Reference as Distribution, divergence};
 use pensive::{Event, Options, Prompt};
 
 /// At most `limit` nats from the reference. The limits are pensive's goals: llama.cpp has 0.0024, 0.0007 and 0.0091.
 fn stays_near_the_reference(which: (&str, &str), limit: f64) {
     let Some(path) = fixture(&format!("real/{}.safetensors", which.0)) else { return };
     let Some(model) = model(which) else { return };
-    let quality = divergence(model, &path).unwrap();
+    let quality = divergence(model, &Distribution::read(&path).unwrap(), |_, _| ()).unwrap();
     let (kl, top1) = (quality.kl.unwrap(), quality.top1.unwrap());
     println!(
         "{}: KL {kl:.5}, most likely token agrees at {} of {}",

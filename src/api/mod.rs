@@ -1,6 +1,7 @@
 //! The public face: a model, a generation, a chat. The command line is written against it and has no private door.
 
 mod chat;
+mod digest;
 mod generation;
 pub mod measure;
 pub mod memory;

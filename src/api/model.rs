@@ -8,7 +8,7 @@ use super::generation::{Slot, Start, lock};
 use super::memory::{self, Needs};
 use super::{Chat, Generation, Message, Options, Prompt};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::{KvType, Plan};
+use crate::backend::{Device, KvType, Plan};
 use crate::catalog::{self, Entry};
 use crate::checkpoint::{Checkpoint, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
@@ -167,10 +167,13 @@ impl ModelBuilder {
             [&markers.start, &markers.end].iter().filter_map(|m| text.tokenizer.id(m)).collect();
         Inner {
             name: self.name,
+            weight_bytes: checkpoint.total_bytes(),
+            parameters: checkpoint.tensors.values().map(|t| t.rows() as u64 * t.columns() as u64).sum(),
             files: checkpoint.files,
             architecture: engine.decoder().hyperparameters().architecture.clone(),
             device: engine.device(),
             context,
+            vocabulary: engine.decoder().hyperparameters().vocabulary,
             tokenizer: text.tokenizer,
             template: text.template,
             markers,
@@ -322,8 +325,11 @@ pub(crate) struct Inner {
     path: PathBuf,
     files: Vec<PathBuf>,
     architecture: String,
-    device: String,
+    device: Device,
+    weight_bytes: u64,
+    parameters: u64,
     context: usize,
+    vocabulary: usize,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     markers: Markers,
@@ -393,19 +399,30 @@ impl Model {
     ///
     /// # Errors
     /// More tokens than the context holds, or a token beyond the vocabulary.
-    pub fn evaluate(&self, tokens: &[u32], mut visit: impl FnMut(usize, &[f32])) -> Result<()> {
+    pub fn evaluate(&self, tokens: &[u32], visit: impl FnMut(usize, &[f32])) -> Result<()> {
+        self.evaluate_from(tokens, 0, visit)
+    }
+
+    /// [`evaluate`](Self::evaluate) from position `first` on; what stands before it is only read.
+    pub(super) fn evaluate_from(
+        &self,
+        tokens: &[u32],
+        first: usize,
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
         if tokens.len() > self.context() {
             return Err(Error::Context { prompt: tokens.len(), context: self.context() });
         }
         let mut engine = lock(&self.inner.engine);
-        let vocabulary = engine.decoder().hyperparameters().vocabulary;
-        let rows = LOGIT_ROWS.min(engine.max_rows());
         let mut sequence = Sequence::new();
-        for chunk in tokens.chunks(rows) {
+        for tokens in tokens[..first].chunks(engine.max_rows()) {
+            engine.step(&mut [Feed { sequence: &mut sequence, tokens, wants: Wants::Nothing }])?;
+        }
+        for chunk in tokens[first..].chunks(engine.max_logit_rows()) {
             let at = sequence.len();
             let feed = Feed { sequence: &mut sequence, tokens: chunk, wants: Wants::All };
             let logits = engine.step(&mut [feed])?;
-            logits.chunks(vocabulary).enumerate().for_each(|(i, row)| visit(at + i, row));
+            logits.chunks(self.vocabulary()).enumerate().for_each(|(i, row)| visit(at + i, row));
         }
         Ok(())
     }
@@ -502,13 +519,37 @@ impl Model {
     }
 
     /// The device and its kernels: "cpu (avx512, 2 threads)".
-    pub fn device(&self) -> &str {
-        &self.inner.device
+    pub fn device(&self) -> Device {
+        self.inner.device
+    }
+
+    /// Bytes of all its tensors, as stored.
+    pub fn weight_bytes(&self) -> u64 {
+        self.inner.weight_bytes
+    }
+
+    /// Number of values in all its tensors.
+    pub fn parameters(&self) -> u64 {
+        self.inner.parameters
+    }
+
+    /// SHA-256, in hexadecimal, of its files: of one file its own, of several that of one after the other.
+    /// `progress` is told (bytes done, bytes in all).
+    ///
+    /// # Errors
+    /// A file that cannot be read any more.
+    pub fn sha256(&self, progress: impl FnMut(u64, u64)) -> Result<String> {
+        super::digest::sha256(&self.inner.files, progress)
     }
 
     /// Context in tokens.
     pub fn context(&self) -> usize {
         self.inner.context
+    }
+
+    /// Number of tokens that it knows: the width of its logits.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.vocabulary
     }
 
     /// Its tokenizer.

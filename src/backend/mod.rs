@@ -143,14 +143,48 @@ pub struct Plan {
     pub kv_type: KvType,
 }
 
+/// What a backend computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// "cpu".
+    pub kind: &'static str,
+    /// The instruction set of the kernels: "avx512".
+    pub isa: &'static str,
+    /// Threads that compute.
+    pub threads: usize,
+}
+
+impl std::fmt::Display for Device {
+    /// `cpu (avx512, 2 threads)`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Device { kind, isa, threads } = self;
+        write!(f, "{kind} ({isa}, {threads} thread{})", if *threads == 1 { "" } else { "s" })
+    }
+}
+
+/// What a device can do at most, as measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Bytes read from memory, per second.
+    pub read_bandwidth: f64,
+    /// int8 multiply-adds per second, operands at hand.
+    pub int8_rate: f64,
+}
+
 /// What executes a decoder. Every operation works on the rows of the current step (or on those that
 /// [`gather`](Backend::gather) left) and overwrites its destination.
 ///
 /// Results depend on nothing but the weights and a row's own inputs: not on the other rows of the step,
 /// the number of threads, or the vector width.
 pub trait Backend: Send {
-    /// A name for reports: "cpu (avx512, 2 threads)".
-    fn name(&self) -> String;
+    /// What it computes on.
+    fn device(&self) -> Device;
+
+    /// Measures what the device can do at most; takes a second or two.
+    ///
+    /// # Errors
+    /// Memory that the system does not give.
+    fn limits(&self) -> Result<Limits>;
 
     /// Takes a matrix. The backend keeps the mapping alive if it reads from it.
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix>;

@@ -36,6 +36,21 @@ Examples:
 Exit codes: 0 the answer is complete or reached --max-tokens, 130 interrupted by Ctrl-C (the partial answer is \
 printed), 2 wrong usage, 1 anything else.";
 
+const BENCH_HELP: &str = "\
+Every combination of the lists is measured: prompts (pp512) and generation (tg128) after each depth (tg128@d4096). \
+The share is of what the memory's bandwidth and the rate of int8 products, both measured before, allow.
+
+Examples:
+  pensive bench deepseek-r1
+  pensive bench deepseek-r1:1.5b deepseek-r1:7b -p 0 -n 64 -d 0,4096 -t 1,2,4 -o json";
+
+const PERPLEXITY_HELP: &str = "\
+A text is read in windows of 512 tokens (or --context), of which the second half counts, as llama-perplexity does it.
+
+Examples:
+  pensive perplexity deepseek-r1 --text wiki.test.raw
+  pensive perplexity ./model.gguf --reference logits.safetensors --json";
+
 /// Runs R1-style reasoning models on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "pensive", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
@@ -79,6 +94,10 @@ pub enum Command {
     Remove(RemoveArgs),
     /// Turn text into token ids
     Tokenize(TokenizeArgs),
+    /// Measure tokens per second, and the share of what this machine allows
+    Bench(BenchArgs),
+    /// Measure how well a model predicts a text, or how far it is from a reference
+    Perplexity(PerplexityArgs),
     /// Print the settings, where each comes from, and all paths
     Config(ConfigArgs),
     /// Print a completion script for a shell
@@ -278,6 +297,98 @@ pub struct TokenizeArgs {
     /// Read special tokens in the text as ordinary text
     #[arg(long)]
     pub no_special: bool,
+}
+
+/// `pensive bench`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = BENCH_HELP)]
+pub struct BenchArgs {
+    /// Models to measure
+    #[arg(required = true, value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// Tokens of the prompts to read; 0: none
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        alias = "n-prompt",
+        default_value = "512"
+    )]
+    pub prompt: Vec<usize>,
+    /// Tokens to generate; 0: none
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        alias = "n-gen",
+        default_value = "128"
+    )]
+    pub generate: Vec<usize>,
+    /// Tokens in the cache before
+    #[arg(
+        short = 'd',
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        alias = "n-depth",
+        default_value = "0"
+    )]
+    pub depth: Vec<usize>,
+    /// Threads to compute with [default: one per core]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse_count)]
+    pub threads: Vec<usize>,
+    /// How often each test is run
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse_count, default_value = "5")]
+    pub repetitions: Vec<usize>,
+    /// How the results are printed: a table, a JSON array, one JSON object a line, comma-separated values
+    #[arg(short = 'o', long, value_name = "FORMAT", alias = "output", default_value = "md",
+          value_parser = one_of::<BenchFormat>(&["md", "json", "jsonl", "csv"]))]
+    pub format: BenchFormat,
+    /// Context in tokens [default: what the tests need]
+    #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
+    pub context: Option<usize>,
+    /// How keys and values are stored [default: f16]
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "f32"]))]
+    pub kv_type: Option<KvArg>,
+    /// Load even what does not fit into memory
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How the results of `bench` are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BenchFormat {
+    /// A table in Markdown.
+    Md,
+    /// An array of objects.
+    Json,
+    /// An object on each line.
+    Jsonl,
+    /// Comma-separated values, with a line of names.
+    Csv,
+}
+
+/// `pensive perplexity`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = PERPLEXITY_HELP, group(clap::ArgGroup::new("what").required(true)))]
+pub struct PerplexityArgs {
+    /// Model to measure
+    pub model: String,
+    /// Text to predict
+    #[arg(long, value_name = "FILE", group = "what")]
+    pub text: Option<PathBuf>,
+    /// Safetensors file with `input_ids`, `top_ids` and `top_logprobs` of a reference implementation
+    #[arg(long, value_name = "FILE", group = "what")]
+    pub reference: Option<PathBuf>,
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// How to load the model.
+    #[command(flatten)]
+    pub load: LoadArgs,
 }
 
 /// `pensive config`

@@ -1,6 +1,7 @@
 //! The command line: one file a command; rendering apart from doing.
 
 pub mod args;
+mod bench;
 mod chat;
 mod completions;
 mod config;
@@ -9,6 +10,7 @@ mod keyboard;
 mod list;
 mod memory;
 mod output;
+mod perplexity;
 mod pull;
 mod remove;
 pub mod render;
@@ -64,6 +66,8 @@ fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
         Some(Command::Show(args)) => show::run(&args, console),
         Some(Command::Remove(args)) => remove::run(&args, console),
         Some(Command::Tokenize(args)) => tokenize::run(&args, console),
+        Some(Command::Bench(args)) => bench::run(&args, console),
+        Some(Command::Perplexity(args)) => perplexity::run(&args, console),
         Some(Command::Config(args)) => config::run(&args),
         Some(Command::Completions(args)) => completions::run(args),
     }

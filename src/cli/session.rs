@@ -12,6 +12,18 @@ use crate::{Error, Model, Result};
 /// # Errors
 /// No model is named, it cannot be pulled or must not be without `--yes`, or it cannot be loaded.
 pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
+    let model = load_once(settings, console)?;
+    if let Some(called) = &settings.model {
+        settings.paths.remember_model(&called.value);
+    }
+    Ok(model)
+}
+
+/// [`load`], but the model is not remembered as the one that was used last: for measuring.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_once(settings: &Settings, console: &Console) -> Result<Model> {
     let name = settings.model_name()?;
     pull::ensure(name, &settings.flags.load, console)?;
     let mut bar = console.slow_bar("loading", Unit::Bytes);
@@ -26,9 +38,6 @@ pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
         }
     };
     let model = settings.builder()?.progress(on_progress).load()?;
-    if let Some(called) = &settings.model {
-        settings.paths.remember_model(&called.value);
-    }
     console.detail(format!(
         "{}: {} on {}, {} tokens of context, loaded in {:.1} s",
         model.name(),

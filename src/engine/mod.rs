@@ -9,7 +9,7 @@ mod pages;
 pub mod philox;
 pub mod sampling;
 
-use crate::backend::{Backend, PAGE_LEN, Plan, Row, Step};
+use crate::backend::{Backend, Device, Limits, PAGE_LEN, Plan, Row, Step};
 use crate::model::Decoder;
 use crate::{Error, Result};
 use pages::{Page, PagePool};
@@ -115,9 +115,23 @@ impl Engine {
         &self.decoder
     }
 
-    /// The device and its kernels.
-    pub fn device(&self) -> String {
-        self.backend.name()
+    /// What it computes on.
+    pub fn device(&self) -> Device {
+        self.backend.device()
+    }
+
+    /// Measures what the device can do at most; takes a second or two.
+    ///
+    /// # Errors
+    /// Memory that the system does not give.
+    pub fn limits(&self) -> Result<Limits> {
+        self.backend.limits()
+    }
+
+    /// Bytes of the keys and values of one position, in all layers.
+    pub fn kv_bytes(&self) -> usize {
+        let h = self.decoder.hyperparameters();
+        h.layers * h.kv_shape().page_bytes(self.plan.kv_type) / PAGE_LEN
     }
 
     /// Most rows in a step: the size of a prefill chunk.

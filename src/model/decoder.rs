@@ -10,6 +10,28 @@ use crate::{Error, Result};
 struct Linear {
     matrix: Matrix,
     bias: Option<Vector>,
+    cost: MatrixCost,
+}
+
+/// What a product with a matrix takes.
+#[derive(Clone, Copy, Debug)]
+struct MatrixCost {
+    bytes: u64,
+    values: u64,
+    quantized: bool,
+}
+
+/// What a step takes at least, by its matrices (attention and what is done value by value are not counted).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes of all matrices: what a step that gives logits reads. The embedding table is only looked up.
+    pub bytes: u64,
+    /// Multiply-adds of each row of a step.
+    pub row: u64,
+    /// Further ones of a row that wants logits.
+    pub logits_row: u64,
+    /// Whether all of them are of quantized matrices, so in int8.
+    pub int8: bool,
 }
 
 impl Linear {
@@ -177,6 +199,24 @@ impl Decoder {
         backend.append_kv(i, b.key, b.value);
     }
 
+    /// What a step takes at least.
+    pub fn work(&self) -> Work {
+        let mut work = Work { int8: true, ..Work::default() };
+        let mut count = |linear: &Linear, wants_logits: bool| {
+            let MatrixCost { bytes, values, quantized } = linear.cost;
+            work.bytes += bytes;
+            *if wants_logits { &mut work.logits_row } else { &mut work.row } += values;
+            work.int8 &= quantized;
+        };
+        for (i, layer) in self.layers.iter().enumerate() {
+            let last = i + 1 == self.layers.len();
+            [&layer.query, &layer.key, &layer.value].map(|linear| count(linear, false));
+            [&layer.output, &layer.gate, &layer.up, &layer.down].map(|linear| count(linear, last));
+        }
+        count(&self.output, true);
+        work
+    }
+
     /// The buffer that holds the logits after a step, [rows that want them, vocabulary].
     pub fn logits(&self) -> Buffer {
         self.buffers.logits
@@ -240,7 +280,7 @@ impl<'a> Load<'a> {
     fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
         let tensor = self.tensor(&format!("{name}.weight"), rows, columns)?;
         if !self.backend.supports(tensor.kind) {
-            let device = self.backend.name();
+            let device = self.backend.device();
             return Err(
                 self.fault(format!("tensor {name}.weight is {}, which {device} does not run", tensor.kind))
             );
@@ -248,7 +288,12 @@ impl<'a> Load<'a> {
         let matrix = self.backend.add_matrix(tensor)?;
         self.count(tensor);
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
-        Ok(Linear { matrix, bias })
+        let cost = MatrixCost {
+            bytes: tensor.bytes().len() as u64,
+            values: (rows * columns) as u64,
+            quantized: tensor.kind.block_len() > 1,
+        };
+        Ok(Linear { matrix, bias, cost })
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {

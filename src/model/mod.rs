@@ -7,6 +7,6 @@ mod hyperparameters;
 mod names;
 mod rope;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Work};
 pub use hyperparameters::Hyperparameters;
 pub use rope::Scaling;

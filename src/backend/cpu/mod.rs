@@ -6,6 +6,7 @@
 mod attention;
 pub mod kernels;
 mod kv;
+pub mod limits;
 mod linear;
 mod memory;
 pub mod pool;
@@ -14,7 +15,8 @@ mod step;
 mod tests;
 
 use crate::backend::{
-    Attention, Backend, Buffer, KvShape, KvType, Matrix, PAGE_LEN, Plan, Projection, Rope, Step, Vector,
+    Attention, Backend, Buffer, Device, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan, Projection, Rope,
+    Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
@@ -196,9 +198,12 @@ fn check_matrix(tensor: &Tensor) -> Result<()> {
 }
 
 impl Backend for CpuBackend {
-    fn name(&self) -> String {
-        let threads = self.pool.threads();
-        format!("cpu ({}, {threads} thread{})", self.isa, if threads == 1 { "" } else { "s" })
+    fn device(&self) -> Device {
+        Device { kind: "cpu", isa: self.isa.name(), threads: self.pool.threads() }
+    }
+
+    fn limits(&self) -> Result<Limits> {
+        limits::measure(&self.pool, self.isa)
     }
 
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {

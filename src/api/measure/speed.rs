@@ -1,0 +1,293 @@
+//! Tokens per second, and what the machine allows.
+
+use std::time::Instant;
+
+use crate::api::Model;
+use crate::api::generation::lock;
+use crate::backend::Limits;
+use crate::engine::{Feed, Sequence, Wants};
+use crate::model::Work;
+use crate::{Error, Result};
+
+/// What is timed: a prompt of so many tokens, or the generation of so many, after so many in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpeedTest {
+    /// Tokens of the prompt; 0 for a test of generation.
+    pub prompt: usize,
+    /// Tokens generated, one at a time; 0 for a test of a prompt.
+    pub generate: usize,
+    /// Tokens in the cache before.
+    pub depth: usize,
+}
+
+impl SpeedTest {
+    /// Tokens that are timed.
+    pub fn tokens(&self) -> usize {
+        self.prompt.saturating_add(self.generate)
+    }
+
+    /// Context that it needs.
+    pub fn context(&self) -> usize {
+        self.depth.saturating_add(self.tokens())
+    }
+
+    /// Its steps in order: (rows, rows that want logits, tokens in the cache after it).
+    fn steps(self, max_rows: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let prompt = (0..self.prompt).step_by(max_rows).map(move |first| {
+            let end = (first + max_rows).min(self.prompt);
+            (end - first, usize::from(end == self.prompt), self.depth + end)
+        });
+        let before = self.depth + self.prompt;
+        prompt.chain((1..=self.generate).map(move |token| (1, 1, before + token)))
+    }
+
+    /// Seconds that it takes at least. Each step reads all matrices and the keys and values that are in the cache,
+    /// and multiplies each row with the matrices; it takes the longer of the two. None where that is not known:
+    /// for prompts, if matrices are not quantized, so that their products are not int8.
+    fn least_seconds(self, work: Work, kv_bytes: usize, max_rows: usize, limits: &Limits) -> Option<f64> {
+        if self.prompt > 0 && !work.int8 {
+            return None;
+        }
+        let seconds = self.steps(max_rows).map(|(rows, logits, filled)| {
+            let bytes = work.bytes as f64 + kv_bytes as f64 * filled as f64;
+            let products = work.row as f64 * rows as f64 + work.logits_row as f64 * logits as f64;
+            let products = if work.int8 { products } else { 0.0 };
+            (bytes / limits.read_bandwidth).max(products / limits.int8_rate)
+        });
+        Some(seconds.sum())
+    }
+}
+
+impl std::fmt::Display for SpeedTest {
+    /// `pp512`, `tg128`, `tg128@d4096`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.prompt {
+            0 => write!(f, "tg{}", self.generate)?,
+            n => write!(f, "pp{n}")?,
+        }
+        match self.depth {
+            0 => Ok(()),
+            depth => write!(f, "@d{depth}"),
+        }
+    }
+}
+
+/// Some samples in few numbers.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Summary {
+    /// The middle one, or the mean of the two in the middle.
+    pub median: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+    /// Their sum, divided by their number.
+    pub mean: f64,
+    /// Sample standard deviation (n - 1); 0 for one sample.
+    pub stddev: f64,
+    /// In the order of measuring.
+    pub samples: Vec<f64>,
+}
+
+impl Summary {
+    /// # Panics
+    /// If there are no samples.
+    pub fn of(samples: Vec<f64>) -> Self {
+        assert!(!samples.is_empty(), "a summary of no samples");
+        let mut sorted = samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        let mean = sorted.iter().sum::<f64>() / n as f64;
+        let squares: f64 = sorted.iter().map(|x| (x - mean).powi(2)).sum();
+        Summary {
+            median: (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0,
+            min: sorted[0],
+            max: sorted[n - 1],
+            mean,
+            stddev: (squares / (n - 1).max(1) as f64).sqrt(),
+            samples,
+        }
+    }
+}
+
+/// Times a model. The cache of a depth is filled once and used by all tests at that depth.
+pub struct Stopwatch {
+    model: Model,
+    /// At least as long as the depth of the last test, and cut back to it after each.
+    cache: Sequence,
+}
+
+impl Stopwatch {
+    /// A stopwatch for this model.
+    pub fn new(model: &Model) -> Self {
+        Stopwatch { model: model.clone(), cache: Sequence::new() }
+    }
+
+    /// Measures what the model's device can do at most; takes a second or two.
+    ///
+    /// # Errors
+    /// Memory that the system does not give.
+    pub fn limits(&self) -> Result<Limits> {
+        lock(&self.model.inner.engine).limits()
+    }
+
+    /// Tokens per second that the device allows in a test: weights, keys and values are read at its bandwidth, the
+    /// products of int8 matrices done at its rate, whichever takes longer. Attention's own work is not counted.
+    /// None for prompts if matrices are not quantized.
+    pub fn limit(&self, test: SpeedTest, limits: &Limits) -> Option<f64> {
+        let engine = lock(&self.model.inner.engine);
+        let work = engine.decoder().work();
+        let seconds = test.least_seconds(work, engine.kv_bytes(), engine.max_rows(), limits)?;
+        Some(test.tokens() as f64 / seconds)
+    }
+
+    /// Runs a test `repetitions` times, after a run to warm up (of generation: one token); gives tokens per second.
+    /// `progress` is told (tokens done, tokens in all), those of the cache and of warming up included.
+    ///
+    /// # Errors
+    /// A test that the context does not hold, or no repetitions.
+    pub fn measure(
+        &mut self,
+        test: SpeedTest,
+        repetitions: usize,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Summary> {
+        if repetitions == 0 {
+            return Err(Error::Usage("0 repetitions measure nothing: take 1 or more".into()));
+        }
+        let warm_up = SpeedTest { generate: test.generate.min(1), ..test };
+        let missing = test.depth.saturating_sub(self.cache.len());
+        let total = missing + warm_up.tokens() + repetitions * test.tokens();
+        self.fill(test, |done| progress(done, total))?;
+        let mut done = missing;
+        let mut run = |this: &mut Self, test: SpeedTest| {
+            let speed = this.run(test);
+            done += test.tokens();
+            progress(done, total);
+            speed
+        };
+        run(self, warm_up)?;
+        let samples = (0..repetitions).map(|_| run(self, test)).collect::<Result<_>>()?;
+        Ok(Summary::of(samples))
+    }
+
+    /// Runs a test once; gives tokens per second.
+    ///
+    /// # Errors
+    /// A test that the context does not hold.
+    pub fn run(&mut self, test: SpeedTest) -> Result<f64> {
+        self.fill(test, |_| ())?;
+        let tokens = some_tokens(test.depth, test.tokens(), self.vocabulary());
+        let max_rows = lock(&self.model.inner.engine).max_rows();
+        let (mut at, mut result) = (0, Ok(()));
+        let began = Instant::now();
+        for (rows, logits, _) in test.steps(max_rows) {
+            let wants = if logits > 0 { Wants::Last } else { Wants::Nothing };
+            result = result.and_then(|()| self.step(&tokens[at..at + rows], wants));
+            at += rows;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        self.cache.truncate(test.depth);
+        result.map(|()| test.tokens() as f64 / seconds)
+    }
+
+    /// Sees to it that the cache holds what stands before a test; `progress` is told how many tokens were read.
+    fn fill(&mut self, test: SpeedTest, mut progress: impl FnMut(usize)) -> Result<()> {
+        let context = self.model.context();
+        if test.context() > context {
+            return Err(Error::Usage(format!(
+                "{test} needs a context of {} tokens and there are {context}: raise --context",
+                test.context()
+            )));
+        }
+        self.cache.truncate(test.depth);
+        let from = self.cache.len();
+        let max_rows = lock(&self.model.inner.engine).max_rows();
+        let tokens = some_tokens(from, test.depth - from, self.vocabulary());
+        for chunk in tokens.chunks(max_rows) {
+            self.step(chunk, Wants::Nothing)?;
+            progress(self.cache.len() - from);
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, tokens: &[u32], wants: Wants) -> Result<()> {
+        let mut engine = lock(&self.model.inner.engine);
+        engine.step(&mut [Feed { sequence: &mut self.cache, tokens, wants }]).map(|_| ())
+    }
+
+    fn vocabulary(&self) -> usize {
+        lock(&self.model.inner.engine).decoder().hyperparameters().vocabulary
+    }
+}
+
+/// Tokens for positions `from .. from + count`. Any do: the work does not depend on which.
+fn some_tokens(from: usize, count: usize, vocabulary: usize) -> Vec<u32> {
+    (from..from + count).map(|position| (position * 7919 % vocabulary) as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { read_bandwidth: 100.0, int8_rate: 1000.0 };
+    const WORK: Work = Work { bytes: 300, row: 50, logits_row: 10, int8: true };
+
+    fn test(prompt: usize, generate: usize, depth: usize) -> SpeedTest {
+        SpeedTest { prompt, generate, depth }
+    }
+
+    #[test]
+    fn tests_are_named_as_in_llama_bench() {
+        let names = [test(512, 0, 0), test(0, 128, 0), test(0, 128, 4096)].map(|t| t.to_string());
+        assert_eq!(names, ["pp512", "tg128", "tg128@d4096"]);
+    }
+
+    #[test]
+    fn a_prompt_is_read_in_chunks_and_only_its_last_token_has_logits() {
+        let steps: Vec<_> = test(10, 0, 5).steps(4).collect();
+        assert_eq!(steps, [(4, 0, 9), (4, 0, 13), (2, 1, 15)]);
+    }
+
+    #[test]
+    fn generation_takes_a_step_with_logits_for_each_token() {
+        let steps: Vec<_> = test(0, 3, 5).steps(4).collect();
+        assert_eq!(steps, [(1, 1, 6), (1, 1, 7), (1, 1, 8)]);
+    }
+
+    #[test]
+    fn generation_is_limited_by_reading_weights_and_the_cache() {
+        // 300 bytes of weights, and 2 for each of 6, 7 and 8 positions, at 100 a second
+        let seconds = test(0, 3, 5).least_seconds(WORK, 2, 512, &LIMITS);
+        assert!((seconds.unwrap() - 9.42).abs() < 1e-12, "{seconds:?}");
+    }
+
+    #[test]
+    fn a_long_prompt_is_limited_by_products() {
+        // 100 rows of 50 products and 10 for the logits, at 1000 a second
+        let seconds = test(100, 0, 0).least_seconds(WORK, 0, 512, &LIMITS);
+        assert!((seconds.unwrap() - 5.01).abs() < 1e-12, "{seconds:?}");
+    }
+
+    #[test]
+    fn of_float_matrices_only_what_is_read_is_known() {
+        let floats = Work { int8: false, ..WORK };
+        assert_eq!(test(100, 0, 0).least_seconds(floats, 0, 512, &LIMITS), None);
+        let slow = Limits { int8_rate: 1.0, ..LIMITS };
+        assert_eq!(test(0, 1, 0).least_seconds(floats, 0, 512, &slow), Some(3.0));
+    }
+
+    #[test]
+    fn a_summary_has_median_extremes_mean_and_sample_deviation() {
+        let summary = Summary::of(vec![4.0, 1.0, 3.0, 2.0]);
+        assert_eq!((summary.median, summary.min, summary.max, summary.mean), (2.5, 1.0, 4.0, 2.5));
+        assert!((summary.stddev - (5.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(summary.samples, [4.0, 1.0, 3.0, 2.0]);
+        assert_eq!(Summary::of(vec![3.0, 9.0, 4.0]).median, 4.0);
+    }
+
+    #[test]
+    fn one_sample_has_no_deviation() {
+        assert_eq!(Summary::of(vec![7.0]).stddev, 0.0);
+    }
+}

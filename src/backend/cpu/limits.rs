@@ -1,0 +1,191 @@
+//! What this machine can do at most: the two numbers that speed is held against.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::kernels::{Isa, Simd, entry_points};
+use super::memory::Memory;
+use super::pool::Pool;
+use crate::Result;
+use crate::backend::Limits;
+
+/// Bytes that are read in a pass: many times the caches of common machines.
+const BUFFER: usize = 512 << 20;
+
+/// How long each of the two is measured; the best pass counts.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Independent sums: enough to hide the latency of a dot product, few enough for 16 registers.
+const SUMS: usize = 12;
+
+/// Rounds of dot products in a pass: a few milliseconds with the fastest instructions.
+const ROUNDS: usize = 100_000;
+
+entry_points! {
+    /// [`sum`] on an ISA.
+    fn sum_on(from: *const u32, len: usize) -> u32 = sum;
+    /// [`dot_products`] on an ISA.
+    fn dot_products_on(x: &Operands, rounds: usize) -> u32 = dot_products;
+    /// [`lanes`] on an ISA.
+    fn lanes_on() -> usize = lanes;
+}
+
+/// Measures on all threads of a pool, which should have nothing else to do.
+///
+/// # Errors
+/// No memory for the buffer of [`BUFFER`] bytes.
+pub fn measure(pool: &Pool, isa: Isa) -> Result<Limits> {
+    Ok(Limits { read_bandwidth: read_bandwidth(pool, isa)?, int8_rate: int8_rate(pool, isa) })
+}
+
+/// Bytes per second that the threads together read from memory, each its own part of a large buffer.
+///
+/// # Errors
+/// No memory for the buffer.
+pub fn read_bandwidth(pool: &Pool, isa: Isa) -> Result<f64> {
+    let memory = Memory::new(BUFFER, "measuring the memory's speed")?;
+    memory.prefer_huge_pages();
+    let (values, threads) = (memory.shared::<u32>(), pool.threads());
+    let len = BUFFER / size_of::<u32>() / threads;
+    // Written once: pages that never were are all the same one.
+    // SAFETY: each thread has its own `len` values of the buffer.
+    pool.run(|worker| unsafe {
+        std::slice::from_raw_parts_mut(values.at(worker.index * len), len).fill(1);
+    });
+    let passes = best_rate(|| {
+        // SAFETY: as above, and `isa` is the pool's owner's.
+        pool.run(|worker| unsafe {
+            black_box(sum_on(isa, values.at(worker.index * len), len));
+        });
+    });
+    Ok(passes * (len * size_of::<u32>() * threads) as f64)
+}
+
+/// int8 multiply-adds per second of the threads together, by the dot product of the kernels.
+pub fn int8_rate(pool: &Pool, isa: Isa) -> f64 {
+    let operands = Operands([0x0102_0304; SUMS * 4 * 16]);
+    let passes = best_rate(|| {
+        // SAFETY: `isa` is the pool's owner's.
+        pool.run(|_| _ = black_box(unsafe { dot_products_on(isa, &operands, ROUNDS) }));
+    });
+    // SAFETY: as above.
+    let dot_product = 4 * unsafe { lanes_on(isa) };
+    passes * (ROUNDS * SUMS * 4 * dot_product * pool.threads()) as f64
+}
+
+/// Runs per second, by the fastest of those that [`PATIENCE`] allows.
+fn best_rate(mut run: impl FnMut()) -> f64 {
+    let (began, mut best) = (Instant::now(), f64::INFINITY);
+    while began.elapsed() < PATIENCE {
+        let start = Instant::now();
+        run();
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    1.0 / best
+}
+
+/// The sum of `len` values, a multiple of 64 (others at the end are left out).
+///
+/// # Safety
+/// The CPU has the ISA; the values are there.
+#[inline(always)]
+unsafe fn sum<S: Simd>(from: *const u32, len: usize) -> u32 {
+    const VECTORS: usize = 4;
+    let step = VECTORS * S::LANES;
+    unsafe {
+        let mut sums = [S::i_splat(0); VECTORS];
+        for i in 0..len / step {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                *sum = S::i_add(*sum, S::i_load(from.add(i * step + j * S::LANES)));
+            }
+        }
+        fold::<S, VECTORS>(sums)
+    }
+}
+
+/// Activations for [`dot_products`]: too many for the registers, few enough for the first-level cache, and all
+/// different to the compiler, so that no product is computed once for several sums.
+#[repr(align(64))]
+struct Operands([u32; SUMS * 4 * 16]);
+
+/// `rounds` times [`SUMS`] times four dot products of a vector each.
+///
+/// # Safety
+/// The CPU has the ISA.
+#[inline(always)]
+unsafe fn dot_products<S: Simd>(x: &Operands, rounds: usize) -> u32 {
+    unsafe {
+        let w = S::i_splat(black_box(0x0304_0506));
+        let mut sums = [S::i_splat(0); SUMS];
+        for _ in 0..rounds {
+            let mut x = black_box(x.0.as_ptr()); // or the compiler would load once
+            for sum in &mut sums {
+                let mut four = [w; 4];
+                for x_i in &mut four {
+                    *x_i = S::i_load(x);
+                    x = x.add(S::LANES);
+                }
+                *sum = S::dot4::<4>(*sum, [w; 4], four);
+            }
+        }
+        fold::<S, SUMS>(sums)
+    }
+}
+
+/// Lanes of a vector.
+///
+/// # Safety
+/// None needed; entry points are unsafe.
+#[inline(always)]
+unsafe fn lanes<S: Simd>() -> usize {
+    S::LANES
+}
+
+/// The sum of all lanes, so that no vector is computed for nothing.
+///
+/// # Safety
+/// The CPU has the ISA.
+#[inline(always)]
+unsafe fn fold<S: Simd, const N: usize>(vectors: [S::I; N]) -> u32 {
+    let mut lanes = [0u32; 16];
+    let mut sum = 0u32;
+    for v in vectors {
+        unsafe { S::i_store(lanes.as_mut_ptr(), v) };
+        sum = lanes[..S::LANES].iter().fold(sum, |sum, &lane| sum.wrapping_add(lane));
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_reads_all_of_the_memory() {
+        let values: Vec<u32> = (0..4096).collect();
+        for isa in Isa::available() {
+            // SAFETY: the processor has it, and so many values are there.
+            let sum = unsafe { sum_on(isa, values.as_ptr(), values.len()) };
+            assert_eq!(sum, values.iter().sum(), "{isa}");
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_does_all_of_the_dot_products() {
+        let operands = Operands([0x0102_0304; SUMS * 4 * 16]);
+        let each = 3 + 4 * 2 + 5 * 3 + 6 * 4;
+        for isa in Isa::available() {
+            // SAFETY: the processor has it.
+            let (sum, lanes) = unsafe { (dot_products_on(isa, &operands, 7), lanes_on(isa)) };
+            assert_eq!(sum as usize, 7 * SUMS * 4 * lanes * each, "{isa}");
+        }
+    }
+
+    #[test]
+    fn the_limits_of_a_machine_are_positive_numbers() {
+        let pool = Pool::new(Some(1)).unwrap();
+        let limits = measure(&pool, Isa::Scalar).unwrap();
+        assert!(limits.read_bandwidth > 1e6 && limits.read_bandwidth.is_finite(), "{limits:?}");
+        assert!(limits.int8_rate > 1e6 && limits.int8_rate.is_finite(), "{limits:?}");
+    }
+}

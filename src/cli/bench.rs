@@ -1,0 +1,344 @@
+//! `pensive bench MODEL…`: tokens per second, and the share of what the machine allows.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::args::{BenchArgs, BenchFormat, LoadArgs};
+use super::render::{Console, Unit, print};
+use super::session;
+use super::settings::{Flags, Settings};
+use crate::api::measure::{SpeedTest, Stopwatch, Summary};
+use crate::backend::{Device, Limits};
+use crate::{Error, Model, Result};
+
+pub(super) fn run(args: &BenchArgs, console: &Console) -> Result<ExitCode> {
+    let plan = Plan::new(args)?;
+    let (mut rows, mut known) = (Vec::new(), Known::default());
+    for model in &args.models {
+        let mut sha256 = None;
+        for &threads in &plan.threads {
+            let loaded = load(args, model, threads, plan.context, console)?;
+            let subject = Subject::new(model, loaded, &mut sha256, &mut known, console)?;
+            subject.measure(&plan, console, |row| {
+                if args.format == BenchFormat::Jsonl {
+                    print(json_line(&row)?)?; // each as soon as it is known
+                }
+                rows.push(row);
+                Ok(())
+            })?;
+        }
+    }
+    match args.format {
+        BenchFormat::Md => print(markdown(&rows) + &known.lines())?,
+        BenchFormat::Json => print(pretty_json(&rows)?)?,
+        BenchFormat::Jsonl => {}
+        BenchFormat::Csv => print(csv(&rows)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is to be measured of each model.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    /// In ascending order of depth, so that the cache only grows.
+    tests: Vec<SpeedTest>,
+    repetitions: Vec<usize>,
+    /// None: as many as the settings say.
+    threads: Vec<Option<usize>>,
+    context: usize,
+}
+
+impl Plan {
+    fn new(args: &BenchArgs) -> Result<Plan> {
+        let mut depths = args.depth.clone();
+        depths.sort_unstable();
+        let mut tests = Vec::new();
+        for &depth in &depths {
+            let prompts = args.prompt.iter().map(|&prompt| SpeedTest { prompt, generate: 0, depth });
+            let generations = args.generate.iter().map(|&generate| SpeedTest { prompt: 0, generate, depth });
+            tests.extend(prompts.chain(generations).filter(|test| test.tokens() > 0));
+        }
+        let Some(needed) = tests.iter().map(SpeedTest::context).max() else {
+            return Err(Error::Usage(
+                "-p and -n are 0, so that nothing is left to measure: give one of them a number".into(),
+            ));
+        };
+        let context = args.context.unwrap_or(needed);
+        if let Some(test) = tests.iter().find(|test| test.context() > context) {
+            return Err(Error::Usage(format!(
+                "--context {context}: {test} takes {} tokens; raise it or leave it out",
+                test.context()
+            )));
+        }
+        let threads = match args.threads.as_slice() {
+            [] => vec![None],
+            given => given.iter().copied().map(Some).collect(),
+        };
+        Ok(Plan { tests, repetitions: args.repetitions.clone(), threads, context })
+    }
+}
+
+fn load(
+    args: &BenchArgs,
+    model: &str,
+    threads: Option<usize>,
+    context: usize,
+    console: &Console,
+) -> Result<Model> {
+    let load = LoadArgs {
+        threads,
+        context: Some(context),
+        kv_type: args.kv_type,
+        force: args.force,
+        ..LoadArgs::default()
+    };
+    let flags = Flags { model: Some(model.to_owned()), load, ..Flags::default() };
+    session::load_once(&Settings::from_env(flags)?, console)
+}
+
+/// The limits of the devices that were met.
+#[derive(Default)]
+struct Known(Vec<(Device, Limits)>);
+
+impl Known {
+    fn limits(&mut self, stopwatch: &Stopwatch, device: Device) -> Result<Limits> {
+        if let Some((_, limits)) = self.0.iter().find(|(known, _)| *known == device) {
+            return Ok(*limits);
+        }
+        let limits = stopwatch.limits()?;
+        self.0.push((device, limits));
+        Ok(limits)
+    }
+
+    /// What stands below the table.
+    fn lines(&self) -> String {
+        let line = |(device, limits): &(Device, Limits)| {
+            format!(
+                "{device}: memory is read at {:.1} GB/s, int8 products are done at {:.0} G/s\n",
+                limits.read_bandwidth / 1e9,
+                limits.int8_rate / 1e9
+            )
+        };
+        ["\n".to_owned()].into_iter().chain(self.0.iter().map(line)).collect()
+    }
+}
+
+/// A loaded model, and what is the same in all of its rows.
+struct Subject {
+    model: Model,
+    name: String,
+    sha256: String,
+    limits: Limits,
+}
+
+impl Subject {
+    fn new(
+        called: &str,
+        model: Model,
+        sha256: &mut Option<String>,
+        known: &mut Known,
+        console: &Console,
+    ) -> Result<Subject> {
+        let sha256 = match sha256 {
+            Some(hash) => hash.clone(),
+            None => {
+                let mut bar = console.slow_bar("hashing", Unit::Bytes);
+                sha256.insert(model.sha256(|done, total| bar.update(done, total))?).clone()
+            }
+        };
+        let limits = known.limits(&Stopwatch::new(&model), model.device())?;
+        Ok(Subject { name: short_name(called), model, sha256, limits })
+    }
+
+    fn measure(
+        &self,
+        plan: &Plan,
+        console: &Console,
+        mut found: impl FnMut(Row) -> Result<()>,
+    ) -> Result<()> {
+        let mut stopwatch = Stopwatch::new(&self.model);
+        for &test in &plan.tests {
+            for &repetitions in &plan.repetitions {
+                let mut bar = console.slow_bar("measuring", Unit::Tokens);
+                let speed = stopwatch.measure(test, repetitions, |done, total| {
+                    bar.update(done as u64, total as u64);
+                    bar.message(test.to_string());
+                })?;
+                bar.finish();
+                let row = self.row(test, speed, stopwatch.limit(test, &self.limits));
+                console.note(format!("{} on {}: {test} {}", row.model, self.model.device(), row.speed()));
+                found(row)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn row(&self, test: SpeedTest, speed: Summary, limit: Option<f64>) -> Row {
+        let Device { kind, isa, threads } = self.model.device();
+        Row {
+            test: test.to_string(),
+            model: self.name.clone(),
+            model_sha256: self.sha256.clone(),
+            size: self.model.weight_bytes(),
+            parameters: self.model.parameters(),
+            backend: kind,
+            isa,
+            threads,
+            version: env!("CARGO_PKG_VERSION"),
+            n_prompt: test.prompt,
+            n_gen: test.generate,
+            n_depth: test.depth,
+            share_of_limit: limit.map(|limit| speed.median / limit),
+            tokens_per_second: speed,
+            limits: RowLimits {
+                tokens_per_second: limit,
+                read_bytes_per_second: self.limits.read_bandwidth,
+                int8_products_per_second: self.limits.int8_rate,
+            },
+        }
+    }
+}
+
+/// What a model is called in a table: of a path, the file's name.
+fn short_name(called: &str) -> String {
+    let path = Path::new(called);
+    let file = path.file_stem().filter(|_| path.exists());
+    file.map_or_else(|| called.to_owned(), |file| file.to_string_lossy().into_owned())
+}
+
+/// One result.
+#[derive(Clone, Debug, Serialize)]
+struct Row {
+    test: String,
+    model: String,
+    model_sha256: String,
+    /// Bytes of the weights.
+    size: u64,
+    parameters: u64,
+    backend: &'static str,
+    isa: &'static str,
+    threads: usize,
+    version: &'static str,
+    n_prompt: usize,
+    n_gen: usize,
+    n_depth: usize,
+    tokens_per_second: Summary,
+    /// The median, of what the machine allows.
+    share_of_limit: Option<f64>,
+    limits: RowLimits,
+}
+
+/// What the machine allows: in this test, and by the two measures that this comes from.
+#[derive(Clone, Debug, Serialize)]
+struct RowLimits {
+    tokens_per_second: Option<f64>,
+    read_bytes_per_second: f64,
+    int8_products_per_second: f64,
+}
+
+impl Row {
+    fn speed(&self) -> String {
+        format!("{:.2} ± {:.2} t/s", self.tokens_per_second.mean, self.tokens_per_second.stddev)
+    }
+
+    /// llama-bench's columns and its way of writing them, then ours.
+    fn cells(&self) -> [String; 9] {
+        let speed = self.speed();
+        [
+            self.model.clone(),
+            format!("{:.2} GiB", self.size as f64 / f64::from(1 << 30)),
+            match self.parameters {
+                n if n < 1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
+                n => format!("{:.2} B", n as f64 / 1e9),
+            },
+            format!("{} {}", self.backend, self.isa),
+            self.threads.to_string(),
+            self.test.replace("@", " @ "),
+            speed.trim_end_matches(" t/s").to_owned(),
+            format!("{:.2}", self.tokens_per_second.median),
+            self.share_of_limit.map_or("unknown".into(), |share| format!("{:.0}%", 100.0 * share)),
+        ]
+    }
+}
+
+const HEADS: [&str; 9] =
+    ["model", "size", "params", "backend", "threads", "test", "t/s", "median", "of the limit"];
+
+/// Columns whose text stands at the left.
+const LEFT: [&str; 2] = ["model", "backend"];
+
+fn markdown(rows: &[Row]) -> String {
+    let cells: Vec<[String; 9]> = rows.iter().map(Row::cells).collect();
+    let width = |column: usize| {
+        let texts = cells.iter().map(|row| row[column].as_str()).chain([HEADS[column]]);
+        texts.map(|text| text.chars().count()).max().unwrap_or(0)
+    };
+    let widths: [usize; 9] = std::array::from_fn(width);
+    let line = |row: [&str; 9]| {
+        let cell = |(i, text): (usize, &str)| match LEFT.contains(&HEADS[i]) {
+            true => format!("| {text:0$} ", widths[i]),
+            false => format!("| {text:>0$} ", widths[i]),
+        };
+        row.into_iter().enumerate().map(cell).collect::<String>() + "|\n"
+    };
+    let rule = |i: usize| match LEFT.contains(&HEADS[i]) {
+        true => format!("| {} ", "-".repeat(widths[i])),
+        false => format!("| {}: ", "-".repeat(widths[i] - 1)),
+    };
+    let rule = (0..HEADS.len()).map(rule).collect::<String>() + "|\n";
+    let body = cells.iter().map(|row| line(row.each_ref().map(String::as_str)));
+    [line(HEADS), rule].into_iter().chain(body).collect()
+}
+
+fn json_error(error: serde_json::Error) -> Error {
+    Error::Text(error.to_string())
+}
+
+fn json_line(row: &Row) -> Result<String> {
+    Ok(serde_json::to_string(row).map_err(json_error)? + "\n")
+}
+
+fn pretty_json(rows: &[Row]) -> Result<String> {
+    Ok(serde_json::to_string_pretty(rows).map_err(json_error)? + "\n")
+}
+
+/// The JSON objects as lines of values; the name of a value within a value is both names.
+fn csv(rows: &[Row]) -> Result<String> {
+    let mut text = String::new();
+    for row in rows {
+        let mut fields = Vec::new();
+        flatten("", &serde_json::to_value(row).map_err(json_error)?, &mut fields);
+        let (names, values): (Vec<String>, Vec<String>) = fields.into_iter().unzip();
+        if text.is_empty() {
+            text = names.join(",") + "\n";
+        }
+        text += &(values.join(",") + "\n");
+    }
+    Ok(text)
+}
+
+fn flatten(name: &str, value: &Value, fields: &mut Vec<(String, String)>) {
+    let text = match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                let name = if name.is_empty() { key.clone() } else { format!("{name}_{key}") };
+                flatten(&name, value, fields);
+            }
+            return;
+        }
+        Value::Array(items) => items.iter().map(Value::to_string).collect::<Vec<_>>().join(" "),
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        number => number.to_string(),
+    };
+    // RFC 4180: what holds a separator is quoted, a quote in it doubled
+    let quoted = text.contains([',', '"', '\n', '\r']);
+    let text = if quoted { format!("\"{}\"", text.replace('"', "\"\"")) } else { text };
+    fields.push((name.to_owned(), text));
+}
+
+#[cfg(test)]
+mod tests;
