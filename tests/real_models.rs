@@ -3,7 +3,7 @@
 mod common;
 
 use common::{QWEN_05B, QWEN_15B, Reference, SMOLLM2, fixture, model};
-use pensive::api::measure::{Reference as Distribution, divergence};
+use pensive::api::measure::{Reference as Distribution, SpeedTest, Stopwatch, divergence};
 use pensive::{Event, Options, Prompt};
 
 /// At most `limit` nats from the reference. The limits are pensive's goals: llama.cpp has 0.0024, 0.0007 and 0.0091.
