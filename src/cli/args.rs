@@ -307,13 +307,34 @@ pub struct BenchArgs {
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<String>,
     /// Tokens of the prompts to read; 0: none
-    #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',', alias = "n-prompt", default_value = "512")]
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        alias = "n-prompt",
+        default_value = "512"
+    )]
     pub prompt: Vec<usize>,
     /// Tokens to generate; 0: none
-    #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', alias = "n-gen", default_value = "128")]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        alias = "n-gen",
+        default_value = "128"
+    )]
     pub generate: Vec<usize>,
     /// Tokens in the cache before
-    #[arg(short = 'd', long, value_name = "N,…", value_delimiter = ',', alias = "n-depth", default_value = "0")]
+    #[arg(
+        short = 'd',
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        alias = "n-depth",
+        default_value = "0"
+    )]
     pub depth: Vec<usize>,
     /// Threads to compute with [default: one per core]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse_count)]
@@ -334,6 +355,12 @@ pub struct BenchArgs {
     /// Load even what does not fit into memory
     #[arg(long)]
     pub force: bool,
+    /// Download a missing model without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// How the results of `bench` are printed.

@@ -210,8 +210,9 @@ impl Decoder {
         };
         for (i, layer) in self.layers.iter().enumerate() {
             let last = i + 1 == self.layers.len();
-            [&layer.query, &layer.key, &layer.value].map(|linear| count(linear, false));
-            [&layer.output, &layer.gate, &layer.up, &layer.down].map(|linear| count(linear, last));
+            [&layer.query, &layer.key, &layer.value].into_iter().for_each(|linear| count(linear, false));
+            let rest = [&layer.output, &layer.gate, &layer.up, &layer.down];
+            rest.into_iter().for_each(|linear| count(linear, last));
         }
         count(&self.output, true);
         work
@@ -281,7 +282,9 @@ impl<'a> Load<'a> {
         let tensor = self.tensor(&format!("{name}.weight"), rows, columns)?;
         if !self.backend.supports(tensor.kind) {
             let device = self.backend.device();
-            return Err(self.fault(format!("tensor {name}.weight is {}, which {device} does not run", tensor.kind)));
+            return Err(
+                self.fault(format!("tensor {name}.weight is {}, which {device} does not run", tensor.kind))
+            );
         }
         let matrix = self.backend.add_matrix(tensor)?;
         self.count(tensor);

@@ -158,7 +158,8 @@ impl Reference {
             let tensor = tensor(name, safetensors::Dtype::I64)?;
             let (words, _) = tensor.data().as_chunks::<8>();
             let ids = words.iter().map(|w| u32::try_from(i64::from_le_bytes(*w)));
-            ids.collect::<Result<_, _>>().map_err(|_| fault(format!("tensor {name} holds an id that is none")))
+            ids.collect::<Result<_, _>>()
+                .map_err(|_| fault(format!("tensor {name} holds an id that is none")))
         };
         let (input_ids, top_ids) = (ids("input_ids")?, ids("top_ids")?);
         let (words, _) = tensor("top_logprobs", safetensors::Dtype::F32)?.data().as_chunks::<4>();
@@ -188,7 +189,9 @@ impl Reference {
         match ids.copied().find(|&id| id as usize >= vocabulary) {
             Some(id) => Err(Error::file(
                 &self.path,
-                format!("has token {id}, and the model's vocabulary {vocabulary}: it is another model's reference"),
+                format!(
+                    "has token {id}, and the model's vocabulary {vocabulary}: it is another model's reference"
+                ),
             )),
             None => Ok(()),
         }
@@ -236,9 +239,9 @@ mod tests {
     /// A file with these tensors, and what reading it says.
     fn read(tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) -> (tempfile::TempDir, Result<Reference>) {
         let folder = tempfile::tempdir().unwrap();
-        let views = tensors.iter().map(|(name, kind, shape, data)| {
-            (*name, TensorView::new(*kind, shape.clone(), data).unwrap())
-        });
+        let views = tensors
+            .iter()
+            .map(|(name, kind, shape, data)| (*name, TensorView::new(*kind, shape.clone(), data).unwrap()));
         let path = folder.path().join("reference.safetensors");
         std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
         let reference = Reference::read(&path);
@@ -276,7 +279,10 @@ mod tests {
             (vec![ids("input_ids", &[1], &[-7]), top.clone(), log_probabilities(&[-0.5, -1.0])], "input_ids"),
             (vec![input.clone(), top.clone(), log_probabilities(&[-0.5])], "do not fit"),
             (vec![input.clone(), top.clone(), log_probabilities(&[-0.5, f32::NAN])], "finite"),
-            (vec![ids("input_ids", &[0], &[]), ids("top_ids", &[0], &[]), log_probabilities(&[])], "do not fit"),
+            (
+                vec![ids("input_ids", &[0], &[]), ids("top_ids", &[0], &[]), log_probabilities(&[])],
+                "do not fit",
+            ),
             (vec![input.clone(), input_as_floats(), log_probabilities(&[-0.5, -1.0])], "F32"),
         ];
         for (tensors, word) in cases {

@@ -15,8 +15,8 @@ mod step;
 mod tests;
 
 use crate::backend::{
-    Attention, Backend, Buffer, Device, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan, Projection, Rope, Step,
-    Vector,
+    Attention, Backend, Buffer, Device, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan, Projection, Rope,
+    Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
