@@ -120,7 +120,7 @@ impl Bench {
     fn decode(&mut self) -> (f64, f64) {
         self.begin(DEPTH - 1, 1);
         let seconds = self.fastest_layer(20 * LAYERS);
-        let layer_bytes = self.backend.page_bytes(self.kv_type) / LAYERS * self.pages.len();
+        let layer_bytes = SHAPE.page_bytes(self.kv_type) * self.pages.len();
         (layer_bytes as f64 / seconds / 1e9, seconds * 1e6)
     }
 

@@ -1,7 +1,7 @@
 //! Matrix products by format and instruction set, on one thread, beside what the machine can do.
 //!
-//! `cargo bench --bench matmul -- [FILTER…]`, filters as in `Q4_K` or `avx512`. Decode is one token through a matrix
-//! larger than the caches, in GB/s of weights read; prefill is 512 tokens through some rows of the down projection of a
+//! `cargo bench --bench matmul -- [FILTER…]`, filters as in `Q4_K` or `avx512`. Decode is one token, or a batch of eight,
+//! through a matrix larger than the caches, in GB/s of weights read; prefill is 512 tokens through some rows of the down projection of a
 //! 1.5B model, in G multiply-adds per second. Work is timed in pieces of a few milliseconds and the best is shown:
 //! what the kernel does, not what other programs leave to it.
 
@@ -17,10 +17,6 @@ use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
 
 fn main() {
-    if let Ok(v) = std::env::var("PF") {
-        pensive::backend::cpu::kernels::generic::quantized::PF
-            .store(v.parse().unwrap(), std::sync::atomic::Ordering::Relaxed);
-    }
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let wanted = |name: &str, of: &[&str]| {
         let mut of_this = filters.iter().filter(|f| of.contains(&f.as_str())).peekable();
@@ -36,33 +32,30 @@ fn main() {
     }
     let bandwidth = Isa::detect().and_then(|isa| limits::read_bandwidth(&pool, isa)).expect("memory");
     println!("read bandwidth, one thread: {:.1} GB/s", bandwidth / 1e9);
-    println!("| format | isa | layout | decode GB/s | prefill 512 GMAC/s |");
-    println!("|---|---|---|---|---|");
+    println!("| format | isa | layout | decode GB/s | batch of 8 GB/s | prefill 512 GMAC/s |");
+    println!("|---|---|---|---|---|---|");
     for kind in BlockType::ALL.into_iter().filter(|kind| wanted(&kind.to_string(), &kinds)) {
         for isa in Isa::available().filter(|isa| wanted(isa.name(), &isas)) {
-            for layout in [Layout::Interleaved] {
-                let (decode, prefill) = (decode(kind, isa, layout), prefill(kind, isa, layout));
-                println!("| {kind} | {isa} | {layout:?} | {decode:.1} | {prefill:.0} |");
+            for layout in [Layout::Interleaved, Layout::AsInFile] {
+                let [one, eight] = [1, 8].map(|tokens| decode(kind, isa, layout, tokens));
+                let prefill = prefill(kind, isa, layout);
+                println!("| {kind} | {isa} | {layout:?} | {one:.1} | {eight:.1} | {prefill:.0} |");
             }
         }
     }
 }
 
-/// GB/s of weights, one token through [rows, 1536] of 200 MB, a sixteenth at a time.
-fn decode(kind: BlockType, isa: Isa, layout: Layout) -> f64 {
+/// GB/s of weights, some tokens through [rows, 1536] of 200 MB, a sixteenth at a time.
+fn decode(kind: BlockType, isa: Isa, layout: Layout, tokens: usize) -> f64 {
     let columns = 1536;
     let rows = (200 << 20) / kind.row_bytes(columns) / 256 * 256;
-    let bench = Product::new(kind, rows, columns, 1, isa, layout);
+    let bench = Product::new(kind, rows, columns, tokens, isa, layout);
     (rows / 16 * kind.row_bytes(columns)) as f64 / bench.seconds(16) / 1e9
 }
 
 /// G multiply-adds per second, 512 tokens through [128, 8960].
 fn prefill(kind: BlockType, isa: Isa, layout: Layout) -> f64 {
-    let (rows, columns, tokens) = if isa == Isa::Scalar {
-        (64, 2048, 64)
-    } else {
-        (128, 8960, std::env::var("TOK").map_or(512, |v| v.parse().unwrap()))
-    };
+    let (rows, columns, tokens) = if isa == Isa::Scalar { (64, 2048, 64) } else { (128, 8960, 512) };
     let bench = Product::new(kind, rows, columns, tokens, isa, layout);
     (rows / 2 * columns * tokens) as f64 / bench.seconds(2) / 1e9
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{QWEN_05B, QWEN_15B, Reference, SMOLLM2, fixture, model};
-use pensive::api::measure::{Reference as Distribution, divergence};
+use pensive::api::measure::{Reference as Distribution, SpeedTest, Stopwatch, divergence};
 use pensive::{Event, Options, Prompt};
 
 /// At most `limit` nats from the reference. The limits are pensive's goals: llama.cpp has 0.0024, 0.0007 and 0.0091.
@@ -75,4 +75,21 @@ fn qwen_05b_continues_like_the_reference() {
 #[test]
 fn qwen_15b_continues_like_the_reference() {
     continues_like_the_reference(QWEN_15B);
+}
+
+/// A ratio, both sides in turn in one run: attention over a long cache must not dominate.
+#[test]
+fn decode_at_4096_tokens_keeps_most_of_its_speed() {
+    let Some(model) = model(QWEN_15B) else { return };
+    let (mut at_start, mut at_depth) = (Stopwatch::new(model), Stopwatch::new(model));
+    let (mut near, mut deep) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        near.push(at_start.run(SpeedTest { prompt: 0, generate: 8, depth: 0 }).unwrap());
+        deep.push(at_depth.run(SpeedTest { prompt: 0, generate: 8, depth: 4096 }).unwrap());
+    }
+    near.sort_by(f64::total_cmp);
+    deep.sort_by(f64::total_cmp);
+    let ratio = deep[2] / near[2];
+    println!("decode at 0: {:.1} tokens/s, at 4096: {:.1}, ratio {ratio:.2}", near[2], deep[2]);
+    assert!(ratio >= 0.6, "decode at 4096 tokens has {ratio:.2} of the speed at 0");
 }

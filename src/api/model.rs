@@ -466,13 +466,7 @@ impl Model {
                 reasoning_content: m.thought.clone(),
             })
             .collect();
-        let literal = |id: Option<u32>| id.map_or_else(String::new, |id| tokenizer.decode(&[id]));
-        let mut context = TemplateContext {
-            add_generation_prompt: true,
-            bos_token: literal(tokenizer.bos().map(|(id, _)| id)),
-            eos_token: literal(tokenizer.ends().first().copied()),
-            ..TemplateContext::default()
-        };
+        let mut context = TemplateContext::new(tokenizer);
         if think != Think::Auto {
             // the switches of Qwen3's and of DeepSeek-V3.1's templates
             for key in ["enable_thinking", "thinking"] {

@@ -74,6 +74,16 @@ impl Tensor {
         self.data.drop_pages(self.range.clone());
     }
 
+    /// [`drop_pages`](Self::drop_pages) for some rows.
+    ///
+    /// # Panics
+    /// If the rows do not exist.
+    pub fn drop_rows(&self, rows: Range<usize>) {
+        assert!(rows.end <= self.rows());
+        let (row_bytes, start) = (self.kind.row_bytes(self.columns()), self.range.start);
+        self.data.drop_pages(start + rows.start * row_bytes..start + rows.end * row_bytes);
+    }
+
     /// Asks the system to read the tensor's pages ahead. Does nothing where the system knows no such advice.
     pub fn will_need(&self) {
         self.data.will_need(self.range.clone());

@@ -277,6 +277,9 @@ fn remark(stats: &Stats, max_tokens: Option<usize>, forgotten: bool) -> Option<S
             "stopped: the context of {} is full (/clear begins anew)",
             count(stats.context, "token")
         )),
+        Finish::Stop if stats.answer_tokens == 0 && stats.thought_tokens > 0 => {
+            Some("the model stopped in its thought, without an answer: /thought shows it".into())
+        }
         _ if !forgotten && used as f64 >= NEARLY_FULL * stats.context as f64 => Some(format!(
             "{used} of {} tokens of context are used: soon the oldest turns will be forgotten",
             stats.context

@@ -163,7 +163,7 @@ fn the_json_object_has_exactly_the_promised_fields_in_order() {
     assert_eq!(value["finish"], "stop");
     assert_eq!(value["thought_end"], "natural");
     assert_eq!(value["seconds"], serde_json::json!({"load": 0.5, "prefill": 2.0, "decode": 0.25}));
-    assert_eq!(value["tokens_per_second"], serde_json::json!({"prefill": 5.0, "decode": 16.0}));
+    assert_eq!(value["tokens_per_second"], serde_json::json!({"prefill": 5.0, "decode": 12.0}));
     assert!(text.contains(r#""temperature":0.6,"#), "as it was given, not as a widened float: {text}");
 }
 
@@ -191,6 +191,6 @@ fn the_speed_line_has_the_counts_the_speeds_and_the_seed() {
     let line = speed(&stats());
     assert_eq!(
         line,
-        "prompt: 10 tokens, 5.0 tokens/s; generated: 4 tokens (thought 1, answer 1), 16.0 tokens/s; seed 7"
+        "prompt: 10 tokens, 5.0 tokens/s; generated: 4 tokens (thought 1, answer 1), 12.0 tokens/s; seed 7"
     );
 }

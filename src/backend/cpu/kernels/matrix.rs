@@ -60,7 +60,7 @@ pub struct WeightMatrix {
 
 #[derive(Debug)]
 enum Storage {
-    /// Tiles of 16 rows; the last is filled up with zero rows.
+    /// Tiles of 16 rows; the last is filled up with its last row.
     Interleaved(memmap2::MmapMut),
     AsInFile(Tensor),
 }
@@ -181,6 +181,7 @@ impl WeightMatrix {
                     panic!("{} matrices take quantized activations", self.kind)
                 };
                 assert_eq!(width, self.columns, "width of the input");
+                assert!(x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
                 let product = FloatProduct {
                     weights: tensor.bytes().as_ptr(),
                     rows: self.rows,
@@ -313,6 +314,18 @@ impl Scratch {
     }
 }
 
+/// The memory that the tasks of [`interleave`] fill.
+struct Tiles(*mut u8);
+
+// SAFETY: each task writes tiles of its own.
+unsafe impl Sync for Tiles {}
+
+impl Tiles {
+    fn at(&self, offset: usize) -> *mut u8 {
+        self.0.wrapping_add(offset)
+    }
+}
+
 /// Memory for [`Layout::Interleaved`], filled from the tensor.
 fn interleave(tensor: &Tensor, parallel: Parallel<'_>) -> Result<memmap2::MmapMut> {
     let (rows, row_bytes) = (tensor.rows(), tensor.kind.row_bytes(tensor.columns()));
@@ -326,42 +339,23 @@ fn interleave(tensor: &Tensor, parallel: Parallel<'_>) -> Result<memmap2::MmapMu
         // Fewer page faults and TLB misses; a system without huge pages says no, which is no harm.
         let _ = map.advise(memmap2::Advice::HugePage);
     }
-    let out = Output { to: map.as_mut_ptr().cast(), stride: 0 };
+    let copy = Tiles(map.as_mut_ptr());
     let task = |task: usize| {
-        let out = out; // the whole struct, which may be sent
         let tiles = task * TILES_PER_TASK..((task + 1) * TILES_PER_TASK).min(tiles);
         for tile in tiles.clone() {
             // SAFETY: the tensor has `rows` rows; each tile of the copy is written by one task.
             unsafe {
                 let from = RowPointers::new(tensor.bytes().as_ptr(), row_bytes, rows, tile);
-                interleave_tile(
-                    tensor.kind,
-                    from,
-                    row_bytes,
-                    out.to.cast::<u8>().add(tile * TILE * row_bytes),
-                );
+                let (blocks, out) = (row_bytes / tensor.kind.block_bytes(), copy.at(tile * TILE * row_bytes));
+                with_format!(tensor.kind, F => quantized::interleave::<F>(&from, blocks, out), unreachable!(
+                    "{} is not interleaved", tensor.kind
+                ));
             }
         }
+        tensor.drop_rows(tiles.start * TILE..(tiles.end * TILE).min(rows));
     };
     parallel(tiles.div_ceil(TILES_PER_TASK), &task);
-    tensor.drop_pages();
     Ok(map)
-}
-
-/// Interleaves a tile, block by block.
-///
-/// # Safety
-/// `from` stands at rows of `row_bytes`; `out` has room for 16 of them.
-unsafe fn interleave_tile(kind: BlockType, from: RowPointers, row_bytes: usize, out: *mut u8) {
-    for offset in (0..row_bytes).step_by(kind.block_bytes()) {
-        // SAFETY: the block lies in the rows, its copy in the tile.
-        unsafe {
-            let (from, out) = (from.add(offset), out.add(offset * TILE));
-            with_format!(kind, F => quantized::interleave_block::<F>(&from, out), unreachable!(
-                "{kind} is not interleaved"
-            ));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,11 +8,14 @@ use crate::Error;
 use crate::api::Finish;
 use crate::cli::render::Console;
 
+/// A turn: the messages it was asked with, and the options.
+type Asked = (Vec<Message>, Options);
+
 /// A model that answers each message with it in capitals, and remembers what it was asked with.
 #[derive(Default)]
 struct Echo {
     messages: Vec<Message>,
-    asked: Rc<RefCell<Vec<(Vec<Message>, Options)>>>,
+    asked: Rc<RefCell<Vec<Asked>>>,
     name: String,
 }
 
@@ -95,7 +98,7 @@ struct Done {
     code: ExitCode,
     out: String,
     err: String,
-    asked: Vec<(Vec<Message>, Options)>,
+    asked: Vec<Asked>,
 }
 
 impl Done {
@@ -241,7 +244,7 @@ fn stats_tell_the_last_turn() {
     assert_eq!(
         done.err,
         "  prompt   20 tokens (5 still in the cache), 150.0 tokens/s\n  thought  3 tokens\n  answer   2 tokens\n  \
-         speed    2.5 tokens/s, 2.1 s\n  context  25 of 4096 tokens (1%)\n  seed     7\n"
+         speed    2.0 tokens/s, 2.1 s\n  context  25 of 4096 tokens (1%)\n  seed     7\n"
     );
 }
 

@@ -176,6 +176,13 @@ fn a_context_that_is_nearly_full_is_told_unless_turns_were_just_forgotten() {
 }
 
 #[test]
+fn a_thought_without_an_answer_is_pointed_at() {
+    let remark = |answer| remark(&stats(Finish::Stop, 10, answer), None, false);
+    assert!(remark(0).unwrap().contains("/thought shows it"));
+    assert_eq!(remark(1), None);
+}
+
+#[test]
 fn turns_that_were_forgotten_are_told_in_one_line() {
     let mut events = vec![Event::Forgotten { turns: 2 }];
     events.extend(reply(&[]));

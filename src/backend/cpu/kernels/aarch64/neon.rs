@@ -182,7 +182,7 @@ impl Simd for Neon {
     unsafe fn pin(v: Self::F) -> Self::F {
         let mut v = v;
         // SAFETY: no instruction at all.
-        unsafe { asm!("/* {0} */", inout(vreg) v, options(nostack, preserves_flags)) };
+        unsafe { asm!("/* {0:v} */", inout(vreg) v, options(nostack, preserves_flags)) };
         v
     }
     #[inline(always)]

@@ -85,6 +85,10 @@ pub fn sum_tree(mut v: [f32; 16]) -> f32 {
     (v[0] + v[2]) + (v[1] + v[3])
 }
 
+/// Columns that are worked on at a time: the rows of a tile stay in the second-level cache, the tokens of a block in
+/// the first.
+const COLUMNS: usize = 1024;
+
 /// Computes the tiles of a product.
 ///
 /// # Safety
@@ -97,13 +101,12 @@ pub unsafe fn multiply_float<S: Simd, W: Float>(p: &FloatProduct) {
             macro_rules! token_tiles {
                 ($vectors:literal, $rows:literal; $($tokens:literal)*) => {{$(
                     while p.tokens - token >= $tokens {
-                        for row in (0..TILE).step_by($rows) {
-                            multiply_block::<S, W, $vectors, $rows, $tokens>(p, tile * TILE + row, token);
-                        }
+                        multiply_tile::<S, W, $vectors, $rows, $tokens>(p, tile * TILE, token);
                         token += $tokens;
                     }
                 )*}};
             }
+            // Vectors of 16 virtual lanes, rows of a block; its tokens.
             match (S::LANES, S::REGISTERS) {
                 (16, 32) => token_tiles!(1, 4; 4 1),
                 (8, 16) => token_tiles!(2, 2; 2 1),
@@ -114,39 +117,71 @@ pub unsafe fn multiply_float<S: Simd, W: Float>(p: &FloatProduct) {
     }
 }
 
-/// R rows times T tokens; 16 virtual lanes are P vectors.
+/// 16 rows times T tokens, R rows at a time; 16 virtual lanes are P vectors.
+#[inline(always)]
+unsafe fn multiply_tile<S: Simd, W: Float, const P: usize, const R: usize, const T: usize>(
+    p: &FloatProduct,
+    first: usize,
+    token: usize,
+) {
+    unsafe {
+        let rows = TILE.min(p.rows - first);
+        let mut partials = [[[0f32; 16]; T]; TILE];
+        for from in (0..p.columns).step_by(COLUMNS) {
+            let to = (from + COLUMNS).min(p.columns);
+            for row in (0..rows).step_by(R) {
+                let partials = partials.as_mut_ptr().add(row);
+                multiply_block::<S, W, P, R, T>(p, first + row, token, (from, to), partials);
+            }
+        }
+        for (row, partials) in partials.iter().enumerate().take(rows) {
+            for (t, &partials) in partials.iter().enumerate() {
+                let bias = if p.bias.is_null() { None } else { Some(*p.bias.add(first + row)) };
+                let sum = sum_tree(partials);
+                *p.out.add((token + t) * p.out_stride + first + row) = bias.map_or(sum, |bias| sum + bias);
+            }
+        }
+    }
+}
+
+/// Adds the products of columns from..to of R rows and T tokens to their partial sums.
 #[inline(always)]
 unsafe fn multiply_block<S: Simd, W: Float, const P: usize, const R: usize, const T: usize>(
     p: &FloatProduct,
     row: usize,
     token: usize,
+    (from, to): (usize, usize),
+    partials: *mut [[f32; 16]; T],
 ) {
     unsafe {
-        if row >= p.rows {
-            return;
-        }
         let mut sums = [[[S::f_splat(0.0); P]; R]; T];
         let mut weights = [p.weights; R];
         let mut x = [p.x; T];
         for r in 0..R {
-            // Rows beyond the matrix repeat the last one and are not stored.
-            weights[r] = p.weights.add((row + r).min(p.rows - 1) * p.columns * W::BYTES);
+            // Rows beyond the matrix repeat the last one; nobody reads their sums.
+            weights[r] = p.weights.add(((row + r).min(p.rows - 1) * p.columns + from) * W::BYTES);
+            for t in 0..T {
+                for part in 0..P {
+                    sums[t][r][part] = S::f_load((*partials.add(r))[t].as_ptr().add(part * S::LANES));
+                }
+            }
         }
         for t in 0..T {
-            x[t] = p.x.add((token + t) * p.x_stride);
+            x[t] = p.x.add((token + t) * p.x_stride + from);
         }
-        let whole = p.columns / 16 * 16;
-        for k in (0..whole).step_by(16) {
+        for _ in 0..(to - from) / 16 {
             add_16::<S, W, P, R, T>(&mut sums, weights, x);
             for r in 0..R {
-                S::prefetch(weights[r].wrapping_add(1024));
+                if T == 1 {
+                    S::prefetch(weights[r].wrapping_add(1024));
+                }
                 weights[r] = weights[r].add(16 * W::BYTES);
             }
             for t in 0..T {
-                x[t] = p.x.add((token + t) * p.x_stride + k + 16);
+                x[t] = x[t].add(16);
             }
         }
-        let rest = p.columns - whole;
+        let rest = (to - from) % 16;
         if rest > 0 {
             let mut last_weights = [[0u8; 64]; R];
             let mut last_x = [[0f32; 16]; T];
@@ -160,15 +195,11 @@ unsafe fn multiply_block<S: Simd, W: Float, const P: usize, const R: usize, cons
             }
             add_16::<S, W, P, R, T>(&mut sums, weights, x);
         }
-        for t in 0..T {
-            for r in 0..R.min(p.rows - row) {
-                let mut lanes = [0.0; 16];
+        for r in 0..R {
+            for t in 0..T {
                 for part in 0..P {
-                    S::f_store(lanes.as_mut_ptr().add(part * S::LANES), sums[t][r][part]);
+                    S::f_store((*partials.add(r))[t].as_mut_ptr().add(part * S::LANES), sums[t][r][part]);
                 }
-                let bias = if p.bias.is_null() { None } else { Some(*p.bias.add(row + r)) };
-                let sum = sum_tree(lanes);
-                *p.out.add((token + t) * p.out_stride + row + r) = bias.map_or(sum, |bias| sum + bias);
             }
         }
     }

@@ -136,12 +136,12 @@ pub struct Product {
 pub const PASS: usize = 4;
 
 /// Up to so many tokens a single tile is a pass: one sequential stream of weights.
-const FEW_TOKENS: usize = 4;
+const FEW_TOKENS: usize = 16;
 
-/// How far ahead of the unpacking weights are asked for, in bytes.
+/// How far ahead of the unpacking weights are asked for if a pass is a single tile, in bytes (measured: less leaves
+/// memory waiting, more falls out of the first-level cache). Else, and where rows are apart, it is the same place of
+/// the next pass.
 const PREFETCH: usize = 8192;
-#[allow(missing_docs)]
-pub static PF: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(8192);
 
 /// Computes the tiles of a product.
 ///
@@ -169,10 +169,10 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
             for tile in 0..tiles {
                 unpack_chunk::<S, F>(p, first + tile, chunk, columns, p.unpacked.add(tile));
             }
-            multiply_chunk::<S, F>(p, tiles, columns / PAIR, p.x.add(chunk * p.tokens));
+            multiply_chunk::<S, F>(p, first, tiles, chunk, columns / PAIR);
         }
         for tile in 0..tiles {
-            store_tile::<S>(p, first + tile, p.sums.add(tile * p.tokens * TILE));
+            store_tile(p, first + tile, p.sums.add(tile * p.tokens * TILE));
         }
     }
 }
@@ -189,19 +189,10 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
         let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
         let (blocks, skip) = (columns / block_len, chunk * CHUNK / block_len * block_bytes);
         let source = match p.weights {
-            Bytes::Interleaved(bytes) => {
-                let from = bytes.add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip));
-                for line in (0..blocks * block_bytes * TILE).step_by(64) {
-                    S::prefetch(from.wrapping_add(PF.load(std::sync::atomic::Ordering::Relaxed) + line));
-                }
-                from
-            }
+            Bytes::Interleaved(bytes) => bytes.add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip)),
             Bytes::AsInFile(bytes) => {
-                let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile).add(skip);
-                for block in 0..blocks {
-                    let out = p.interleaved.add(block * block_bytes * TILE);
-                    interleave_block::<F>(&rows.add(block * block_bytes), out);
-                }
+                let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile);
+                interleave::<F>(&rows.add(skip), blocks, p.interleaved);
                 p.interleaved
             }
         };
@@ -225,65 +216,98 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
 #[inline(always)]
 unsafe fn multiply_chunk<S: Simd, F: Format>(
     p: &Product,
+    first: usize,
     tiles: usize,
+    chunk: usize,
     pairs: usize,
-    x: *const QuantizedChunk,
 ) {
     unsafe {
+        let x = p.x.add(chunk * p.tokens);
+        let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
+        let (Bytes::Interleaved(bytes) | Bytes::AsInFile(bytes)) = p.weights;
+        let ahead = match p.weights {
+            Bytes::Interleaved(_) if tiles == 1 => PREFETCH,
+            _ => tiles * tile_bytes,
+        };
+        // A tile's bytes stand together in both layouts.
+        let next = bytes.wrapping_add(first * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK) + ahead);
         let mut token = 0;
         macro_rules! token_tiles {
-            ($($tokens:literal: $one:literal $($two:literal)?;)*) => {{$(
+            ($($tokens:literal: $($vectors:literal)*;)*) => {{$(
                 while p.tokens - token >= $tokens {
                     let starts = starts::<S, F, $tokens>(x.add(token));
-                    let mut tile = 0;
-                    $(while tiles - tile >= 2 {
-                        multiply_block::<S, F, $two, $tokens>(p, tile, token, pairs, x.add(token), &starts);
-                        tile += 2;
-                    })?
-                    while tile < tiles {
-                        multiply_block::<S, F, $one, $tokens>(p, tile, token, pairs, x.add(token), &starts);
-                        tile += 1;
-                    }
+                    let (mut row, rows) = (0, tiles * TILE);
+                    $(while rows - row >= $vectors * S::LANES {
+                        let next = if token == 0 { next } else { std::ptr::null() };
+                        let block = At { row, token, pairs, x: x.add(token), next, tile_bytes };
+                        multiply_block::<S, F, $vectors, $tokens>(p, block, &starts);
+                        row += $vectors * S::LANES;
+                    })*
                     token += $tokens;
                 }
             )*}};
         }
-        // Tokens: vectors over the rows of one tile, and of two if the registers hold them.
+        // Tokens of a block: vectors over its rows, as many as the registers hold.
         match (S::LANES, S::REGISTERS) {
-            (16, 32) => token_tiles! { 4: 1 2; 1: 1; },
-            (8, 16) => token_tiles! { 4: 2; 1: 2; },
-            (4, 32) => token_tiles! { 4: 4; 1: 4; },
+            (16, 32) => token_tiles! { 4: 2 1; 1: 1; },
+            (8, 16) => token_tiles! { 3: 2; 1: 2; },
+            (4, 32) => token_tiles! { 4: 2; 1: 2; },
             _ => token_tiles! { 1: 1; },
         }
     }
+}
+
+/// Which part of a pass a block is.
+#[derive(Clone, Copy)]
+struct At {
+    /// First row, counted from the pass's first tile.
+    row: usize,
+    /// First token.
+    token: usize,
+    /// Pairs of groups in the chunk.
+    pairs: usize,
+    /// The first token's activations.
+    x: *const QuantizedChunk,
+    /// What to ask memory for meanwhile, counted from the pass's first tile; or null.
+    next: *const u8,
+    /// From one tile to the next, there.
+    tile_bytes: usize,
 }
 
 /// V vectors of rows times T tokens, over one chunk.
 #[inline(always)]
 unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
     p: &Product,
-    tile: usize,
-    token: usize,
-    pairs: usize,
-    x: *const QuantizedChunk,
+    block: At,
     starts: &[[u32; CHUNK / GROUP]; T],
 ) {
     unsafe {
-        let mut weights = [p.unpacked.add(tile); V];
+        let At { row, token, pairs, x, next, tile_bytes } = block;
+        let mut weights = [p.unpacked; V];
         let mut parts = [0; V];
         let mut sums = [[S::f_splat(0.0); V]; T];
         let mut at = [[p.sums; V]; T];
         for v in 0..V {
-            let behind = v * S::LANES / TILE;
-            weights[v] = p.unpacked.add(tile + behind);
-            parts[v] = v * S::LANES % TILE;
+            let tile = (row + v * S::LANES) / TILE;
+            weights[v] = p.unpacked.add(tile);
+            parts[v] = (row + v * S::LANES) % TILE;
             for t in 0..T {
-                at[t][v] = p.sums.add(((tile + behind) * p.tokens + token + t) * TILE + parts[v]);
+                at[t][v] = p.sums.add((tile * p.tokens + token + t) * TILE + parts[v]);
                 sums[t][v] = S::f_load(at[t][v]);
             }
         }
         let scales = PAIR / F::SCALE_LEN;
+        // All at once would fill the queue of misses and hold up the loads.
+        let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
         for pair in 0..pairs {
+            for v in 0..V {
+                if !next.is_null() && parts[v] == 0 {
+                    let next = next.wrapping_add((row + v * S::LANES) / TILE * tile_bytes);
+                    for line in 0..lines {
+                        S::prefetch(next.wrapping_add((pair * lines + line) * 64));
+                    }
+                }
+            }
             let mut w = [[[S::i_splat(0); 4]; 2]; V];
             let mut scale = [[S::f_splat(0.0); 2]; V];
             let mut minimum = scale;
@@ -383,7 +407,7 @@ unsafe fn dot_group<S: Simd, F: Format>(start: S::I, w: [S::I; 4], x: [S::I; 4])
 
 /// A tile's finished sums [tokens][16], plus the bias, to where they belong.
 #[inline(always)]
-pub(super) unsafe fn store_tile<S: Simd>(p: &Product, tile: usize, sums: *const f32) {
+unsafe fn store_tile(p: &Product, tile: usize, sums: *const f32) {
     unsafe {
         let row = tile * TILE;
         let rows = (p.rows - row).min(TILE);
@@ -400,26 +424,21 @@ pub(super) unsafe fn store_tile<S: Simd>(p: &Product, tile: usize, sums: *const 
     }
 }
 
-/// The rows of a tile as they stand in the file; those beyond the matrix read zeros.
+/// The rows of a tile as they stand in the file; beyond the matrix the last row again (nobody reads its sums).
 #[derive(Clone, Copy)]
 pub struct RowPointers([*const u8; TILE]);
-
-/// A block of zeros, of any format.
-static ZEROS: [u8; 256] = [0; 256];
 
 impl RowPointers {
     /// The starts of the rows of a tile.
     ///
     /// # Safety
-    /// `bytes` holds `rows` rows of `row_bytes`.
-    #[inline(always)]
+    /// `bytes` holds `rows` rows of `row_bytes`, and one of them is in the tile.
+    #[inline(never)]
     pub unsafe fn new(bytes: *const u8, row_bytes: usize, rows: usize, tile: usize) -> Self {
-        let mut pointers = [std::ptr::null(); TILE];
+        let mut pointers = [bytes; TILE];
         for (i, pointer) in pointers.iter_mut().enumerate() {
-            if tile * TILE + i < rows {
-                // SAFETY: the row exists.
-                *pointer = unsafe { bytes.add((tile * TILE + i) * row_bytes) };
-            }
+            // SAFETY: the row exists.
+            *pointer = unsafe { bytes.add((tile * TILE + i).min(rows - 1) * row_bytes) };
         }
         Self(pointers)
     }
@@ -429,35 +448,68 @@ impl RowPointers {
     pub fn add(&self, bytes: usize) -> Self {
         let mut pointers = self.0;
         for pointer in &mut pointers {
-            if !pointer.is_null() {
-                *pointer = pointer.wrapping_add(bytes);
-            }
+            *pointer = pointer.wrapping_add(bytes);
         }
         Self(pointers)
     }
 }
 
-/// Interleaves the blocks that the pointers stand at: `out` takes 16 blocks.
+/// Interleaves so many blocks of each row, one after the other.
+///
+/// A function of its own: it needs no vector unit, and inlined it would crowd the registers of the product.
 ///
 /// # Safety
-/// Each pointer is null or stands at a block of F; `out` has room.
+/// Each pointer stands at so many blocks of F; `out` has room for them.
+#[inline(never)]
+pub unsafe fn interleave<F: Format>(rows: &RowPointers, blocks: usize, out: *mut u8) {
+    for block in 0..blocks {
+        let offset = block * F::KIND.block_bytes();
+        // SAFETY: the block exists, its copy has room.
+        unsafe { interleave_block::<F>(&rows.add(offset), out.add(offset * TILE)) }
+    }
+}
+
+/// Interleaves the blocks that the pointers stand at: `out` takes 16 blocks.
 #[inline(always)]
-pub unsafe fn interleave_block<F: Format>(rows: &RowPointers, out: *mut u8) {
+unsafe fn interleave_block<F: Format>(rows: &RowPointers, out: *mut u8) {
     unsafe {
-        for (row, &block) in rows.0.iter().enumerate() {
-            let block = if block.is_null() { ZEROS.as_ptr() } else { block };
-            let mut halves = out.cast::<u16>().add(row);
-            for &offset in F::HALVES {
-                halves.write_unaligned(block.add(offset).cast::<u16>().read_unaligned());
-                halves = halves.add(TILE);
+        for (i, &offset) in F::HALVES.iter().enumerate() {
+            for (row, &block) in rows.0.iter().enumerate() {
+                let half = block.add(offset).cast::<u16>().read_unaligned();
+                out.cast::<u16>().add(i * TILE + row).write_unaligned(half);
             }
-            let mut words = out.add(2 * TILE * F::HALVES.len()).cast::<u32>().add(row);
-            for &(offset, count) in F::WORDS {
-                for i in 0..count {
-                    words.write_unaligned(block.add(offset + 4 * i).cast::<u32>().read_unaligned());
-                    words = words.add(TILE);
+        }
+        let mut words = out.add(2 * TILE * F::HALVES.len()).cast::<[u32; 4]>();
+        for &(offset, count) in F::WORDS {
+            let whole = count / 4 * 4;
+            for i in (0..whole).step_by(4) {
+                let rows = rows.add(offset + 4 * i);
+                for quarter in 0..4 {
+                    transpose_4x4(&rows.0[4 * quarter..], words.add(i * TILE / 4 + quarter));
                 }
             }
+            for i in whole..count {
+                for (row, &block) in rows.0.iter().enumerate() {
+                    let word = block.add(offset + 4 * i).cast::<u32>().read_unaligned();
+                    words.cast::<u32>().add(i * TILE + row).write_unaligned(word);
+                }
+            }
+            words = words.add(count * TILE / 4);
+        }
+    }
+}
+
+/// Four words of four rows: word i of the rows goes to `out[4 * i]`.
+#[inline(always)]
+unsafe fn transpose_4x4(rows: &[*const u8], out: *mut [u32; 4]) {
+    unsafe {
+        let mut words = [[0; 4]; 4];
+        for (words, row) in words.iter_mut().zip(rows) {
+            *words = row.cast::<[u32; 4]>().read_unaligned();
+        }
+        let [a, b, c, d] = words;
+        for i in 0..4 {
+            out.add(i * TILE / 4).write_unaligned([a[i], b[i], c[i], d[i]]);
         }
     }
 }
