@@ -11,6 +11,8 @@ use std::time::Instant;
 use pensive::backend::cpu::kernels::{
     ActivationKind, Activations, Input, Isa, Layout, Output, Scratch, WeightMatrix,
 };
+use pensive::backend::cpu::limits;
+use pensive::backend::cpu::pool::Pool;
 use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
 
@@ -24,10 +26,12 @@ fn main() {
     let kinds: Vec<_> = BlockType::ALL.iter().map(|kind| kind.to_string()).collect();
     let kinds: Vec<_> = kinds.iter().map(String::as_str).collect();
 
-    println!("read bandwidth, one thread: {:.1} GB/s", read_bandwidth());
-    if let Some(rate) = int8_peak() {
-        println!("int8 dot products in registers, one thread: {rate:.0} GMAC/s");
+    let pool = Pool::new(Some(1)).expect("one thread");
+    for isa in Isa::available().filter(|isa| wanted(isa.name(), &isas)) {
+        println!("{isa}, one thread: {:.0} GMAC/s of int8 dot products", limits::int8_rate(&pool, isa) / 1e9);
     }
+    let bandwidth = Isa::detect().and_then(|isa| limits::read_bandwidth(&pool, isa)).expect("memory");
+    println!("read bandwidth, one thread: {:.1} GB/s", bandwidth / 1e9);
     println!("| format | isa | layout | decode GB/s | batch of 8 GB/s | prefill 512 GMAC/s |");
     println!("|---|---|---|---|---|---|");
     for kind in BlockType::ALL.into_iter().filter(|kind| wanted(&kind.to_string(), &kinds)) {
@@ -110,58 +114,4 @@ impl Product {
         black_box(&out);
         best
     }
-}
-
-/// The best of a second's runs, in 1/seconds.
-fn best_rate(mut run: impl FnMut()) -> f64 {
-    let (begin, mut best) = (Instant::now(), f64::INFINITY);
-    while begin.elapsed().as_secs_f64() < 1.0 {
-        let start = Instant::now();
-        run();
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    1.0 / best
-}
-
-/// GB/s that one thread reads from memory, in pieces of 16 MB out of 512.
-fn read_bandwidth() -> f64 {
-    let memory = vec![1u64; 64 << 20];
-    let mut pieces = memory.chunks_exact(2 << 20).cycle();
-    let rate = best_rate(|| {
-        let mut sums = [0u64; 32];
-        for line in pieces.next().unwrap_or_default().chunks_exact(32) {
-            for (sum, v) in sums.iter_mut().zip(line) {
-                *sum = sum.wrapping_add(*v);
-            }
-        }
-        black_box(sums);
-    });
-    rate * (16 << 20) as f64 / 1e9
-}
-
-/// G multiply-adds per second of AVX-512's int8 dot product without memory.
-#[cfg(target_arch = "x86_64")]
-fn int8_peak() -> Option<f64> {
-    use std::arch::x86_64::*;
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    fn run(n: usize) -> i32 {
-        let w = _mm512_set1_epi8(black_box(3));
-        let mut sums = [_mm512_setzero_si512(); 20];
-        for _ in 0..n {
-            for sum in &mut sums {
-                *sum = _mm512_dpbusd_epi32(*sum, w, w);
-            }
-        }
-        sums.iter().map(|&sum| _mm512_reduce_add_epi32(sum)).fold(0, i32::wrapping_add)
-    }
-    let n = 100_000;
-    // SAFETY: the features are there.
-    let rate = || best_rate(|| _ = black_box(unsafe { run(black_box(n)) }));
-    Isa::Avx512.is_available().then(|| rate() * (n * 20 * 64) as f64 / 1e9)
-}
-
-/// Measured with AVX-512 only.
-#[cfg(not(target_arch = "x86_64"))]
-fn int8_peak() -> Option<f64> {
-    None
 }

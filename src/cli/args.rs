@@ -355,6 +355,12 @@ pub struct BenchArgs {
     /// Load even what does not fit into memory
     #[arg(long)]
     pub force: bool,
+    /// Download a missing model without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// How the results of `bench` are printed.

@@ -88,13 +88,8 @@ fn load(
     context: usize,
     console: &Console,
 ) -> Result<Model> {
-    let load = LoadArgs {
-        threads,
-        context: Some(context),
-        kv_type: args.kv_type,
-        force: args.force,
-        ..LoadArgs::default()
-    };
+    let BenchArgs { kv_type, force, yes, offline, .. } = *args;
+    let load = LoadArgs { threads, context: Some(context), kv_type, force, yes, offline };
     let flags = Flags { model: Some(model.to_owned()), load, ..Flags::default() };
     session::load_once(&Settings::from_env(flags)?, console)
 }

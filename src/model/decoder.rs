@@ -210,8 +210,9 @@ impl Decoder {
         };
         for (i, layer) in self.layers.iter().enumerate() {
             let last = i + 1 == self.layers.len();
-            [&layer.query, &layer.key, &layer.value].map(|linear| count(linear, false));
-            [&layer.output, &layer.gate, &layer.up, &layer.down].map(|linear| count(linear, last));
+            [&layer.query, &layer.key, &layer.value].into_iter().for_each(|linear| count(linear, false));
+            let rest = [&layer.output, &layer.gate, &layer.up, &layer.down];
+            rest.into_iter().for_each(|linear| count(linear, last));
         }
         count(&self.output, true);
         work

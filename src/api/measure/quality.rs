@@ -236,8 +236,11 @@ mod tests {
         }
     }
 
+    /// A tensor of a file: name, type, shape, bytes.
+    type Stored = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
     /// A file with these tensors, and what reading it says.
-    fn read(tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) -> (tempfile::TempDir, Result<Reference>) {
+    fn read(tensors: &[Stored]) -> (tempfile::TempDir, Result<Reference>) {
         let folder = tempfile::tempdir().unwrap();
         let views = tensors
             .iter()
@@ -248,11 +251,11 @@ mod tests {
         (folder, reference)
     }
 
-    fn ids(name: &str, shape: &[usize], ids: &[i64]) -> (&str, Dtype, Vec<usize>, Vec<u8>) {
+    fn ids(name: &'static str, shape: &[usize], ids: &[i64]) -> Stored {
         (name, Dtype::I64, shape.to_vec(), ids.iter().flat_map(|id| id.to_le_bytes()).collect())
     }
 
-    fn log_probabilities(values: &[f32]) -> (&'static str, Dtype, Vec<usize>, Vec<u8>) {
+    fn log_probabilities(values: &[f32]) -> Stored {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         ("top_logprobs", Dtype::F32, vec![values.len()], bytes)
     }
@@ -291,7 +294,7 @@ mod tests {
         }
     }
 
-    fn input_as_floats() -> (&'static str, Dtype, Vec<usize>, Vec<u8>) {
+    fn input_as_floats() -> Stored {
         ("top_ids", Dtype::F32, vec![1, 2], vec![0; 8])
     }
 }

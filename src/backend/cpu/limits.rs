@@ -166,7 +166,7 @@ mod tests {
         for isa in Isa::available() {
             // SAFETY: the processor has it, and so many values are there.
             let sum = unsafe { sum_on(isa, values.as_ptr(), values.len()) };
-            assert_eq!(sum, values.iter().sum(), "{isa}");
+            assert_eq!(sum, values.iter().sum::<u32>(), "{isa}");
         }
     }
 

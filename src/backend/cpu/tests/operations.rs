@@ -245,8 +245,8 @@ fn gather_keeps_the_rows_that_want_logits_and_later_operations_work_on_them() {
 
 #[test]
 fn the_name_tells_instruction_set_and_threads() {
-    assert_eq!(backend(1, Isa::Scalar).name(), "cpu (scalar, 1 thread)");
-    assert_eq!(backend(3, best()).name(), format!("cpu ({}, 3 threads)", best()));
+    assert_eq!(backend(1, Isa::Scalar).device().to_string(), "cpu (scalar, 1 thread)");
+    assert_eq!(backend(3, best()).device().to_string(), format!("cpu ({}, 3 threads)", best()));
 }
 
 #[test]
