@@ -77,3 +77,17 @@ fn qwen3_agrees_with_transformers() {
 fn qwen3_with_yarn_agrees_with_transformers() {
     agrees_with_transformers("qwen3-yarn");
 }
+
+#[test]
+fn the_work_of_a_step_counts_every_matrix_once() {
+    for (name, table) in [("qwen2", "model.embed_tokens.weight"), ("qwen2-tied", "")] {
+        let Some(folder) = fixture(&format!("arch/{name}")) else { return };
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let matrices = checkpoint.tensors.values().filter(|t| t.shape.len() == 2 && t.name != table);
+        let (values, bytes) = matrices.fold((0, 0), |(values, bytes), t| {
+            (values + (t.rows() * t.columns()) as u64, bytes + t.bytes().len() as u64)
+        });
+        let work = engine(&checkpoint).decoder().work();
+        assert_eq!((work.row + work.logits_row, work.bytes, work.int8), (values, bytes, false), "{name}");
+    }
+}

@@ -137,7 +137,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Reads a safetensors file with `input_ids` [T] and `top_ids` [T, K], both I64, and `top_logprobs` [T, K], F32: the
+    /// Reads a safetensors file with `input_ids` (T values) and `top_ids` (T × K), both I64, and `top_logprobs` (T × K), F32: the
     /// K most likely next tokens at each position, best first.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ entry_points! {
 /// Measures on all threads of a pool, which should have nothing else to do.
 ///
 /// # Errors
-/// No memory for the buffer of [`BUFFER`] bytes.
+/// No memory for a buffer of 512 MiB.
 pub fn measure(pool: &Pool, isa: Isa) -> Result<Limits> {
     Ok(Limits { read_bandwidth: read_bandwidth(pool, isa)?, int8_rate: int8_rate(pool, isa) })
 }
