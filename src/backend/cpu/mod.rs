@@ -20,7 +20,8 @@ use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
 use crate::{Error, Result};
 
-use kernels::attention::{append_f16, append_f32};
+use half::f16;
+use kernels::attention::{Q8_0, append};
 use kernels::elementwise::{rms_norm, swiglu};
 use kernels::{Isa, Layout, WeightMatrix};
 use kv::KvCache;
@@ -245,12 +246,13 @@ impl Backend for CpuBackend {
             Weight::Table(_) => None,
         });
         let columns = columns.max().unwrap_or(0);
+        let cache = KvCache::new(&self.shapes, plan.pages, plan.kv_type)?;
         self.ready = Some(Ready {
             plan,
             buffers,
             rope: RopeTable::new(rope, plan.rows)?,
-            cache: KvCache::new(&self.shapes, plan.pages, plan.kv_type)?,
-            attention: attention::Scratch::new(&self.shapes, self.pool.threads(), plan.rows, plan.pages)?,
+            attention: attention::Scratch::new(&cache, self.pool.threads(), plan.rows, plan.pages)?,
+            cache,
             linear: linear::Workspace::new(plan.rows, columns, self.pool.threads()),
         });
         Ok(())
@@ -332,8 +334,9 @@ impl Backend for CpuBackend {
         let cache = &self.ready.as_ref().expect("checked by `buffer`").cache;
         let (isa, step) = (self.isa, &self.step);
         let append = match cache.kind {
-            KvType::F16 => append_f16,
-            KvType::F32 => append_f32,
+            KvType::F32 => append::<f32>,
+            KvType::F16 => append::<f16>,
+            KvType::Q8_0 => append::<Q8_0>,
         };
         let rows = step.rows.len();
         let least = Self::least_rows(shape.key_dim + shape.value_dim);
@@ -421,6 +424,14 @@ impl Backend for CpuBackend {
     fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
         debug_assert!(positions <= PAGE_LEN);
         self.ready_mut().cache.copy_page(from, to); // what lies behind `positions` is not read before it is written
+    }
+
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) {
+        self.ready().cache.read_page(page, positions, to);
+    }
+
+    fn write_page(&mut self, page: u32, positions: usize, from: &[u8]) {
+        self.ready_mut().cache.write_page(page, positions, from);
     }
 
     fn supports(&self, kind: BlockType) -> bool {
