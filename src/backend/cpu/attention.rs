@@ -263,8 +263,8 @@ impl Call<'_> {
         shared: Shared<f32>,
     ) {
         let per_block = self.units_per_block();
+        let mut present = None; // the unit whose queries are in `local`
         while let Some(range) = tasks.claim() {
-            let mut present = None; // the unit whose queries are in `local`
             for item in range {
                 // Items run over blocks, in a block over units, in a unit over chunks.
                 let at = blocks.partition_point(|block| block.chunks_before * per_block <= item) - 1;

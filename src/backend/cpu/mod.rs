@@ -36,20 +36,22 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; the fastest, or what PENSIVE_ISA names, if None.
     pub isa: Option<Isa>,
-    /// How matrices are held; interleaved by default.
-    pub layout: Layout,
+    /// Bytes that matrices may take in memory of their own, as [`Layout::Interleaved`]: without a limit by default.
+    /// Those that come after, and do not fit any more, stay in the mapped file.
+    pub interleaved_bytes: u64,
 }
 
 impl Default for CpuOptions {
     fn default() -> Self {
-        CpuOptions { threads: None, isa: None, layout: Layout::Interleaved }
+        CpuOptions { threads: None, isa: None, interleaved_bytes: u64::MAX }
     }
 }
 
 /// The CPU as a [`Backend`].
 pub struct CpuBackend {
     isa: Isa,
-    layout: Layout,
+    /// What is left of [`CpuOptions::interleaved_bytes`].
+    interleaved_bytes: u64,
     pool: Pool,
     weights: Vec<Weight>,
     vectors: Vec<Vec<f32>>,
@@ -104,7 +106,7 @@ impl CpuBackend {
         };
         Ok(CpuBackend {
             isa,
-            layout: options.layout,
+            interleaved_bytes: options.interleaved_bytes,
             pool: Pool::new(options.threads)?,
             weights: Vec::new(),
             vectors: Vec::new(),
@@ -204,8 +206,12 @@ impl Backend for CpuBackend {
 
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
         check_matrix(tensor)?;
-        let matrix =
-            WeightMatrix::new(tensor, self.layout, &|count, task| self.pool.for_each(count, 1, task))?;
+        let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
+        let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
+        let matrix = WeightMatrix::new(tensor, layout, &|count, task| self.pool.for_each(count, 1, task))?;
+        if let (Some(left), true) = (left, matrix.is_interleaved()) {
+            self.interleaved_bytes = left;
+        }
         self.weights.push(Weight::Matrix(matrix));
         Ok(Matrix(self.weights.len() - 1))
     }

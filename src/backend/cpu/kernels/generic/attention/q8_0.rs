@@ -245,7 +245,9 @@ impl<S: Simd> Tiles<S> for Scores<'_> {
                     dots[r] = [S::i_splat((*query(r)).start as u32); V];
                 }
                 for i in 0..BLOCK / 4 {
-                    S::prefetch(self.chunk.ahead(lanes.add(i * PAGE_LEN)));
+                    for line in (0..V * S::LANES).step_by(16) {
+                        S::prefetch(self.chunk.ahead(lanes.add(i * PAGE_LEN + line)));
+                    }
                     for r in 0..R {
                         let x = S::i_splat((*query(r)).high.as_ptr().cast::<u32>().add(i).read_unaligned());
                         for v in 0..V {
