@@ -31,7 +31,7 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|");
     for isa in Isa::available().filter(|isa| args.len() < 2 || args[1..].iter().any(|a| a == isa.name())) {
-        for kv_type in [KvType::F16, KvType::F32] {
+        for kv_type in KvType::ALL {
             let mut bench = Bench::new(threads, isa, kv_type);
             let (gigabytes, micros) = bench.decode();
             let (shallow, deep) = (bench.prefill(0), bench.prefill(4096));
@@ -73,7 +73,7 @@ struct Bench {
 impl Bench {
     /// With a cache that is full up to DEPTH.
     fn new(threads: usize, isa: Isa, kv_type: KvType) -> Self {
-        let options = CpuOptions { threads: Some(threads), isa: Some(isa), layout: Layout::Interleaved };
+        let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() };
         let mut backend = CpuBackend::new(options).expect("the processor has it");
         let table = |backend: &mut CpuBackend, width: usize| {
             let bytes =

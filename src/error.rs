@@ -42,6 +42,9 @@ pub enum Error {
         /// Tokens that the context holds.
         context: usize,
     },
+    /// A saved sequence cannot be taken back.
+    #[error("{0}")]
+    Saved(String),
     /// The text cannot be rendered or encoded (chat template, tokenizer).
     #[error("{0}")]
     Text(String),

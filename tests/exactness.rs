@@ -1,5 +1,5 @@
 //! The same input gives the same bits: whatever the threads, the vector width, the chunks of the prompt, the other
-//! sequences of a batch, and whoever shares a prefix. On real models, at depth.
+//! sequences of a batch, whoever shares a prefix, and whether it was saved and restored. On real models, at depth.
 
 mod common;
 
@@ -51,6 +51,8 @@ fn best() -> Isa {
 }
 
 /// Checks one model with one kind of cache; `deep` tokens where code is fast, `shallow` where it is slow.
+///
+/// Each of the other ways changes several things at once: if none of them changes a bit, no single one does.
 fn gives_the_same_bits(file: &str, kv_type: KvType, deep: usize, shallow: usize) {
     let Some(path) = real_model(file) else { return };
     let tokens = text(1, deep);
@@ -58,50 +60,58 @@ fn gives_the_same_bits(file: &str, kv_type: KvType, deep: usize, shallow: usize)
     let mut whole = Sequence::new();
     let expected = feed(&mut reference, &mut whole, &tokens, ROWS);
     assert!(expected.iter().any(|&b| f32::from_bits(b) != 0.0));
+    shares_its_prefix(&mut reference, &whole, &tokens, &expected);
 
-    for chunk in [7, 64] {
-        let got = feed(&mut reference, &mut Sequence::new(), &tokens, chunk);
-        assert!(got == expected, "{file}: chunks of {chunk} change the logits");
+    let few = &tokens[..shallow];
+    let expected_few = feed(&mut reference, &mut Sequence::new(), few, 1);
+    drop(reference);
+    let ways = [(1, 64), (3, 7), (8, 129)];
+    for (i, isa) in Isa::available().enumerate() {
+        let (threads, chunk) = ways[i % ways.len()];
+        let mut other = engine(&path, threads, isa, kv_type);
+        let got = feed(&mut other, &mut Sequence::new(), few, ROWS);
+        assert!(got == expected_few, "{file}: {isa} with {threads} threads changes a short text's logits");
+        if isa != Isa::Scalar {
+            let got = feed(&mut other, &mut Sequence::new(), &tokens, chunk);
+            assert!(
+                got == expected,
+                "{file}: {isa} with {threads} threads and chunks of {chunk} changes the logits"
+            );
+        }
     }
+}
+
+/// What stands before may be shared with other sequences, and they may be computed in the same steps.
+fn shares_its_prefix(engine: &mut Engine, whole: &Sequence, tokens: &[u32], expected: &[u32]) {
     // a prefix that ends inside a page, taken over from another sequence and read on in odd chunks
-    let shared = deep - 333;
-    let mut fork = whole.fork(shared);
-    let got = feed(&mut reference, &mut fork, &tokens[shared..], 129);
-    assert!(got == expected, "{file}: a shared prefix changes the logits");
+    let shared = tokens.len() - 333;
+    let got = feed(engine, &mut whole.fork(shared), &tokens[shared..], 129);
+    assert!(got == expected, "a shared prefix changes the logits");
+
+    // the same prefix, saved and restored
+    let mut saved = Vec::new();
+    engine.save(&whole.fork(shared), &mut saved).unwrap();
+    let mut restored = engine.restore(&saved[..]).unwrap();
+    let got = feed(engine, &mut restored, &tokens[shared..], 200);
+    assert!(got == expected, "saving and restoring changes the logits");
+    drop(restored);
 
     // in a batch with two others, one of which forked from it
     let (mut a, mut b, mut c) = (whole.fork(shared), Sequence::new(), whole.fork(shared - 50));
     let (others, more) = (text(2, 333), text(3, 333));
     let mut bits = Vec::new();
     for ((x, y), z) in tokens[shared..].chunks(37).zip(others.chunks(37)).zip(more.chunks(37)) {
-        let last = x.len() < 37 || a.len() + 37 == deep;
+        let last = x.len() < 37 || a.len() + 37 == tokens.len();
         let wants = if last { Wants::Last } else { Wants::Nothing };
         let feeds = &mut [
             Feed { sequence: &mut b, tokens: y, wants: Wants::Nothing },
             Feed { sequence: &mut a, tokens: x, wants },
             Feed { sequence: &mut c, tokens: z, wants: Wants::Nothing },
         ];
-        bits = reference.step(feeds).unwrap().iter().map(|l| l.to_bits()).collect();
+        bits = engine.step(feeds).unwrap().iter().map(|l| l.to_bits()).collect();
     }
     let vocabulary = expected.len() / TAIL;
-    assert!(bits == expected[(TAIL - 1) * vocabulary..], "{file}: a batch changes the logits");
-
-    for threads in [1, 3, 8] {
-        let mut other = engine(&path, threads, best(), kv_type);
-        let got = feed(&mut other, &mut Sequence::new(), &tokens, ROWS);
-        assert!(got == expected, "{file}: {threads} threads change the logits");
-    }
-    let few = &tokens[..shallow];
-    let expected_few = feed(&mut reference, &mut Sequence::new(), few, 1);
-    for isa in Isa::available() {
-        let mut other = engine(&path, 2, isa, kv_type);
-        if isa != Isa::Scalar {
-            let got = feed(&mut other, &mut Sequence::new(), &tokens, ROWS);
-            assert!(got == expected, "{file}: {isa} changes the logits");
-        }
-        let got = feed(&mut other, &mut Sequence::new(), few, ROWS);
-        assert!(got == expected_few, "{file}: {isa} changes the logits of a short text");
-    }
+    assert!(bits == expected[(TAIL - 1) * vocabulary..], "a batch changes the logits");
 }
 
 #[test]
@@ -110,6 +120,16 @@ fn smollm2_gives_the_same_bits_whatever_the_way() {
 }
 
 #[test]
+fn smollm2_with_a_q8_0_cache_gives_the_same_bits_whatever_the_way() {
+    gives_the_same_bits(SMOLLM2.1, KvType::Q8_0, 1531, 70);
+}
+
+#[test]
 fn qwen_05b_gives_the_same_bits_whatever_the_way() {
-    gives_the_same_bits(QWEN_05B.1, KvType::F16, 1531, 70);
+    gives_the_same_bits(QWEN_05B.1, KvType::F16, 1531, 20);
+}
+
+#[test]
+fn qwen_05b_with_a_q8_0_cache_gives_the_same_bits_whatever_the_way() {
+    gives_the_same_bits(QWEN_05B.1, KvType::Q8_0, 1531, 20);
 }

@@ -54,6 +54,16 @@ impl Needs {
         }
     }
 
+    /// Bytes of weights that may be held in memory of their own, beside a context of so many tokens: all if everything
+    /// fits. If not, what is left with an eighth of memory kept free; other weights stay in the mapped file, whose pages
+    /// the system takes and gives.
+    pub fn weights_in_memory(&self, context: usize, available: u64) -> u64 {
+        if self.total(context) <= available {
+            return u64::MAX;
+        }
+        (available - available / 8).saturating_sub(self.total(context) - self.weights)
+    }
+
     fn refusal(&self, context: usize, available: u64) -> String {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let largest = catalog::largest_that_fits(available, context);
@@ -93,6 +103,14 @@ mod tests {
     #[test]
     fn the_models_own_context_is_lowered_to_what_fits() {
         assert_eq!(NEEDS.context(None, 32768, 1200 * MIB, false).unwrap(), 100 * PAGE_LEN);
+    }
+
+    #[test]
+    fn weights_are_held_in_memory_as_far_as_it_goes() {
+        let context = 10 * PAGE_LEN; // needs 1110 MiB in all
+        assert_eq!(NEEDS.weights_in_memory(context, 1110 * MIB), u64::MAX);
+        assert_eq!(NEEDS.weights_in_memory(context, 800 * MIB), 590 * MIB);
+        assert_eq!(NEEDS.weights_in_memory(context, 100 * MIB), 0);
     }
 
     #[test]

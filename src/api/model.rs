@@ -188,9 +188,10 @@ impl ModelBuilder {
 
     /// The backend with the weights on it, and the context it is planned for.
     fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<(Engine, usize)> {
-        let mut backend = CpuBackend::new(CpuOptions { threads: self.threads, ..CpuOptions::default() })?;
         let weights = checkpoint.tensors.values().map(|t| t.bytes().len() as u64).sum();
-        let context = self.plan_context(h, weights)?;
+        let (context, interleaved_bytes) = self.plan_memory(h, weights)?;
+        let mut backend =
+            CpuBackend::new(CpuOptions { threads: self.threads, isa: None, interleaved_bytes })?;
         let progress = &mut self.progress;
         let decoder = Decoder::load(checkpoint, h, &mut backend, &mut |done, total| {
             progress(Progress::Load { done, total });
@@ -205,7 +206,8 @@ impl ModelBuilder {
         Ok((Engine::new(Box::new(backend), decoder, plan)?, context))
     }
 
-    fn plan_context(&mut self, h: &Hyperparameters, weights: u64) -> Result<usize> {
+    /// The context, and the bytes of weights that memory has room for.
+    fn plan_memory(&mut self, h: &Hyperparameters, weights: u64) -> Result<(usize, u64)> {
         if self.context == Some(0) {
             return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
         }
@@ -226,7 +228,15 @@ impl ModelBuilder {
                 h.context
             )));
         }
-        Ok(context)
+        let in_memory = needs.weights_in_memory(context, available);
+        if in_memory < weights {
+            (self.progress)(Progress::Notice(format!(
+                "{:.1} of {:.1} GiB of weights are read from the file as they are needed, which is slow",
+                (weights - in_memory) as f64 / f64::from(1 << 30),
+                weights as f64 / f64::from(1 << 30)
+            )));
+        }
+        Ok((context, in_memory))
     }
 
     /// Where the files are; fetches them if that is allowed.

@@ -29,6 +29,8 @@ pub enum KvType {
     /// 16-bit floats.
     #[default]
     F16,
+    /// 8-bit integers, an f16 scale for each 32 of them; heads are filled up to a multiple of 32.
+    Q8_0,
 }
 
 /// Positions in a KV page: one attention chunk. Page `p` of a sequence holds positions
@@ -47,19 +49,48 @@ pub struct KvShape {
 }
 
 impl KvType {
-    /// Bytes of a stored value.
-    pub const fn bytes(self) -> usize {
-        match self {
-            KvType::F32 => 4,
-            KvType::F16 => 2,
-        }
+    /// Every type, most exact first.
+    pub const ALL: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
+}
+
+impl std::fmt::Display for KvType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            KvType::F32 => "f32",
+            KvType::F16 => "f16",
+            KvType::Q8_0 => "q8_0",
+        })
     }
 }
 
 impl KvShape {
+    /// Width of a value head as it is stored: filled up to whole vectors, or whole blocks of q8_0.
+    pub const fn value_stride(&self, kv_type: KvType) -> usize {
+        match kv_type {
+            KvType::F32 | KvType::F16 => self.value_dim.next_multiple_of(16),
+            KvType::Q8_0 => self.value_dim.next_multiple_of(32),
+        }
+    }
+
+    /// Bytes of a key, and of a value, of one head at one position.
+    pub const fn head_bytes(&self, kv_type: KvType) -> (usize, usize) {
+        let stride = self.value_stride(kv_type);
+        match kv_type {
+            KvType::F32 => (4 * self.key_dim, 4 * stride),
+            KvType::F16 => (2 * self.key_dim, 2 * stride),
+            KvType::Q8_0 => (34 * self.key_dim.div_ceil(32), 34 * stride / 32),
+        }
+    }
+
+    /// Bytes of one layer at one position.
+    pub const fn position_bytes(&self, kv_type: KvType) -> usize {
+        let (key, value) = self.head_bytes(kv_type);
+        self.heads * (key + value)
+    }
+
     /// Bytes of one layer's share of a page.
     pub const fn page_bytes(&self, kv_type: KvType) -> usize {
-        self.heads * (self.key_dim + self.value_dim) * PAGE_LEN * kv_type.bytes()
+        self.position_bytes(kv_type) * PAGE_LEN
     }
 }
 
@@ -242,6 +273,16 @@ pub trait Backend: Send {
 
     /// Copies the first `positions` of a page, in all layers, to another page.
     fn copy_page(&mut self, from: u32, to: u32, positions: usize);
+
+    /// Appends to `to` what the first `positions` positions of a page hold, in all layers: for each of them
+    /// [`KvShape::position_bytes`]. The same on every machine, little-endian.
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>);
+
+    /// Puts into the first `positions` positions of a page what [`read_page`](Backend::read_page) gave.
+    ///
+    /// # Panics
+    /// If `from` has another length.
+    fn write_page(&mut self, page: u32, positions: usize, from: &[u8]);
 
     /// Whether matrices of this type stay as they are.
     fn supports(&self, kind: BlockType) -> bool;

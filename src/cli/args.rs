@@ -163,7 +163,7 @@ pub struct LoadArgs {
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
     /// How keys and values are stored [default: f16]
-    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "f32"]))]
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
     /// Load even what does not fit into memory
     #[arg(long)]
@@ -443,6 +443,9 @@ pub enum Thought {
 pub enum KvArg {
     /// 16-bit floats.
     F16,
+    /// 8-bit integers with an f16 scale for each 32 of them.
+    #[serde(rename = "q8_0")]
+    Q8,
     /// 32-bit floats.
     F32,
 }
@@ -451,6 +454,7 @@ impl From<KvArg> for KvType {
     fn from(kv: KvArg) -> Self {
         match kv {
             KvArg::F16 => KvType::F16,
+            KvArg::Q8 => KvType::Q8_0,
             KvArg::F32 => KvType::F32,
         }
     }

@@ -8,6 +8,7 @@ pub mod lookup;
 mod pages;
 pub mod philox;
 pub mod sampling;
+mod saved;
 
 use crate::backend::{Backend, Device, Limits, PAGE_LEN, Plan, Row, Step};
 use crate::model::Decoder;

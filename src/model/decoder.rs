@@ -4,6 +4,7 @@ use super::{Hyperparameters, names};
 use crate::backend::{Attention, Backend, Buffer, Matrix, Projection, Step, Vector};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::{Error, Result};
+use sha2::{Digest, Sha256};
 
 /// A weight matrix with its bias, if it has one.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +78,7 @@ struct Buffers {
 #[derive(Debug)]
 pub struct Decoder {
     hyperparameters: Hyperparameters,
+    fingerprint: [u8; 32],
     attention: Attention,
     embedding: Matrix,
     layers: Vec<Layer>,
@@ -146,7 +148,16 @@ impl Decoder {
         };
         let scale = (1.0 / (h.head_dim as f64).sqrt()) as f32;
         let attention = Attention { heads: h.heads, scale, window: None };
-        Ok(Decoder { hyperparameters: h.clone(), attention, embedding, layers, output_norm, output, buffers })
+        Ok(Decoder {
+            hyperparameters: h.clone(),
+            fingerprint: fingerprint(checkpoint, h),
+            attention,
+            embedding,
+            layers,
+            output_norm,
+            output,
+            buffers,
+        })
     }
 
     /// Runs a step. The logits of the rows that want them are then in [`logits`](Self::logits), in order.
@@ -223,10 +234,32 @@ impl Decoder {
         self.buffers.logits
     }
 
+    /// Tells models with other weights, another quantization or another rotary embedding apart, without reading all of
+    /// the weights: a SHA-256 over each tensor's name, type, shape and first bytes.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
     /// Sizes and constants.
     pub fn hyperparameters(&self) -> &Hyperparameters {
         &self.hyperparameters
     }
+}
+
+/// See [`Decoder::fingerprint`].
+fn fingerprint(checkpoint: &Checkpoint, h: &Hyperparameters) -> [u8; 32] {
+    const FIRST: usize = 256; // bytes of a tensor: one system page at most
+    let mut hash = Sha256::new();
+    for tensor in checkpoint.tensors.values() {
+        let head = format!("{} {} {:?}\n", tensor.name, tensor.kind, tensor.shape);
+        hash.update(head);
+        hash.update(&tensor.bytes()[..tensor.bytes().len().min(FIRST)]);
+    }
+    let rope = h.rope();
+    for number in rope.inverse_frequencies.iter().chain([&rope.magnitude, &f64::from(h.norm_epsilon)]) {
+        hash.update(number.to_le_bytes());
+    }
+    hash.finalize().into()
 }
 
 /// Loading in progress: finds tensors, checks shapes, counts bytes.

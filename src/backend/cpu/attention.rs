@@ -7,8 +7,12 @@
 
 use std::ops::Range;
 
+use half::f16;
+
 use super::kernels::Isa;
-use super::kernels::attention::{Span, chunk_f16, chunk_f32, finish, merge, record_len};
+use super::kernels::attention::{
+    Cached, Q8_0, Span, chunk as attend_chunk, finish, merge, prepare, record_len,
+};
 use super::kv::KvCache;
 use super::memory::{Memory, Shared};
 use super::pool::{Pool, Tasks, Worker};
@@ -75,9 +79,9 @@ struct Unit<'a> {
 
 /// A thread's scratch memory.
 struct Local {
-    /// [QUERIES, key_dim], scaled
-    queries: *mut f32,
-    /// [QUERIES, PAGE_LEN]
+    /// [QUERIES], made ready
+    queries: *mut u8,
+    /// [2 * QUERIES, PAGE_LEN]
     scores: *mut f32,
     /// [QUERIES] of the present chunk
     records: *mut f32,
@@ -86,18 +90,29 @@ struct Local {
 }
 
 impl Scratch {
-    /// For `threads` threads, steps of `rows` rows and `pages` pages over layers of these shapes.
+    /// For `threads` threads, steps of `rows` rows and `pages` pages of this cache.
     ///
     /// # Errors
     /// The system refuses the memory.
-    pub fn new(shapes: &[KvShape], threads: usize, rows: usize, pages: usize) -> Result<Self> {
-        let key_dim = shapes.iter().map(|s| s.key_dim).max().unwrap_or(0);
-        let record = shapes.iter().map(|s| record_len(s.value_dim.next_multiple_of(16))).max().unwrap_or(0);
-        let queries_len = (QUERIES * key_dim).next_multiple_of(16);
-        let worker_len = queries_len + QUERIES * (PAGE_LEN + 2 * record);
+    pub fn new(cache: &KvCache, threads: usize, rows: usize, pages: usize) -> Result<Self> {
+        let layers = cache.layers.iter();
+        let query =
+            layers.clone().map(|layer| query_bytes(cache.kind, layer.shape.key_dim)).max().unwrap_or(0);
+        let record = layers.map(|layer| record_len(layer.value_stride)).max().unwrap_or(0);
+        let queries_len = (QUERIES * query / size_of::<f32>()).next_multiple_of(16);
+        let worker_len = queries_len + QUERIES * 2 * (PAGE_LEN + record);
         let shared = threads * worker_len..threads * worker_len + RECORDS_PER_PAGE * pages * record;
         let memory = Memory::floats(shared.end, "attention")?;
         Ok(Scratch { memory, worker_len, queries_len, shared, blocks: Vec::with_capacity(rows) })
+    }
+}
+
+/// Bytes of a query that was made ready.
+fn query_bytes(kind: KvType, key_dim: usize) -> usize {
+    match kind {
+        KvType::F32 => f32::query_bytes(key_dim),
+        KvType::F16 => f16::query_bytes(key_dim),
+        KvType::Q8_0 => Q8_0::query_bytes(key_dim),
     }
 }
 
@@ -108,6 +123,10 @@ impl Call<'_> {
 
     fn value_stride(&self) -> usize {
         self.cache.layers[self.layer].value_stride
+    }
+
+    fn query_bytes(&self) -> usize {
+        query_bytes(self.cache.kind, self.shape().key_dim)
     }
 
     fn record(&self) -> usize {
@@ -206,7 +225,7 @@ impl Call<'_> {
             for task in range {
                 let index = blocks.len() * per_block - 1 - task;
                 let unit = self.unit(&blocks[index / per_block], index % per_block);
-                self.scale_queries(&unit, local.queries);
+                self.prepare_queries(&unit, local.queries);
                 for chunk in unit.block.chunks.clone() {
                     let rows = self.attend(&unit, chunk, &local, local.records);
                     for (i, row) in rows.enumerate() {
@@ -244,8 +263,8 @@ impl Call<'_> {
         shared: Shared<f32>,
     ) {
         let per_block = self.units_per_block();
+        let mut present = None; // the unit whose queries are in `local`
         while let Some(range) = tasks.claim() {
-            let mut present = None; // the unit whose queries are in `local`
             for item in range {
                 // Items run over blocks, in a block over units, in a unit over chunks.
                 let at = blocks.partition_point(|block| block.chunks_before * per_block <= item) - 1;
@@ -254,7 +273,7 @@ impl Call<'_> {
                 let (index, chunk) = (within / block.chunks.len(), within % block.chunks.len());
                 let unit = self.unit(block, index);
                 if present.replace((at, index)) != Some((at, index)) {
-                    self.scale_queries(&unit, local.queries);
+                    self.prepare_queries(&unit, local.queries);
                 }
                 let chunk = block.chunks.start + chunk;
                 let first = self.rows(&unit, chunk).start - block.rows.start;
@@ -293,20 +312,21 @@ impl Call<'_> {
         }
     }
 
-    /// Copies the unit's query vectors, scaled.
-    fn scale_queries(&self, unit: &Unit, to: *mut f32) {
-        let key_dim = self.shape().key_dim;
-        let len = unit.heads * key_dim; // a row's heads lie side by side
+    /// Makes the unit's query vectors ready.
+    fn prepare_queries(&self, unit: &Unit, to: *mut u8) {
+        let (isa, key_dim, scale) = (self.isa, self.shape().key_dim, self.attention.scale);
+        let prepare = match self.cache.kind {
+            KvType::F32 => prepare::<f32>,
+            KvType::F16 => prepare::<f16>,
+            KvType::Q8_0 => prepare::<Q8_0>,
+        };
         for (i, row) in unit.block.rows.clone().enumerate() {
-            let from = (row * self.attention.heads + unit.head) * key_dim;
+            let from = (row * self.attention.heads + unit.head) * key_dim; // a row's heads lie side by side
             // SAFETY: row and heads are of the query buffer; `to` has room for QUERIES vectors.
-            let (from, to) = unsafe {
-                (
-                    std::slice::from_raw_parts(self.query.at(from), len),
-                    std::slice::from_raw_parts_mut(to.add(i * len), len),
-                )
-            };
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = from * self.attention.scale);
+            unsafe {
+                let to = to.add(i * unit.heads * self.query_bytes());
+                prepare(isa, self.query.at(from), unit.heads, key_dim, scale, to);
+            }
         }
     }
 
@@ -336,14 +356,16 @@ impl Call<'_> {
             block.next = at(chunk + 1).keys;
         }
         let spans = &spans[..rows.len()];
-        let skipped = (rows.start - unit.block.rows.start) * unit.heads * self.shape().key_dim;
+        let skipped = (rows.start - unit.block.rows.start) * unit.heads * self.query_bytes();
+        let attend = match self.cache.kind {
+            KvType::F32 => attend_chunk::<f32>,
+            KvType::F16 => attend_chunk::<f16>,
+            KvType::Q8_0 => attend_chunk::<Q8_0>,
+        };
         // SAFETY: at most QUERIES query vectors, for which `local` and `records` have room; the page is the cache's.
         unsafe {
             let queries = local.queries.add(skipped);
-            match self.cache.kind {
-                KvType::F16 => chunk_f16(self.isa, block, spans, unit.heads, queries, local.scores, records),
-                KvType::F32 => chunk_f32(self.isa, block, spans, unit.heads, queries, local.scores, records),
-            }
+            attend(self.isa, block, spans, unit.heads, queries, local.scores, records);
         }
         rows
     }
@@ -362,13 +384,13 @@ impl Call<'_> {
 
 impl Scratch {
     fn local(&self, start: Shared<f32>, worker: &Worker<'_>) -> Local {
-        let record_area = (self.worker_len - self.queries_len - QUERIES * PAGE_LEN) / 2;
+        let record_area = (self.worker_len - self.queries_len) / 2 - QUERIES * PAGE_LEN;
         // SAFETY: a thread's part lies in the memory, and its pieces in the part.
         unsafe {
             let queries = start.at(worker.index * self.worker_len);
             let scores = queries.add(self.queries_len);
-            let records = scores.add(QUERIES * PAGE_LEN);
-            Local { queries, scores, records, states: records.add(record_area) }
+            let records = scores.add(2 * QUERIES * PAGE_LEN);
+            Local { queries: queries.cast(), scores, records, states: records.add(record_area) }
         }
     }
 }

@@ -3,8 +3,9 @@
 //! A page holds [`PAGE_LEN`] positions of all layers. In it each layer has a block for each kv head: the keys
 //! [key_dim, PAGE_LEN], a position a lane, then the values [PAGE_LEN, value_dim rounded up to 16], a dimension a lane.
 //! So attention reads one contiguous run per head and adds up without crossing lanes.
-
-use half::f16;
+//!
+//! q8_0 has blocks of 32 dimensions, each [PAGE_LEN] f16 scales and then int8: of keys [8, PAGE_LEN] lanes of 4
+//! dimensions, of values [PAGE_LEN, 32]. Dimensions that fill a last block up are zero.
 
 use super::kernels::attention::Chunk;
 use super::memory::Memory;
@@ -31,15 +32,9 @@ pub struct Layer {
     pub value_stride: usize,
     /// Bytes from the page's start.
     offset: usize,
-    /// Bytes of a kv head's block.
-    head_bytes: usize,
-}
-
-fn element_bytes(kind: KvType) -> usize {
-    match kind {
-        KvType::F32 => size_of::<f32>(),
-        KvType::F16 => size_of::<f16>(),
-    }
+    /// Bytes of a kv head's keys, and of its values.
+    key_bytes: usize,
+    value_bytes: usize,
 }
 
 /// The layers' places, and the bytes of a page.
@@ -48,10 +43,11 @@ fn layout(shapes: &[KvShape], kind: KvType) -> (Vec<Layer>, usize) {
     let layers = shapes
         .iter()
         .map(|&shape| {
-            let value_stride = shape.value_dim.next_multiple_of(16);
-            let head_bytes = (shape.key_dim + value_stride) * PAGE_LEN * element_bytes(kind);
-            let layer = Layer { shape, value_stride, offset, head_bytes };
-            offset += shape.heads * head_bytes;
+            let (key, value) = shape.head_bytes(kind);
+            let (key_bytes, value_bytes) = (key * PAGE_LEN, value * PAGE_LEN);
+            let layer =
+                Layer { shape, value_stride: shape.value_stride(kind), offset, key_bytes, value_bytes };
+            offset += shape.page_bytes(kind);
             layer
         })
         .collect();
@@ -72,10 +68,9 @@ impl KvCache {
 
     /// Keys and values of a kv head in a page. Who writes through it is the only one at those positions.
     pub fn chunk(&self, layer: usize, page: u32, head: usize) -> Chunk {
-        let Layer { shape, value_stride, offset, head_bytes } = self.layers[layer];
+        let Layer { shape, value_stride, offset, key_bytes, value_bytes } = self.layers[layer];
         assert!((page as usize) < self.pages && head < shape.heads, "KV page {page}, head {head}");
-        let at = page as usize * self.page_bytes + offset + head * head_bytes;
-        let key_bytes = shape.key_dim * PAGE_LEN * element_bytes(self.kind);
+        let at = page as usize * self.page_bytes + offset + head * (key_bytes + value_bytes);
         let start = self.memory.shared();
         // SAFETY: checked above; the values follow the keys in the head's block.
         let (keys, values) = unsafe { (start.at(at), start.at(at + key_bytes)) };
@@ -88,5 +83,58 @@ impl KvCache {
         let (start, bytes) = (self.memory.shared::<u8>(), self.page_bytes);
         // SAFETY: both pages lie in the memory; `copy` allows them to be the same.
         unsafe { std::ptr::copy(start.at(from as usize * bytes), start.at(to as usize * bytes), bytes) };
+    }
+    /// Appends what the first `positions` positions of a page hold.
+    pub fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) {
+        // SAFETY: the part lies in the memory, which nobody writes meanwhile.
+        self.for_parts(page, positions, |part, len| {
+            to.extend_from_slice(unsafe { std::slice::from_raw_parts(part, len) });
+        });
+    }
+
+    /// Puts back what `read_page` gave.
+    pub fn write_page(&mut self, page: u32, positions: usize, from: &[u8]) {
+        assert_eq!(from.len(), self.page_bytes / PAGE_LEN * positions, "bytes of {positions} positions");
+        let mut rest = from;
+        self.for_parts(page, positions, |part, len| {
+            let (present, after) = rest.split_at(len);
+            rest = after;
+            // SAFETY: the part lies in the memory, which is borrowed for writing.
+            unsafe { std::ptr::copy_nonoverlapping(present.as_ptr(), part, len) };
+        });
+    }
+
+    /// Calls `part(start, bytes)` for what belongs to the first `positions` positions of a page, in order.
+    fn for_parts(&self, page: u32, positions: usize, mut part: impl FnMut(*mut u8, usize)) {
+        assert!(
+            (page as usize) < self.pages && positions <= PAGE_LEN,
+            "KV page {page}, {positions} positions"
+        );
+        let mut at = page as usize * self.page_bytes;
+        for layer in &self.layers {
+            let runs = runs(self.kind, layer);
+            for bytes in std::iter::repeat_n(&runs, layer.shape.heads).flatten() {
+                // SAFETY: the layers' runs make up the page.
+                part(unsafe { self.memory.shared().at(at) }, positions * bytes);
+                at += PAGE_LEN * bytes;
+            }
+        }
+    }
+}
+
+/// A kv head's block as runs of PAGE_LEN elements, a position each: the bytes of an element of each run.
+fn runs(kind: KvType, layer: &Layer) -> Vec<usize> {
+    let floats = |bytes: usize| {
+        let mut runs = vec![bytes; layer.shape.key_dim];
+        runs.push(bytes * layer.value_stride);
+        runs
+    };
+    match kind {
+        KvType::F32 => floats(4),
+        KvType::F16 => floats(2),
+        KvType::Q8_0 => {
+            let keys = [2, 4, 4, 4, 4, 4, 4, 4, 4].repeat(layer.shape.key_dim.div_ceil(32));
+            [keys, [2, 32].repeat(layer.value_stride / 32)].concat()
+        }
     }
 }

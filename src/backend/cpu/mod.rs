@@ -22,7 +22,8 @@ use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
 use crate::{Error, Result};
 
-use kernels::attention::{append_f16, append_f32};
+use half::f16;
+use kernels::attention::{Q8_0, append};
 use kernels::elementwise::{rms_norm, swiglu};
 use kernels::{Isa, Layout, WeightMatrix};
 use kv::KvCache;
@@ -37,20 +38,22 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; the fastest, or what PENSIVE_ISA names, if None.
     pub isa: Option<Isa>,
-    /// How matrices are held; interleaved by default.
-    pub layout: Layout,
+    /// Bytes that matrices may take in memory of their own, as [`Layout::Interleaved`]: without a limit by default.
+    /// Those that come after, and do not fit any more, stay in the mapped file.
+    pub interleaved_bytes: u64,
 }
 
 impl Default for CpuOptions {
     fn default() -> Self {
-        CpuOptions { threads: None, isa: None, layout: Layout::Interleaved }
+        CpuOptions { threads: None, isa: None, interleaved_bytes: u64::MAX }
     }
 }
 
 /// The CPU as a [`Backend`].
 pub struct CpuBackend {
     isa: Isa,
-    layout: Layout,
+    /// What is left of [`CpuOptions::interleaved_bytes`].
+    interleaved_bytes: u64,
     pool: Pool,
     weights: Vec<Weight>,
     vectors: Vec<Vec<f32>>,
@@ -105,7 +108,7 @@ impl CpuBackend {
         };
         Ok(CpuBackend {
             isa,
-            layout: options.layout,
+            interleaved_bytes: options.interleaved_bytes,
             pool: Pool::new(options.threads)?,
             weights: Vec::new(),
             vectors: Vec::new(),
@@ -208,8 +211,12 @@ impl Backend for CpuBackend {
 
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
         check_matrix(tensor)?;
-        let matrix =
-            WeightMatrix::new(tensor, self.layout, &|count, task| self.pool.for_each(count, 1, task))?;
+        let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
+        let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
+        let matrix = WeightMatrix::new(tensor, layout, &|count, task| self.pool.for_each(count, 1, task))?;
+        if let (Some(left), true) = (left, matrix.is_interleaved()) {
+            self.interleaved_bytes = left;
+        }
         self.weights.push(Weight::Matrix(matrix));
         Ok(Matrix(self.weights.len() - 1))
     }
@@ -250,12 +257,13 @@ impl Backend for CpuBackend {
             Weight::Table(_) => None,
         });
         let columns = columns.max().unwrap_or(0);
+        let cache = KvCache::new(&self.shapes, plan.pages, plan.kv_type)?;
         self.ready = Some(Ready {
             plan,
             buffers,
             rope: RopeTable::new(rope, plan.rows)?,
-            cache: KvCache::new(&self.shapes, plan.pages, plan.kv_type)?,
-            attention: attention::Scratch::new(&self.shapes, self.pool.threads(), plan.rows, plan.pages)?,
+            attention: attention::Scratch::new(&cache, self.pool.threads(), plan.rows, plan.pages)?,
+            cache,
             linear: linear::Workspace::new(plan.rows, columns, self.pool.threads()),
         });
         Ok(())
@@ -337,8 +345,9 @@ impl Backend for CpuBackend {
         let cache = &self.ready.as_ref().expect("checked by `buffer`").cache;
         let (isa, step) = (self.isa, &self.step);
         let append = match cache.kind {
-            KvType::F16 => append_f16,
-            KvType::F32 => append_f32,
+            KvType::F32 => append::<f32>,
+            KvType::F16 => append::<f16>,
+            KvType::Q8_0 => append::<Q8_0>,
         };
         let rows = step.rows.len();
         let least = Self::least_rows(shape.key_dim + shape.value_dim);
@@ -426,6 +435,14 @@ impl Backend for CpuBackend {
     fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
         debug_assert!(positions <= PAGE_LEN);
         self.ready_mut().cache.copy_page(from, to); // what lies behind `positions` is not read before it is written
+    }
+
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) {
+        self.ready().cache.read_page(page, positions, to);
+    }
+
+    fn write_page(&mut self, page: u32, positions: usize, from: &[u8]) {
+        self.ready_mut().cache.write_page(page, positions, from);
     }
 
     fn supports(&self, kind: BlockType) -> bool {

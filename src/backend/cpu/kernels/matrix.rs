@@ -94,6 +94,11 @@ impl WeightMatrix {
         Ok(Self { rows, columns, kind, storage })
     }
 
+    /// Whether it is in memory of its own.
+    pub fn is_interleaved(&self) -> bool {
+        matches!(self.storage, Storage::Interleaved(_))
+    }
+
     /// Number of rows: the width of the result.
     pub fn rows(&self) -> usize {
         self.rows

@@ -53,6 +53,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn f_load_f16(p: *const u16) -> Self::F;
     /// To halves, to nearest even.
     unsafe fn f_store_f16(p: *mut u16, v: Self::F);
+    /// LANES int8 to f32.
+    unsafe fn f_load_i8(p: *const i8) -> Self::F;
     /// i32 to f32, to nearest even.
     unsafe fn f_from_i(v: Self::I) -> Self::F;
     /// To i32, to nearest even; the value must be in range.

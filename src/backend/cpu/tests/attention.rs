@@ -14,6 +14,17 @@ struct Setup {
     value: Vec<f32>,
 }
 
+/// Each 32 values as multiples of one step, the largest `most` steps away from zero.
+fn in_steps(values: &[f32], most: f32, step: impl Fn(f32) -> f32) -> Vec<f64> {
+    let block = |block: &[f32]| {
+        let largest = block.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let step = step(largest / most);
+        let steps = |v: f32| if step > 0.0 { (v * (1.0 / step)).round_ties_even() } else { 0.0 };
+        block.iter().map(|&v| f64::from(steps(v)) * f64::from(step)).collect::<Vec<f64>>()
+    };
+    values.chunks(32).flat_map(block).collect()
+}
+
 /// Rows of one step: (sequence, first position, count).
 type Rows = [(usize, usize, usize)];
 
@@ -36,6 +47,10 @@ impl Setup {
         Self::new(group, KvShape { heads: 2, key_dim: dim, value_dim: dim }, tokens, KvType::F16)
     }
 
+    fn of(self, kv_type: KvType) -> Self {
+        Setup { kv_type, ..self }
+    }
+
     fn windowed(self, window: usize) -> Self {
         Setup { window: Some(window), ..self }
     }
@@ -49,13 +64,14 @@ impl Setup {
     }
 
     /// Executes the steps; the output rows of all, in order. Token of a row: sequence * stride + position.
-    /// With `garbage`, NaN stands in all pages before.
+    /// With `garbage`, NaN stands in all pages before; of q8_0, which drops NaN, infinite scales.
     fn run(&self, mut backend: CpuBackend, steps: &[&Rows], stride: usize, garbage: bool) -> Vec<f32> {
         let shape = self.shape;
         let mut key = self.key.clone();
         let mut value = self.value.clone();
-        key.resize(key.len() + shape.heads * shape.key_dim, f32::NAN); // one more token, of NaN
-        value.resize(value.len() + shape.heads * shape.value_dim, f32::NAN);
+        let worst = if self.kv_type == KvType::Q8_0 { f32::INFINITY } else { f32::NAN };
+        key.resize(key.len() + shape.heads * shape.key_dim, worst); // one more token
+        value.resize(value.len() + shape.heads * shape.value_dim, worst);
         let query = Input::new(&mut backend, &self.query, self.heads * shape.key_dim);
         let key = Input::new(&mut backend, &key, shape.heads * shape.key_dim);
         let value = Input::new(&mut backend, &value, shape.heads * shape.value_dim);
@@ -123,35 +139,44 @@ impl Setup {
         self.run(backend, &steps, 0, false)
     }
 
-    fn stored(&self, v: f32) -> f64 {
+    /// A key or a value as the cache holds it.
+    fn stored(&self, head: &[f32]) -> Vec<f64> {
         match self.kv_type {
-            KvType::F16 => f16::from_f32(v).to_f64(),
-            KvType::F32 => f64::from(v),
+            KvType::F32 => head.iter().map(|&v| f64::from(v)).collect(),
+            KvType::F16 => head.iter().map(|&v| f16::from_f32(v).to_f64()).collect(),
+            KvType::Q8_0 => in_steps(head, 127.0, |scale| f16::from_f32(scale).to_f32()),
+        }
+    }
+
+    /// A query as scores see it, scaled.
+    fn asked(&self, head: &[f32]) -> Vec<f64> {
+        let scaled: Vec<f32> = head.iter().map(|&v| v * self.scale()).collect();
+        match self.kv_type {
+            KvType::F32 | KvType::F16 => scaled.iter().map(|&v| f64::from(v)).collect(),
+            KvType::Q8_0 => in_steps(&scaled, 128.0 * 127.0, |scale| scale),
         }
     }
 
     /// The definition, in f64.
     fn reference(&self) -> Vec<f64> {
         let KvShape { heads: kv_heads, key_dim, value_dim } = self.shape;
+        let stored = |all: &[f32], width| all.chunks(width).map(|head| self.stored(head)).collect();
+        let keys: Vec<Vec<f64>> = stored(&self.key, key_dim);
+        let values: Vec<Vec<f64>> = stored(&self.value, value_dim);
         let mut out = Vec::new();
         for position in 0..self.tokens {
             for head in 0..self.heads {
                 let kv_head = head / (self.heads / kv_heads);
                 let first = (position + 1).saturating_sub(self.window.unwrap_or(usize::MAX));
-                let query = &self.query[(position * self.heads + head) * key_dim..][..key_dim];
-                let scores: Vec<f64> = (first..=position)
-                    .map(|p| {
-                        let key = &self.key[(p * kv_heads + kv_head) * key_dim..][..key_dim];
-                        let dot: f64 =
-                            query.iter().zip(key).map(|(&q, &k)| f64::from(q) * self.stored(k)).sum();
-                        dot * f64::from(self.scale())
-                    })
-                    .collect();
+                let query = self.asked(&self.query[(position * self.heads + head) * key_dim..][..key_dim]);
+                let key = |p: usize| &keys[p * kv_heads + kv_head];
+                let scores: Vec<f64> =
+                    (first..=position).map(|p| query.iter().zip(key(p)).map(|(q, k)| q * k).sum()).collect();
                 let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let sum: f64 = weights.iter().sum();
                 out.extend((0..value_dim).map(|d| {
-                    let value = |p: usize| self.stored(self.value[(p * kv_heads + kv_head) * value_dim + d]);
+                    let value = |p: usize| values[p * kv_heads + kv_head][d];
                     (first..=position).zip(&weights).map(|(p, w)| w * value(p)).sum::<f64>() / sum
                 }));
             }
@@ -162,7 +187,7 @@ impl Setup {
 
 #[test]
 fn attention_is_softmax_of_scaled_scores_over_what_a_row_sees() {
-    for kv_type in [KvType::F16, KvType::F32] {
+    for kv_type in KvType::ALL {
         for (group, key_dim, value_dim) in [
             (1, 64, 64),
             (2, 16, 16),
@@ -183,22 +208,26 @@ fn attention_is_softmax_of_scaled_scores_over_what_a_row_sees() {
 
 #[test]
 fn a_window_hides_what_lies_further_back() {
-    for window in [1, 5, 64, 65, 100, 1000] {
-        let setup = Setup::simple(3, 32, 200).windowed(window);
+    for (window, kv_type) in [1, 5, 64, 65, 100, 1000].into_iter().flat_map(|w| KvType::ALL.map(|k| (w, k))) {
+        let setup = Setup::simple(3, 32, 200).windowed(window).of(kv_type);
         let values = setup.at_once(backend(2, best()));
         assert_close(&values, &setup.reference(), 1e-5);
         assert_eq!(
             bits(&setup.in_chunks(backend(2, best()), 1)),
             bits(&values),
-            "window {window}, row by row"
+            "window {window}, {kv_type}, row by row"
         );
-        assert_eq!(bits(&setup.in_chunks(backend(8, best()), 33)), bits(&values), "window {window}, by 33");
+        assert_eq!(
+            bits(&setup.in_chunks(backend(8, best()), 33)),
+            bits(&values),
+            "window {window}, {kv_type}, by 33"
+        );
     }
 }
 
 #[test]
 fn every_instruction_set_and_thread_count_gives_the_same_bits() {
-    for kv_type in [KvType::F16, KvType::F32] {
+    for kv_type in KvType::ALL {
         for (group, dim) in [(3, 80), (7, 24)] {
             let shape = KvShape { heads: 2, key_dim: dim, value_dim: dim };
             let setup = Setup::new(group, shape, 140, kv_type);
@@ -209,13 +238,14 @@ fn every_instruction_set_and_thread_count_gives_the_same_bits() {
 
 #[test]
 fn chunks_of_prefill_and_single_steps_give_the_same_bits() {
-    for group in [1, 2, 3, 6, 7] {
-        let setup = Setup::simple(group, 64, 333);
+    let more = [(3, KvType::Q8_0), (7, KvType::Q8_0)];
+    for (group, kv_type) in [1, 2, 3, 6, 7].map(|group| (group, KvType::F16)).into_iter().chain(more) {
+        let setup = Setup::simple(group, 64, 333).of(kv_type);
         let expected = bits(&setup.at_once(backend(2, best())));
         for threads in THREADS {
             for len in [1, 7, 64] {
                 let values = setup.in_chunks(backend(threads, best()), len);
-                assert_eq!(bits(&values), expected, "group {group}, {threads} threads, by {len}");
+                assert_eq!(bits(&values), expected, "group {group}, {kv_type}, {threads} threads, by {len}");
             }
         }
     }
@@ -223,13 +253,14 @@ fn chunks_of_prefill_and_single_steps_give_the_same_bits() {
 
 #[test]
 fn decoding_splits_chunks_over_threads_on_every_instruction_set_alike() {
-    let setup = Setup::simple(6, 128, 400);
-    let expected = setup.at_once(backend(2, best()));
-    let expected = bits(&expected[399 * setup.width()..]);
-    for isa in Isa::available() {
-        for threads in THREADS {
+    for kv_type in [KvType::F16, KvType::Q8_0] {
+        let setup = Setup::simple(6, 128, 400).of(kv_type);
+        let expected = setup.at_once(backend(2, best()));
+        let expected = bits(&expected[399 * setup.width()..]);
+        for (isa, threads) in Isa::available().flat_map(|isa| THREADS.map(|threads| (isa, threads))) {
             let values = setup.run(backend(threads, isa), &[&[(0, 0, 399)], &[(0, 399, 1)]], 0, false);
-            assert_eq!(bits(&values[399 * setup.width()..]), expected, "{isa}, {threads} threads");
+            let last = bits(&values[399 * setup.width()..]);
+            assert_eq!(last, expected, "{isa}, {kv_type}, {threads} threads");
         }
     }
 }
@@ -237,14 +268,14 @@ fn decoding_splits_chunks_over_threads_on_every_instruction_set_alike() {
 #[test]
 fn a_sequence_gets_the_same_bits_in_a_batch_as_alone() {
     let (tokens, each) = (600, 150);
-    let setup = Setup { tokens, ..Setup::simple(3, 64, tokens) };
     let batch: Vec<&Rows> = vec![
         &[(0, 0, 100), (1, 0, 3), (2, 0, 64), (3, 0, 1)],
         &[(0, 100, 1), (1, 3, 70), (2, 64, 1), (3, 1, 1)],
         &[(0, 101, 49), (2, 65, 85), (3, 2, 148)],
         &[(1, 73, 77)],
     ];
-    for threads in [1, 2, 8] {
+    for (threads, kv_type) in [(1, KvType::F16), (2, KvType::F16), (2, KvType::Q8_0), (8, KvType::Q8_0)] {
+        let setup = Setup::simple(3, 64, tokens).of(kv_type);
         let together = setup.run(backend(threads, best()), &batch, each, false);
         let mut together = together.chunks(setup.width());
         let mut by_sequence = vec![Vec::new(); 4];
@@ -257,18 +288,18 @@ fn a_sequence_gets_the_same_bits_in_a_batch_as_alone() {
                 query: setup.query[sequence * each * setup.heads * 64..][..each * setup.heads * 64].to_vec(),
                 key: setup.key[sequence * each * 128..][..each * 128].to_vec(),
                 value: setup.value[sequence * each * 128..][..each * 128].to_vec(),
-                ..Setup::simple(3, 64, each)
+                ..Setup::simple(3, 64, each).of(kv_type)
             };
             let alone = alone.at_once(backend(2, best()));
-            assert_eq!(bits(values), bits(&alone), "sequence {sequence}, {threads} threads");
+            assert_eq!(bits(values), bits(&alone), "sequence {sequence}, {kv_type}, {threads} threads");
         }
     }
 }
 
 #[test]
 fn what_stands_behind_the_end_of_a_page_changes_nothing() {
-    for window in [None, Some(40)] {
-        let setup = Setup { window, ..Setup::simple(6, 64, 150) };
+    for (window, kv_type) in [None, Some(40)].into_iter().flat_map(|w| KvType::ALL.map(|k| (w, k))) {
+        let setup = Setup { window, ..Setup::simple(6, 64, 150).of(kv_type) };
         for isa in Isa::available() {
             let whole: &[&Rows] = &[&[(0, 0, 150)]];
             let parts: &[&Rows] = &[&[(0, 0, 70)], &[(0, 70, 1)], &[(0, 71, 79)]];
@@ -276,27 +307,28 @@ fn what_stands_behind_the_end_of_a_page_changes_nothing() {
                 let clean = setup.run(backend(2, isa), steps, 0, false);
                 let dirty = setup.run(backend(2, isa), steps, 0, true);
                 assert!(clean.iter().all(|v| v.is_finite()));
-                assert_eq!(bits(&dirty), bits(&clean), "{isa}");
+                assert_eq!(bits(&dirty), bits(&clean), "{isa}, {kv_type}");
             }
         }
     }
 }
 
-#[test]
-fn a_copied_page_reads_like_its_source() {
-    let setup = Setup::simple(3, 32, 64);
+/// Fills page 0 with 64 positions in two layers, lets `copy` bring 63 of them to page 2, and compares what
+/// position 62 attends to.
+fn reads_alike_on_another_page(kv_type: KvType, copy: impl Fn(&mut CpuBackend)) {
+    let setup = Setup::simple(3, 40, 64);
     let shape = setup.shape;
     let mut backend = backend(2, best());
-    let query = Input::new(&mut backend, &setup.query, setup.heads * 32);
-    let key = Input::new(&mut backend, &setup.key, 64);
-    let value = Input::new(&mut backend, &setup.value, 64);
+    let query = Input::new(&mut backend, &setup.query, setup.heads * shape.key_dim);
+    let key = Input::new(&mut backend, &setup.key, shape.heads * shape.key_dim);
+    let value = Input::new(&mut backend, &setup.value, shape.heads * shape.value_dim);
     let out = backend.add_buffer(setup.width());
     let layers = [backend.add_kv(shape), backend.add_kv(shape)];
-    backend.prepare(plan(64, 3), &no_rope()).unwrap();
+    backend.prepare(Plan { kv_type, ..plan(64, 3) }, &no_rope()).unwrap();
     backend.begin(&Step { rows: &rows(64), tables: &[&[0]] });
     [&query, &key, &value].into_iter().for_each(|input| input.load(&mut backend));
     layers.into_iter().for_each(|layer| backend.append_kv(layer, key.buffer, value.buffer));
-    backend.copy_page(0, 2, 63);
+    copy(&mut backend);
     let attention = Attention { heads: setup.heads, scale: setup.scale(), window: None };
     let mut results =
         [0u32, 2].into_iter().flat_map(|page| layers.map(|layer| (page, layer))).map(|(page, layer)| {
@@ -307,5 +339,36 @@ fn a_copied_page_reads_like_its_source() {
             bits(backend.read(out))
         });
     let first = results.next().unwrap();
-    assert!(results.all(|other| other == first));
+    assert!(first.iter().any(|&bits| bits != 0));
+    assert!(results.all(|other| other == first), "{kv_type}");
+}
+
+#[test]
+fn a_copied_page_reads_like_its_source() {
+    for kv_type in KvType::ALL {
+        reads_alike_on_another_page(kv_type, |backend| backend.copy_page(0, 2, 63));
+    }
+}
+
+#[test]
+fn a_page_that_was_read_and_written_back_is_the_same_and_holds_no_more_than_was_asked_for() {
+    for kv_type in KvType::ALL {
+        reads_alike_on_another_page(kv_type, |backend| {
+            let mut bytes = Vec::new();
+            backend.read_page(0, 63, &mut bytes);
+            let shape = backend.shapes[0];
+            assert_eq!(bytes.len(), 2 * 63 * shape.position_bytes(kv_type));
+            backend.write_page(2, 63, &bytes);
+            let mut again = Vec::new();
+            backend.read_page(2, 63, &mut again);
+            assert!(again == bytes);
+            again.clear();
+            backend.read_page(2, 64, &mut again);
+            backend.write_page(1, 64, &vec![0; again.len()]);
+            backend.write_page(1, 63, &bytes);
+            let mut on_empty = Vec::new();
+            backend.read_page(1, 64, &mut on_empty);
+            assert!(on_empty == again, "the last position was written");
+        });
+    }
 }

@@ -77,6 +77,13 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn f_load_i8(p: *const i8) -> Self::F {
+        unsafe {
+            let bytes = vreinterpret_s8_u32(vdup_n_u32(p.cast::<u32>().read_unaligned()));
+            vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))))
+        }
+    }
+    #[inline(always)]
     unsafe fn f_from_i(v: Self::I) -> Self::F {
         unsafe { vcvtq_f32_s32(vreinterpretq_s32_u32(v)) }
     }

@@ -3,12 +3,17 @@
 //! Both products, scores = queries x keys and output = weights x values, are one small matrix product in which a lane
 //! belongs to one column (a position; a value dimension) and each sum runs over its terms in ascending order. So a
 //! query's result does not depend on the queries that it shares a tile with.
+//!
+//! What is said here holds for every kind of cache; [`floats`] and [`q8_0`] say how keys and values are read.
 
-use half::f16;
+mod floats;
+mod product;
+mod q8_0;
 
 use super::super::{Simd, entry_points};
 use super::math::Lanes;
 use crate::backend::PAGE_LEN;
+pub use q8_0::Q8_0;
 
 /// Values of a record after its output: the largest score, the sum of the weights, and room up to a full cache line.
 pub const RECORD_TAIL: usize = 16;
@@ -48,70 +53,75 @@ pub struct Span {
 /// Keys and values of one head in one chunk, as the cache holds them.
 #[derive(Clone, Copy, Debug)]
 pub struct Chunk {
-    /// [key_dim, PAGE_LEN]
+    /// [key_dim, PAGE_LEN], or blocks of q8_0
     pub keys: *mut u8,
-    /// [PAGE_LEN, value_stride]
+    /// [PAGE_LEN, value_stride], or blocks of q8_0
     pub values: *mut u8,
     /// Width of a key.
     pub key_dim: usize,
-    /// Width of a value, rounded up to 16.
+    /// Width of a value, rounded up to 16 (q8_0: 32).
     pub value_stride: usize,
     /// The keys of the chunk that is likely read next, its values behind them: asked for ahead, never read.
     pub next: *const u8,
 }
 
-/// An element of the cache.
-pub trait Element: Copy + 'static {
-    /// LANES elements as f32.
-    ///
-    /// # Safety
-    /// The CPU has the ISA; LANES elements are readable.
-    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
-    /// LANES elements from f32, to nearest even.
-    ///
-    /// # Safety
-    /// The CPU has the ISA; LANES elements are writable.
-    unsafe fn store<S: Simd>(p: *mut Self, v: S::F);
-}
-
-impl Element for f32 {
+impl Chunk {
+    /// What lies as far behind `next` as `p` behind the keys.
     #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const Self) -> S::F {
-        // SAFETY: the caller's promise.
-        unsafe { S::f_load(p) }
-    }
-    #[inline(always)]
-    unsafe fn store<S: Simd>(p: *mut Self, v: S::F) {
-        // SAFETY: the caller's promise.
-        unsafe { S::f_store(p, v) }
+    fn ahead<T>(&self, p: *const T) -> *const u8 {
+        self.next.wrapping_add(p.addr() - self.keys.addr())
     }
 }
 
-impl Element for f16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const Self) -> S::F {
-        // SAFETY: the caller's promise; an f16 is its bits.
-        unsafe { S::f_load_f16(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store<S: Simd>(p: *mut Self, v: S::F) {
-        // SAFETY: the caller's promise; an f16 is its bits.
-        unsafe { S::f_store_f16(p.cast(), v) }
-    }
+/// A kind of cache: f32, f16 or [`Q8_0`].
+pub trait Cached: 'static {
+    /// Bytes of a query that was made ready.
+    fn query_bytes(key_dim: usize) -> usize;
+
+    /// Makes a query [key_dim] ready for [`scores`](Self::scores), times `scale`.
+    ///
+    /// # Safety
+    /// The CPU has the ISA; `to` has [`query_bytes`](Self::query_bytes), aligned to 4.
+    unsafe fn query<S: Simd>(from: *const f32, key_dim: usize, scale: f32, to: *mut u8);
+
+    /// Stores a key and a value at position `at`.
+    ///
+    /// # Safety
+    /// The CPU has the ISA; `at` < PAGE_LEN, and nobody else is at this position.
+    unsafe fn append<S: Simd>(chunk: &Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize);
+
+    /// `to[row][position]` = query x key for `rows` queries and the first `seen` positions, a multiple of 16.
+    ///
+    /// # Safety
+    /// The CPU has the ISA; `to` is [rows, PAGE_LEN].
+    unsafe fn scores<S: Simd>(chunk: &Chunk, queries: *const u8, rows: usize, seen: usize, to: *mut f32);
+
+    /// `to[row]` = weights x values over the positions of `span`; what lies outside is not touched. `weights` are
+    /// [rows, PAGE_LEN], `to` [rows, record], `scratch` has room for so many weights more.
+    ///
+    /// # Safety
+    /// The CPU has the ISA; the pointers are valid for these shapes.
+    unsafe fn outputs<S: Simd>(
+        chunk: &Chunk,
+        weights: *const f32,
+        rows: usize,
+        span: Span,
+        to: *mut f32,
+        scratch: *mut f32,
+    );
 }
 
 entry_points! {
-    /// Stores a key and a value of `value_dim` dimensions at position `at` of the chunk. f16 cache.
-    pub fn append_f16(chunk: Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize) = append_f16_generic;
-    /// The same for an f32 cache.
-    pub fn append_f32(chunk: Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize) = append_f32_generic;
-    /// One chunk for `spans.len()` rows of `heads` query vectors each: `queries` [rows * heads, key_dim], already
-    /// scaled; `scores` [rows * heads, PAGE_LEN] is scratch; `records` [rows * heads] are written. f16 cache.
-    pub fn chunk_f16(chunk: Chunk, spans: &[Span], heads: usize, queries: *const f32, scores: *mut f32, records: *mut f32)
-        = chunk_f16_generic;
-    /// The same over an f32 cache.
-    pub fn chunk_f32(chunk: Chunk, spans: &[Span], heads: usize, queries: *const f32, scores: *mut f32, records: *mut f32)
-        = chunk_f32_generic;
+    /// Stores a key and a value of `value_dim` dimensions at position `at` of the chunk.
+    pub fn append<C: Cached>(chunk: Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize)
+        = append_generic;
+    /// Makes `count` queries [count, key_dim] ready, times `scale`.
+    pub fn prepare<C: Cached>(from: *const f32, count: usize, key_dim: usize, scale: f32, to: *mut u8)
+        = prepare_generic;
+    /// One chunk for `spans.len()` rows of `heads` query vectors each: `queries` [rows * heads] come from [`prepare`];
+    /// `scores` [2 * rows * heads, PAGE_LEN] is scratch; `records` [rows * heads] are written.
+    pub fn chunk<C: Cached>(chunk: Chunk, spans: &[Span], heads: usize, queries: *const u8, scores: *mut f32, records: *mut f32)
+        = chunk_generic;
     /// `state` = state and then `next`, which follows it in the sequence.
     pub fn merge(state: *mut f32, next: *const f32, value_stride: usize) = merge_generic;
     /// `to` = the record's output over its sum of weights: the first `width` values.
@@ -119,7 +129,7 @@ entry_points! {
 }
 
 #[inline(always)]
-unsafe fn append_f16_generic<S: Simd>(
+unsafe fn append_generic<S: Simd, C: Cached>(
     chunk: Chunk,
     at: usize,
     key: *const f32,
@@ -127,105 +137,38 @@ unsafe fn append_f16_generic<S: Simd>(
     value_dim: usize,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { append_generic::<S, f16>(chunk, at, key, value, value_dim) }
+    unsafe { C::append::<S>(&chunk, at, key, value, value_dim) }
 }
 
 #[inline(always)]
-unsafe fn append_f32_generic<S: Simd>(
-    chunk: Chunk,
-    at: usize,
-    key: *const f32,
-    value: *const f32,
-    value_dim: usize,
+unsafe fn prepare_generic<S: Simd, C: Cached>(
+    from: *const f32,
+    count: usize,
+    key_dim: usize,
+    scale: f32,
+    to: *mut u8,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe { append_generic::<S, f32>(chunk, at, key, value, value_dim) }
-}
-
-#[inline(always)]
-unsafe fn append_generic<S: Simd, T: Element>(
-    chunk: Chunk,
-    at: usize,
-    key: *const f32,
-    value: *const f32,
-    value_dim: usize,
-) {
-    let (keys, values) = (chunk.keys.cast::<T>(), chunk.values.cast::<T>());
-    // SAFETY: the caller's promise; `at` < PAGE_LEN.
-    unsafe {
-        for i in (0..chunk.key_dim).step_by(16) {
-            let stored = convert::<S, T>(key.add(i), (chunk.key_dim - i).min(16));
-            for (j, element) in stored.into_iter().take(chunk.key_dim - i).enumerate() {
-                *keys.add((i + j) * PAGE_LEN + at) = element;
-            }
-        }
-        for i in (0..value_dim).step_by(16) {
-            let stored = convert::<S, T>(value.add(i), (value_dim - i).min(16));
-            values.add(at * chunk.value_stride + i).cast::<[T; 16]>().write_unaligned(stored);
-        }
-    }
-}
-
-/// The first `n` values as elements, then zeros.
-#[inline(always)]
-unsafe fn convert<S: Simd, T: Element>(from: *const f32, n: usize) -> [T; 16] {
-    let mut padded = [0.0f32; 16];
-    // SAFETY: the caller's promise: n ≤ 16 values are readable. Each element is written.
-    unsafe {
-        std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), n);
-        let mut out = std::mem::MaybeUninit::<[T; 16]>::uninit();
-        for part in (0..16).step_by(S::LANES) {
-            T::store::<S>(out.as_mut_ptr().cast::<T>().add(part), S::f_load(padded.as_ptr().add(part)));
-        }
-        out.assume_init()
+    for i in 0..count {
+        // SAFETY: the caller's promise.
+        unsafe { C::query::<S>(from.add(i * key_dim), key_dim, scale, to.add(i * C::query_bytes(key_dim))) }
     }
 }
 
 #[inline(always)]
-unsafe fn chunk_f16_generic<S: Simd>(
+unsafe fn chunk_generic<S: Simd, C: Cached>(
     chunk: Chunk,
     spans: &[Span],
     heads: usize,
-    queries: *const f32,
+    queries: *const u8,
     scores: *mut f32,
     records: *mut f32,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe { chunk_generic::<S, f16>(chunk, spans, heads, queries, scores, records) }
-}
-
-#[inline(always)]
-unsafe fn chunk_f32_generic<S: Simd>(
-    chunk: Chunk,
-    spans: &[Span],
-    heads: usize,
-    queries: *const f32,
-    scores: *mut f32,
-    records: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe { chunk_generic::<S, f32>(chunk, spans, heads, queries, scores, records) }
-}
-
-#[inline(always)]
-unsafe fn chunk_generic<S: Simd, T: Element>(
-    chunk: Chunk,
-    spans: &[Span],
-    heads: usize,
-    queries: *const f32,
-    scores: *mut f32,
-    records: *mut f32,
-) {
-    let Chunk { key_dim, value_stride, .. } = chunk;
+    let value_stride = chunk.value_stride;
     let record = record_len(value_stride);
     // SAFETY: the caller's promise; spans end at PAGE_LEN at most.
     unsafe {
-        let keys = Strided(chunk.keys.cast::<T>().cast_const(), PAGE_LEN);
         let seen = spans.iter().fold(0, |most, span| most.max(span.to)).next_multiple_of(16);
-        let queries = Strided(queries, key_dim);
-        let to = StridedMut(scores, PAGE_LEN);
-        product::<S, T>(spans.len() * heads, key_dim, seen, queries, keys, to, chunk.next);
-        let next_values = chunk.next.wrapping_add(key_dim * PAGE_LEN * size_of::<T>());
+        C::scores::<S>(&chunk, queries, spans.len() * heads, seen, scores);
         for (row, &span) in spans.iter().enumerate() {
             for query in row * heads..(row + 1) * heads {
                 let record = Record(records.add(query * record), value_stride);
@@ -234,23 +177,13 @@ unsafe fn chunk_generic<S: Simd, T: Element>(
         }
         // Rows that see the same positions share a product. What a row does not see is left out rather than
         // multiplied by its weight 0: it may be anything, also infinite.
+        let scratch = scores.add(spans.len() * heads * PAGE_LEN);
         let mut row = 0;
         while row < spans.len() {
             let span = spans[row];
             let same = spans[row..].iter().take_while(|other| **other == span).count();
-            let weights = Strided(scores.add(row * heads * PAGE_LEN + span.from).cast_const(), PAGE_LEN);
-            let values =
-                Strided(chunk.values.cast::<T>().add(span.from * value_stride).cast_const(), value_stride);
-            let to = StridedMut(records.add(row * heads * record), record);
-            product::<S, T>(
-                same * heads,
-                span.to - span.from,
-                value_stride,
-                weights,
-                values,
-                to,
-                next_values,
-            );
+            let weights = scores.add(row * heads * PAGE_LEN);
+            C::outputs::<S>(&chunk, weights, same * heads, span, records.add(row * heads * record), scratch);
             row += same;
         }
     }
@@ -310,116 +243,6 @@ unsafe fn finish_generic<S: Simd>(record: *const f32, value_stride: usize, to: *
         }
         if whole < width {
             Lanes::load(record.0.add(whole)).div(sum).store_part(to.add(whole), width - whole);
-        }
-    }
-}
-
-/// A matrix in memory: where it begins, elements from row to row.
-#[derive(Clone, Copy)]
-struct Strided<T>(*const T, usize);
-/// The same, to be written.
-#[derive(Clone, Copy)]
-struct StridedMut(*mut f32, usize);
-
-/// Most rows of a tile. With 4 vectors of columns it fills 24 of 32 vector registers, with 2 12 of AVX2's 16.
-const TILE_ROWS: usize = 6;
-
-/// `c[rows, columns] = a[rows, depth] x b[depth, columns]`: each element starts at 0 and takes up its products in
-/// ascending order, each rounded once. Columns are a multiple of 16. On the way it asks for as many bytes from `ahead` on
-/// as b has.
-#[inline(always)]
-unsafe fn product<S: Simd, T: Element>(
-    rows: usize,
-    depth: usize,
-    columns: usize,
-    a: Strided<f32>,
-    b: Strided<T>,
-    c: StridedMut,
-    ahead: *const u8,
-) {
-    let tiles = rows.div_ceil(TILE_ROWS);
-    for tile in 0..tiles {
-        let (from, to) = (tile * rows / tiles, (tile + 1) * rows / tiles); // 7 rows are 3 and 4, not 6 and 1
-        // SAFETY: the caller's promise; from..to is in 0..rows.
-        unsafe {
-            let a = Strided(a.0.add(from * a.1), a.1);
-            let c = StridedMut(c.0.add(from * c.1), c.1);
-            match to - from {
-                1 => tile_row::<S, T, 1>(depth, columns, a, b, c, ahead),
-                2 => tile_row::<S, T, 2>(depth, columns, a, b, c, ahead),
-                3 => tile_row::<S, T, 3>(depth, columns, a, b, c, ahead),
-                4 => tile_row::<S, T, 4>(depth, columns, a, b, c, ahead),
-                5 => tile_row::<S, T, 5>(depth, columns, a, b, c, ahead),
-                _ => tile_row::<S, T, TILE_ROWS>(depth, columns, a, b, c, ahead),
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn tile_row<S: Simd, T: Element, const R: usize>(
-    depth: usize,
-    columns: usize,
-    a: Strided<f32>,
-    b: Strided<T>,
-    c: StridedMut,
-    ahead: *const u8,
-) {
-    let vectors = columns / S::LANES;
-    let bytes = depth * S::LANES * size_of::<T>(); // of a vector's columns
-    let mut v = 0;
-    // SAFETY: the caller's promise; v..v + width is in 0..vectors.
-    unsafe {
-        while S::LANES != 8 && v + 4 <= vectors {
-            tile::<S, T, R, 4>(depth, v * S::LANES, a, b, c, ahead.wrapping_add(v * bytes));
-            v += 4;
-        }
-        while v + 2 <= vectors {
-            tile::<S, T, R, 2>(depth, v * S::LANES, a, b, c, ahead.wrapping_add(v * bytes));
-            v += 2;
-        }
-        while v < vectors {
-            tile::<S, T, R, 1>(depth, v * S::LANES, a, b, c, ahead.wrapping_add(v * bytes));
-            v += 1;
-        }
-    }
-}
-
-/// R rows and V vectors of columns from `column` on, held in registers.
-#[allow(clippy::needless_range_loop)] // index loops of constant length unroll for sure
-#[inline(always)]
-unsafe fn tile<S: Simd, T: Element, const R: usize, const V: usize>(
-    depth: usize,
-    column: usize,
-    a: Strided<f32>,
-    b: Strided<T>,
-    c: StridedMut,
-    ahead: *const u8,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[S::f_splat(0.0); V]; R];
-        for k in 0..depth {
-            let from = b.0.add(k * b.1 + column);
-            let bytes = V * S::LANES * size_of::<T>();
-            for line in 0..bytes.div_ceil(64) {
-                S::prefetch(ahead.wrapping_add(k * bytes + line * 64));
-            }
-            let mut vectors = [S::f_splat(0.0); V];
-            for v in 0..V {
-                vectors[v] = T::load::<S>(from.add(v * S::LANES));
-            }
-            for r in 0..R {
-                let x = S::f_splat(*a.0.add(r * a.1 + k));
-                for v in 0..V {
-                    sums[r][v] = S::f_fma(x, vectors[v], sums[r][v]);
-                }
-            }
-        }
-        for r in 0..R {
-            for v in 0..V {
-                S::f_store(c.0.add(r * c.1 + column + v * S::LANES), sums[r][v]);
-            }
         }
     }
 }

@@ -78,6 +78,10 @@ impl Simd for Scalar {
         unsafe { p.cast::<[u16; N]>().write_unaligned(bits) }
     }
     #[inline(always)]
+    unsafe fn f_load_i8(p: *const i8) -> Self::F {
+        map(unsafe { p.cast::<[i8; N]>().read_unaligned() }, f32::from)
+    }
+    #[inline(always)]
     unsafe fn f_from_i(v: Self::I) -> Self::F {
         map(v, |v| v as i32 as f32)
     }

@@ -65,6 +65,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
     }
     #[inline(always)]
+    unsafe fn f_load_i8(p: *const i8) -> Self::F {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+    #[inline(always)]
     unsafe fn f_from_i(v: Self::I) -> Self::F {
         unsafe { _mm256_cvtepi32_ps(v) }
     }
