@@ -143,20 +143,7 @@ impl ModelBuilder {
             (text.join().expect("building the vocabulary does not panic"), engine)
         });
         let (text, (engine, context)) = (text?, engine?);
-        Ok(Model { inner: Arc::new(self.inner(found, checkpoint, text, engine, context, entry, began)) })
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn inner(
-        self,
-        found: Found,
-        checkpoint: Checkpoint,
-        text: Text,
-        engine: Engine,
-        context: usize,
-        entry: Option<&'static Entry>,
-        began: Instant,
-    ) -> Inner {
+        let h = engine.decoder().hyperparameters();
         let own = generation_config(&checkpoint.metadata);
         let recommended = entry.map(|e| e.sampling).unwrap_or_default();
         let markers = entry.map_or_else(Markers::default, |e| Markers {
@@ -165,15 +152,15 @@ impl ModelBuilder {
         });
         let marker_tokens =
             [&markers.start, &markers.end].iter().filter_map(|m| text.tokenizer.id(m)).collect();
-        Inner {
+        let inner = Inner {
             name: self.name,
             weight_bytes: checkpoint.total_bytes(),
             parameters: checkpoint.tensors.values().map(|t| t.rows() as u64 * t.columns() as u64).sum(),
             files: checkpoint.files,
-            architecture: engine.decoder().hyperparameters().architecture.clone(),
+            architecture: h.architecture.clone(),
             device: engine.device(),
             context,
-            vocabulary: engine.decoder().hyperparameters().vocabulary,
+            vocabulary: h.vocabulary,
             tokenizer: text.tokenizer,
             template: text.template,
             markers,
@@ -183,7 +170,8 @@ impl ModelBuilder {
             path: found.path,
             engine: Mutex::new(engine),
             load_seconds: began.elapsed().as_secs_f64(),
-        }
+        };
+        Ok(Model { inner: Arc::new(inner) })
     }
 
     /// The backend with the weights on it, and the context it is planned for.
