@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use pensive::backend::cpu::kernels::{Isa, Layout};
+use pensive::backend::cpu::kernels::Isa;
 use pensive::backend::cpu::pool::Pool;
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{

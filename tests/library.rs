@@ -171,7 +171,7 @@ fn a_chat_keeps_the_cache_of_what_its_turns_share() {
     assert_eq!(fresh.tokens, second.tokens);
 
     let (_, again) = collect(chat.regenerate(&options).unwrap());
-    assert_eq!(again.tokens, second.tokens);
+    assert_eq!(again.tokens, second.tokens); // greedy
     assert_eq!(chat.undo().as_deref(), Some("And 3+3?"));
     assert_eq!(chat.messages().len(), 2);
 }
@@ -190,6 +190,20 @@ fn a_turn_that_is_dropped_early_leaves_what_it_said_in_the_history() {
         }
     }
     assert_eq!(chat.messages().last().unwrap(), &Message::assistant(said));
+}
+
+#[test]
+fn a_reply_is_regenerated_with_other_draws_and_kept_until_there_is_a_new_one() {
+    let Some(model) = model(SMOLLM2) else { return };
+    let mut chat = model.chat();
+    let options = Options::new().temperature(1.0).seed(5).max_tokens(12);
+    let (_, first) = collect(chat.ask("Tell me a joke.", &options).unwrap());
+    drop(chat.regenerate(&options).unwrap()); // before anything came
+    assert_eq!(chat.messages().last().unwrap().content, first.answer);
+    let (_, second) = collect(chat.regenerate(&options).unwrap());
+    assert_ne!(first.tokens, second.tokens);
+    assert_eq!(chat.messages().len(), 2);
+    assert_eq!(chat.messages()[1].content, second.answer);
 }
 
 #[test]

@@ -10,12 +10,14 @@ pub struct Chat {
     messages: Vec<Message>,
     /// How many of the oldest messages (after the system's) are no longer in the context.
     forgotten: usize,
+    /// How often the last message was replied to before: other draws of the same seed.
+    attempts: u64,
     slot: Slot,
 }
 
 impl Chat {
     pub(super) fn new(model: Model) -> Self {
-        Chat { model, messages: Vec::new(), forgotten: 0, slot: Slot::default() }
+        Chat { model, messages: Vec::new(), forgotten: 0, attempts: 0, slot: Slot::default() }
     }
 
     /// The model it talks to.
@@ -70,27 +72,39 @@ impl Chat {
     /// # Errors
     /// As [`Model::generate`]; the history is then as before.
     pub fn ask(&mut self, text: impl Into<String>, options: &Options) -> Result<Turn<'_>> {
+        self.attempts = 0;
+        let before = self.messages.len();
         self.messages.push(Message::user(text));
-        let result = self.reply(options);
-        match result {
-            Ok((generation, forgotten)) => Ok(Turn::new(self, generation, forgotten)),
+        match self.reply(options) {
+            Ok((generation, forgotten)) => {
+                Ok(Turn { chat: self, generation, forgotten, keep: before, restore: Vec::new() })
+            }
             Err(error) => {
-                self.messages.pop();
+                self.messages.truncate(before);
                 Err(error)
             }
         }
     }
 
-    /// Replies to the last user's message anew.
+    /// Replies to the last user's message anew, with other draws of the seed. Until something of the new reply is
+    /// there the old one is kept.
     ///
     /// # Errors
-    /// [`Error::Usage`] where there is none; as [`Model::generate`].
+    /// [`Error::Usage`] where there is no such message; as [`Model::generate`]. The history is then as before.
     pub fn regenerate(&mut self, options: &Options) -> Result<Turn<'_>> {
         let last = self.messages.iter().rposition(|m| m.role == Role::User);
         let Some(at) = last else { return Err(Error::Usage("there is no message to reply to yet".into())) };
-        self.messages.truncate(at + 1);
-        let (generation, forgotten) = self.reply(options)?;
-        Ok(Turn::new(self, generation, forgotten))
+        let old = self.messages.split_off(at + 1);
+        self.attempts += 1;
+        match self.reply(options) {
+            Ok((generation, forgotten)) => {
+                Ok(Turn { chat: self, generation, forgotten, keep: at + 1, restore: old })
+            }
+            Err(error) => {
+                self.messages.extend(old);
+                Err(error)
+            }
+        }
     }
 
     /// Starts the reply to the messages; oldest turns go until the prompt leaves room for an answer.
@@ -100,7 +114,8 @@ impl Chat {
             let system = self.system_len();
             let seen: Vec<Message> =
                 [&self.messages[..system], &self.messages[system + self.forgotten..]].concat();
-            let start = self.model.start(&seen.into(), options)?;
+            let mut start = self.model.start(&seen.into(), options)?;
+            start.sequence = self.attempts;
             let context = self.model.context();
             // room for an answer: 512 tokens, or a quarter of a small context
             let fits = start.prompt.len() + (context / 4).min(512) <= context;
@@ -131,12 +146,9 @@ pub struct Turn<'a> {
     chat: &'a mut Chat,
     generation: Generation,
     forgotten: usize,
-}
-
-impl<'a> Turn<'a> {
-    fn new(chat: &'a mut Chat, generation: Generation, forgotten: usize) -> Self {
-        Turn { chat, generation, forgotten }
-    }
+    /// Where nothing is generated: how many messages stay, and what follows them.
+    keep: usize,
+    restore: Vec<Message>,
 }
 
 impl Turn<'_> {
@@ -161,7 +173,9 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let stats = self.generation.stats();
         if stats.thought.is_empty() && stats.answer.is_empty() {
-            self.chat.messages.pop(); // a question without any reply is no turn
+            // a question without any reply is no turn
+            self.chat.messages.truncate(self.keep);
+            self.chat.messages.append(&mut self.restore);
             return;
         }
         let thought = Some(stats.thought).filter(|t| !t.is_empty());

@@ -59,7 +59,9 @@ pub enum Finish {
 pub enum ThoughtEnd {
     /// The model closed it (or ended the text within it).
     Natural,
-    /// The bound on tokens or the context cut it.
+    /// The bound on tokens cut it.
+    Length,
+    /// The end of the context cut it.
     Context,
     /// It was cancelled.
     User,
@@ -166,6 +168,8 @@ pub(super) struct Start {
     pub verbatim: bool,
     pub sampling: Sampling,
     pub seed: u64,
+    /// Number of the sequence among those of the seed.
+    pub sequence: u64,
     pub slot: Slot,
 }
 
@@ -226,7 +230,7 @@ impl Generation {
             slot: start.slot,
             cancel: options.cancel.clone().unwrap_or_default(),
             hook: options.logits_hook.clone(),
-            sampler: Sampler::new(start.sampling, start.seed, 0),
+            sampler: Sampler::new(start.sampling, start.seed, start.sequence),
             parser: start.parser,
             thought: Channel::new(false, vec![]),
             answer: Channel::new(start.verbatim, options.stop.clone()),
@@ -424,6 +428,7 @@ impl Generation {
         if thinking && !self.stats.tokens.is_empty() {
             self.stats.thought_end = Some(match finish {
                 Finish::Stop => ThoughtEnd::Natural,
+                Finish::Length if self.history.len() < self.stats.context => ThoughtEnd::Length,
                 Finish::Length => ThoughtEnd::Context,
                 Finish::Interrupted => ThoughtEnd::User,
             });

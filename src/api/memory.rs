@@ -46,8 +46,7 @@ impl Needs {
         if force || self.total(context) <= available {
             return Ok(context);
         }
-        let room = available.saturating_sub(self.weights + self.buffers);
-        let fits = (room / self.page.max(1)) as usize * PAGE_LEN;
+        let fits = self.fits(available);
         match wanted {
             None if fits >= SMALLEST_CONTEXT.min(own) => Ok(fits.min(own)),
             _ => Err(Error::Memory(self.refusal(wanted.unwrap_or(SMALLEST_CONTEXT.min(own)), available))),
@@ -64,16 +63,22 @@ impl Needs {
         (available - available / 8).saturating_sub(self.total(context) - self.weights)
     }
 
+    /// Tokens of context that fit beside the weights.
+    fn fits(&self, available: u64) -> usize {
+        let room = available.saturating_sub(self.weights + self.buffers);
+        (room / self.page.max(1)) as usize * PAGE_LEN
+    }
+
     fn refusal(&self, context: usize, available: u64) -> String {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let largest = catalog::largest_that_fits(available, context);
-        let advice = match largest {
-            Some(entry) => format!("the largest model of the catalog that fits is {}", entry.name),
-            None => "no model of the catalog fits".to_owned(),
+        let advice = match (self.fits(available), catalog::largest_that_fits(available, context)) {
+            (fits, _) if fits >= SMALLEST_CONTEXT.min(context) => format!("--context {fits} fits"),
+            (_, Some(entry)) => format!("the largest model of the catalog that fits is {}", entry.name),
+            _ => "no model of the catalog fits".to_owned(),
         };
         format!(
             "needs {:.1} GiB (weights {:.1}, context of {context} tokens {:.1}), and {:.1} GiB of memory are available: \
-             {advice}; a smaller --context needs less, --force loads it all the same",
+             {advice}; --force loads it all the same",
             gib(self.total(context)),
             gib(self.weights),
             gib(self.total(context) - self.weights),
@@ -117,7 +122,8 @@ mod tests {
     fn what_does_not_fit_is_refused_with_the_numbers() {
         let error = NEEDS.context(None, 32768, 1110 * MIB, false).unwrap_err().to_string();
         assert!(error.contains("weights 1.0") && error.contains("1.1 GiB of memory"), "{error}");
-        assert!(NEEDS.context(Some(32768), 32768, 1200 * MIB, false).is_err());
+        let error = NEEDS.context(Some(32768), 32768, 1200 * MIB, false).unwrap_err().to_string();
+        assert!(error.contains("--context 6400 fits"), "{error}");
         assert_eq!(NEEDS.context(Some(32768), 32768, 1200 * MIB, true).unwrap(), 32768);
     }
 }

@@ -436,7 +436,7 @@ impl Model {
             Prompt::Tokens(tokens) => (tokens.clone(), ThoughtParser::verbatim()),
         };
         let seed = options.seed.unwrap_or_else(random_seed);
-        Ok(Start { prompt: tokens, parser, verbatim, sampling, seed, slot: Slot::default() })
+        Ok(Start { prompt: tokens, parser, verbatim, sampling, seed, sequence: 0, slot: Slot::default() })
     }
 
     /// Starts a generation that takes over the sequence in `slot`.
