@@ -65,7 +65,7 @@ fn gives_the_same_bits(file: &str, kv_type: KvType, deep: usize, shallow: usize)
     let few = &tokens[..shallow];
     let expected_few = feed(&mut reference, &mut Sequence::new(), few, 1);
     drop(reference);
-    let ways = [(1, 64), (3, 7), (8, 129)];
+    let ways = [(3, 7), (1, 129), (8, 64)]; // the fastest gets the small chunks
     for (i, isa) in Isa::available().enumerate() {
         let (threads, chunk) = ways[i % ways.len()];
         let mut other = engine(&path, threads, isa, kv_type);
@@ -116,12 +116,12 @@ fn shares_its_prefix(engine: &mut Engine, whole: &Sequence, tokens: &[u32], expe
 
 #[test]
 fn smollm2_gives_the_same_bits_whatever_the_way() {
-    gives_the_same_bits(SMOLLM2.1, KvType::F16, 1531, 100);
+    gives_the_same_bits(SMOLLM2.1, KvType::F16, 1531, 40);
 }
 
 #[test]
 fn smollm2_with_a_q8_0_cache_gives_the_same_bits_whatever_the_way() {
-    gives_the_same_bits(SMOLLM2.1, KvType::Q8_0, 1531, 70);
+    gives_the_same_bits(SMOLLM2.1, KvType::Q8_0, 1531, 40);
 }
 
 #[test]
