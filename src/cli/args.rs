@@ -350,7 +350,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
     /// How keys and values are stored [default: f16]
-    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "f32"]))]
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
     /// Load even what does not fit into memory
     #[arg(long)]

@@ -132,7 +132,7 @@ impl Engine {
     /// Bytes of the keys and values of one position, in all layers.
     pub fn kv_bytes(&self) -> usize {
         let h = self.decoder.hyperparameters();
-        h.layers * h.kv_shape().page_bytes(self.plan.kv_type) / PAGE_LEN
+        h.layers * h.kv_shape().position_bytes(self.plan.kv_type)
     }
 
     /// Most rows in a step: the size of a prefill chunk.
