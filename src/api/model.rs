@@ -393,7 +393,7 @@ impl Model {
         Ok(self.start(&prompt.into(), options)?.prompt)
     }
 
-    /// The logits after each of `tokens`, in order: `visit` is called with the position and the logits [vocabulary].
+    /// The logits after each of `tokens`, in order: `visit` is called with the position and the logits `[vocabulary]`.
     ///
     /// # Errors
     /// More tokens than the context holds, or a token beyond the vocabulary.

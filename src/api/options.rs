@@ -100,7 +100,7 @@ impl From<&[Message]> for Prompt {
     }
 }
 
-/// Sees, and may edit, the logits before each token is chosen: (tokens generated so far, logits [vocabulary]).
+/// Sees, and may edit, the logits before each token is chosen: (tokens generated so far, logits `[vocabulary]`).
 pub type LogitsHook = Arc<dyn Fn(&[u32], &mut [f32]) + Send + Sync>;
 
 /// How to generate. What is not set comes from the model (its catalog entry or generation_config.json).

@@ -4,7 +4,7 @@
 //! (The logits hook of [`Options`](crate::Options) comes before all of them.) Temperature 0 takes the most likely
 //! token after the penalties; of equals the one with the lowest id.
 //!
-//! The draw for token i depends only on (seed, sequence, i), see [`philox`](super::philox). Candidates are ordered
+//! The draw for token i depends only on (seed, sequence, i), see [`philox`]. Candidates are ordered
 //! by falling logit, then by rising id; the draw u takes the first one at which the running sum of the
 //! probabilities exceeds u.
 

@@ -1,6 +1,6 @@
 //! Hyperparameters, and one decoder text for every architecture.
 //!
-//! A new architecture is a mapping of names ([`names`]) and a few fields of [`Hyperparameters`].
+//! A new architecture is a mapping of names (`names`) and a few fields of [`Hyperparameters`].
 
 mod decoder;
 mod hyperparameters;

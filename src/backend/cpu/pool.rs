@@ -1,11 +1,11 @@
 //! A thread pool made for a chain of short parallel steps.
 //!
 //! A decoder issues some hundred parallel steps per token, each of 10 to 500 µs. So the workers wait for the next step
-//! by spinning, and sleep only after [`SPIN`] without one; the caller takes part in every step; a step costs one
+//! by spinning, and sleep only after `SPIN` without one; the caller takes part in every step; a step costs one
 //! wake-up even if it has several phases ([`Worker::barrier`]); nothing is allocated.
 //!
 //! What one thread wrote before the start of a step, before a barrier or before its end is seen by all after it:
-//! each of the three is a [`Signal`], whose `advance` releases and whose `wait` acquires.
+//! each of the three is a `Signal`, whose `advance` releases and whose `wait` acquires.
 
 use std::any::Any;
 use std::cell::UnsafeCell;

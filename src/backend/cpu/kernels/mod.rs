@@ -1,5 +1,5 @@
 //! Kernels. Each algorithm stands once, in [`generic`], over the small [`Simd`] trait; the ISA folders hold the
-//! trait's instances; [`entry_points!`] compiles an algorithm for each of them, and [`Isa`] picks one at start.
+//! trait's instances; `entry_points!` compiles an algorithm for each of them, and [`Isa`] picks one at start.
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;

@@ -4,7 +4,7 @@
 //! belongs to one column (a position; a value dimension) and each sum runs over its terms in ascending order. So a
 //! query's result does not depend on the queries that it shares a tile with.
 //!
-//! What is said here holds for every kind of cache; [`floats`] and [`q8_0`] say how keys and values are read.
+//! What is said here holds for every kind of cache; `floats` and `q8_0` say how keys and values are read.
 
 mod floats;
 mod product;
@@ -78,7 +78,7 @@ pub trait Cached: 'static {
     /// Bytes of a query that was made ready.
     fn query_bytes(key_dim: usize) -> usize;
 
-    /// Makes a query [key_dim] ready for [`scores`](Self::scores), times `scale`.
+    /// Makes a query `[key_dim]` ready for [`scores`](Self::scores), times `scale`.
     ///
     /// # Safety
     /// The CPU has the ISA; `to` has [`query_bytes`](Self::query_bytes), aligned to 4.

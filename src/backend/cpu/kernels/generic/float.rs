@@ -51,7 +51,7 @@ impl Float for Bf16 {
 /// A matrix product, or some tiles of it. Sizes in elements.
 #[derive(Clone, Copy)]
 pub struct FloatProduct {
-    /// [rows][columns]
+    /// `[rows][columns]`
     pub weights: *const u8,
     /// Rows of the matrix.
     pub rows: usize,
@@ -59,15 +59,15 @@ pub struct FloatProduct {
     pub columns: usize,
     /// Tiles from..to of 16 rows are computed.
     pub tiles: (usize, usize),
-    /// [tokens][columns], rows `x_stride` apart.
+    /// `[tokens][columns]`, rows `x_stride` apart.
     pub x: *const f32,
     /// See `x`.
     pub x_stride: usize,
     /// Tokens.
     pub tokens: usize,
-    /// [rows], or null.
+    /// `[rows]`, or null.
     pub bias: *const f32,
-    /// [tokens][rows], rows `out_stride` apart.
+    /// `[tokens][rows]`, rows `out_stride` apart.
     pub out: *mut f32,
     /// See `out`.
     pub out_stride: usize,

@@ -113,19 +113,19 @@ pub struct Product {
     pub columns: usize,
     /// Tiles from..to of 16 rows are computed.
     pub tiles: (usize, usize),
-    /// [chunks][tokens]
+    /// `[chunks][tokens]`
     pub x: *const QuantizedChunk,
     /// Tokens.
     pub tokens: usize,
-    /// [rows], or null.
+    /// `[rows]`, or null.
     pub bias: *const f32,
-    /// [tokens][rows], rows `out_stride` apart.
+    /// `[tokens][rows]`, rows `out_stride` apart.
     pub out: *mut f32,
     /// See `out`.
     pub out_stride: usize,
     /// [PASS]
     pub unpacked: *mut Unpacked,
-    /// [PASS][tokens][16]: the running sums.
+    /// `[PASS][tokens][16]`: the running sums.
     pub sums: *mut f32,
     /// One chunk of a tile, interleaved.
     pub interleaved: *mut u8,
