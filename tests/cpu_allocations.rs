@@ -35,7 +35,7 @@ fn tensor(kind: BlockType, rows: usize, columns: usize) -> Tensor {
 
 #[test]
 fn a_step_allocates_nothing_whatever_its_shape() {
-    for threads in [1, 2, 3] {
+    for (threads, kv_type) in [(1, KvType::F16), (2, KvType::Q8_0), (3, KvType::F16)] {
         let options = CpuOptions { threads: Some(threads), ..Default::default() };
         let mut backend = CpuBackend::new(options).expect("threads start");
         let (heads, shape, width) = (4, KvShape { heads: 2, key_dim: 64, value_dim: 64 }, 256);
@@ -48,7 +48,7 @@ fn a_step_allocates_nothing_whatever_its_shape() {
         let [x, normed, query, out] = [(); 4].map(|()| backend.add_buffer(width));
         let [key, value] = [(); 2].map(|()| backend.add_buffer(128));
         let layer = backend.add_kv(shape);
-        let plan = Plan { rows: 200, logit_rows: 3, sequences: 2, pages: 12, kv_type: KvType::F16 };
+        let plan = Plan { rows: 200, logit_rows: 3, sequences: 2, pages: 12, kv_type };
         let inverse_frequencies = (0..32).map(|i| 1e4f64.powf(-f64::from(i) / 32.0)).collect();
         let rope = Rope { inverse_frequencies, magnitude: 1.0, style: RopeStyle::Halves };
         backend.prepare(plan, &rope).expect("memory");

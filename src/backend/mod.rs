@@ -253,6 +253,9 @@ pub trait Backend: Send {
     /// Rotates each head of width `head_dim` by the row's position, in place.
     fn rope(&mut self, x: Buffer, head_dim: usize);
 
+    /// Takes `vector` from each row, in place.
+    fn subtract(&mut self, x: Buffer, vector: Vector);
+
     /// Stores the rows' keys and values in the pages of layer `layer`.
     fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer);
 

@@ -1,7 +1,7 @@
 //! The one decoder text.
 
-use super::{Hyperparameters, names};
-use crate::backend::{Attention, Backend, Buffer, Matrix, Projection, Step, Vector};
+use super::{Hyperparameters, names, rope};
+use crate::backend::{Attention, Backend, Buffer, Matrix, Projection, Rope, Step, Vector};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -50,6 +50,8 @@ struct Layer {
     value: Linear,
     query_norm: Option<Vector>,
     key_norm: Option<Vector>,
+    /// What all keys have in common: the part of their bias that hardly turns.
+    key_center: Option<Vector>,
     output: Linear,
     ffn_norm: Vector,
     gate: Linear,
@@ -100,19 +102,26 @@ impl Decoder {
     ) -> Result<Self> {
         let h = hyperparameters;
         let (queries, keys) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
+        let rope = h.rope();
         let mut load = Load::new(checkpoint, backend, progress);
 
         let embedding = load.embedding("token_embd.weight", h.vocabulary, h.width)?;
         let layers = (0..h.layers)
             .map(|i| {
                 let name = |part: &str| format!("blk.{i}.{part}");
+                let key_norm = load.optional_vector(&name("attn_k_norm.weight"), h.head_dim)?;
+                let key_center = match key_norm {
+                    Some(_) => None, // it takes away what a bias adds
+                    None => load.key_center(&name("attn_k.bias"), &rope, h.head_dim)?,
+                };
                 Ok(Layer {
                     attn_norm: load.vector(&name("attn_norm.weight"), h.width)?,
                     query: load.linear(&name("attn_q"), queries, h.width)?,
                     key: load.linear(&name("attn_k"), keys, h.width)?,
                     value: load.linear(&name("attn_v"), keys, h.width)?,
                     query_norm: load.optional_vector(&name("attn_q_norm.weight"), h.head_dim)?,
-                    key_norm: load.optional_vector(&name("attn_k_norm.weight"), h.head_dim)?,
+                    key_norm,
+                    key_center,
                     output: load.linear(&name("attn_output"), h.width, queries)?,
                     ffn_norm: load.vector(&name("ffn_norm.weight"), h.width)?,
                     gate: load.linear(&name("ffn_gate"), h.feed_forward, h.width)?,
@@ -207,6 +216,10 @@ impl Decoder {
         }
         backend.rope(b.query, h.head_dim);
         backend.rope(b.key, h.head_dim);
+        if let Some(center) = layer.key_center {
+            // softmax does not see what is added to all scores, and without their large common part keys are stored finer
+            backend.subtract(b.key, center);
+        }
         backend.append_kv(i, b.key, b.value);
     }
 
@@ -334,6 +347,14 @@ impl<'a> Load<'a> {
         let tensor = self.tensor(name, 1, len)?;
         self.count(tensor);
         self.backend.add_vector(tensor.values())
+    }
+
+    /// The mean of a key bias's rotations.
+    fn key_center(&mut self, bias: &str, rope: &Rope, head_dim: usize) -> Result<Option<Vector>> {
+        let Some(bias) = self.find(bias) else { return Ok(None) };
+        let mut center = bias.values();
+        center.chunks_exact_mut(head_dim).for_each(|head| rope::mean_rotation(rope, head));
+        self.backend.add_vector(center).map(Some)
     }
 
     fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vector>> {

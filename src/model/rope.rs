@@ -88,9 +88,62 @@ pub(super) fn rope(base: f64, dims: usize, scaling: &Scaling, style: RopeStyle) 
     Rope { inverse_frequencies, magnitude, style }
 }
 
+/// Positions over which [`mean_rotation`] is taken: a long thought.
+const MEAN_POSITIONS: f64 = 4096.0;
+
+/// The mean of a head's rotations over positions 0 to 4,096 (as an integral): what turns slowly stays, what turns fast
+/// goes to zero.
+pub(super) fn mean_rotation(rope: &Rope, head: &mut [f32]) {
+    let pairs = rope.inverse_frequencies.len();
+    for (i, frequency) in rope.inverse_frequencies.iter().enumerate() {
+        let angle = frequency * MEAN_POSITIONS;
+        let (sin, cos) = libm::sincos(angle);
+        let (mean_cos, mean_sin) = (rope.magnitude * sin / angle, rope.magnitude * (1.0 - cos) / angle);
+        let (first, second) = match rope.style {
+            RopeStyle::Halves => (i, i + pairs),
+            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+        };
+        let (a, b) = (f64::from(head[first]), f64::from(head[second]));
+        head[first] = (a * mean_cos - b * mean_sin) as f32;
+        head[second] = (b * mean_cos + a * mean_sin) as f32;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mean_rotation_keeps_what_turns_slowly() {
+        for style in [RopeStyle::Halves, RopeStyle::Interleaved] {
+            let slow = Rope { inverse_frequencies: vec![1e-9, 1.0], magnitude: 1.5, style };
+            let mut head = [1.0f32, 2.0, 3.0, 4.0, 5.0];
+            mean_rotation(&slow, &mut head);
+            let (kept, gone) = match style {
+                RopeStyle::Halves => ([(0, 1.5), (2, 4.5)], [1, 3]),
+                RopeStyle::Interleaved => ([(0, 1.5), (1, 3.0)], [2, 3]),
+            };
+            assert!(kept.iter().all(|&(i, value)| (head[i] - value).abs() < 1e-4), "{head:?}");
+            assert!(gone.iter().all(|&i: &usize| head[i].abs() < 0.01), "{head:?}");
+            assert_eq!(head[4], 5.0, "what is not rotated stays");
+        }
+    }
+
+    #[test]
+    fn the_mean_rotation_is_the_mean_of_the_rotations() {
+        let rope = rope(1e6, 16, &Scaling::None, RopeStyle::Halves);
+        let head: Vec<f32> = (0..16).map(|i| i as f32 - 7.0).collect();
+        let mut mean = head.clone();
+        mean_rotation(&rope, &mut mean);
+        for (i, f) in rope.inverse_frequencies.iter().enumerate() {
+            let turned = |p: usize| {
+                let (sin, cos) = libm::sincos(p as f64 * f);
+                f64::from(head[i]) * cos - f64::from(head[i + 8]) * sin
+            };
+            let sum: f64 = (0..4096).map(turned).sum();
+            assert!((f64::from(mean[i]) - sum / 4096.0).abs() < 0.01, "pair {i}");
+        }
+    }
 
     #[test]
     fn plain_frequencies_fall_from_one_towards_one_over_base() {

@@ -81,11 +81,13 @@ fn write_model(path: &Path, kind: BlockType, seed: u64) {
     add("token_embd.weight".into(), kind, &[VOCABULARY, s.width]);
     for layer in 0..2 {
         let mut part = |name: &str, kind, shape: &[usize]| {
-            add(format!("blk.{layer}.{name}.weight"), kind, shape);
+            let suffix = if name.ends_with(".bias") { "" } else { ".weight" };
+            add(format!("blk.{layer}.{name}{suffix}"), kind, shape);
         };
         part("attn_norm", BlockType::F32, &[s.width]);
         part("attn_q", kind, &[queries, s.width]);
         part("attn_k", kind, &[keys, s.width]);
+        part("attn_k.bias", BlockType::F32, &[keys]);
         part("attn_v", kind, &[keys, s.width]);
         part("attn_output", kind, &[s.width, queries]);
         part("ffn_norm", BlockType::F32, &[s.width]);

@@ -337,6 +337,17 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn subtract(&mut self, x: Buffer, vector: Vector) {
+        let (width, target) = (self.width(x), self.target(x));
+        let vector = &self.vectors[vector.0];
+        assert_eq!(width, vector.len(), "width of a vector to subtract");
+        self.pool.for_each(self.rows, Self::least_rows(width), |row| {
+            // SAFETY: the row lies in the buffer and belongs to one task.
+            let row = unsafe { std::slice::from_raw_parts_mut(target.at(row * width), width) };
+            row.iter_mut().zip(vector).for_each(|(x, v)| *x -= v);
+        });
+    }
+
     fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer) {
         let shape = self.shapes[layer];
         assert_eq!(self.width(key), shape.heads * shape.key_dim, "width of the keys' buffer");

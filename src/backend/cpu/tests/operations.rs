@@ -43,6 +43,20 @@ fn rms_norm_divides_by_the_root_of_the_mean_square() {
 }
 
 #[test]
+fn subtract_takes_the_vector_from_each_row() {
+    let (x, vector) = (noise(5, 70 * 40, 3.0), noise(6, 40, 1.0));
+    let values = everywhere(|mut backend| {
+        let handle = backend.add_vector(vector.clone()).unwrap();
+        apply(backend, &[&x], 40, &no_rope(), |backend, b| {
+            backend.subtract(b[0], handle);
+            b[0]
+        })
+    });
+    let expected = x.iter().zip(vector.iter().cycle()).map(|(x, v)| f64::from(x - v));
+    assert_close(&values, &expected.collect::<Vec<_>>(), 0.0);
+}
+
+#[test]
 fn head_norm_treats_each_head_as_a_row() {
     for (heads, head_dim) in [(3, 64), (2, 80), (5, 20)] {
         let width = heads * head_dim;
