@@ -250,6 +250,7 @@ impl ModelBuilder {
                 )));
             }
         };
+        hub.touch(&located);
         let path = located.files.first().cloned().unwrap_or_default();
         Ok(Found { path, entry: located.entry })
     }

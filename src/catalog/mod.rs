@@ -167,7 +167,8 @@ fn words(name: &str) -> Vec<String> {
 pub fn largest_that_fits(bytes: u64, context: usize) -> Option<&'static Entry> {
     let fits = |entry: &&Entry| {
         let weights = entry.weight_bytes(&entry.quantization);
-        entry.runnable().is_ok() && weights.is_some_and(|w| w + entry.kv_bytes(context) <= bytes)
+        entry.runnable().is_ok()
+            && weights.is_some_and(|w| w + entry.kv_bytes(context.min(entry.shape.context)) <= bytes)
     };
     entries().iter().filter(fits).max_by(|a, b| {
         // Of equals the first in the file wins.
@@ -194,14 +195,14 @@ impl Entry {
         Some(((in_layers * layers + matrix * outside) / 8.0) as u64)
     }
 
-    /// Bytes of keys and values at `context` tokens, stored as f16; at the model's own context if that is shorter.
+    /// Bytes of keys and values at `context` tokens, stored as f16; also beyond the model's own context.
     ///
     /// 2 bytes for each of layers × tokens × 2 (key and value) × key/value heads × width of a head; with latent
     /// attention layers × tokens × width of the latent.
     pub fn kv_bytes(&self, context: usize) -> u64 {
         let shape = &self.shape;
         let values = shape.kv_latent.unwrap_or(2 * shape.kv_heads * shape.head_dim);
-        2 * (shape.layers * context.min(shape.context) * values) as u64
+        ((2 * shape.layers * values) as u64).saturating_mul(context as u64)
     }
 
     /// Whether the decoder runs it.

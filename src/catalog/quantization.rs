@@ -40,9 +40,34 @@ pub(super) fn bits_per_weight(label: &str) -> Option<(f64, f64, f64)> {
     Some(if large { (layers, 8.5, 8.5) } else { (layers, embedding, output) })
 }
 
+/// The quantizations that there are: llama.cpp's, the sizes of their mixes as publishers name them, and the bare
+/// families that some files carry (`Q4`).
+const KNOWN: [(&str, &[&str]); 18] = [
+    ("F16", &[""]),
+    ("BF16", &[""]),
+    ("F32", &[""]),
+    ("MXFP4", &["", "_MOE"]),
+    ("TQ1", &["", "_0"]),
+    ("TQ2", &["", "_0"]),
+    ("IQ1", &["", "_S", "_M"]),
+    ("IQ2", &["", "_XXS", "_XS", "_S", "_M"]),
+    ("IQ3", &["", "_XXS", "_XS", "_S", "_M"]),
+    ("IQ4", &["", "_NL", "_XS", "_NL_XL"]),
+    ("Q2", &["", "_K", "_K_S", "_K_L", "_K_XL"]),
+    ("Q3", &["", "_K", "_K_S", "_K_M", "_K_L", "_K_XL"]),
+    ("Q4", &["", "_0", "_1", "_0_4_4", "_0_4_8", "_0_8_8"]),
+    ("Q4", &["_K", "_K_S", "_K_M", "_K_L", "_K_XL"]),
+    ("Q5", &["", "_0", "_1", "_K", "_K_S", "_K_M", "_K_L", "_K_XL"]),
+    ("Q6", &["", "_K", "_K_S", "_K_M", "_K_L", "_K_XL"]),
+    ("Q8", &["", "_0", "_1", "_K", "_K_S", "_K_M", "_K_L", "_K_XL"]),
+    ("Q8_0", &["_L", "_XL"]),
+];
+
 /// Whether `text` is a quantization's name and nothing else, in any case.
 pub fn is_quantization(text: &str) -> bool {
-    label_in(text).is_some_and(|label| label.len() == text.len())
+    let label = text.to_ascii_uppercase();
+    let plain = label.strip_prefix("UD-").unwrap_or(&label);
+    KNOWN.iter().any(|(family, ends)| plain.strip_prefix(family).is_some_and(|end| ends.contains(&end)))
 }
 
 /// The last quantization named in a file's path, in capitals: first in the file's own name, else in its folders'.
@@ -59,7 +84,7 @@ fn label_in(name: &str) -> Option<String> {
     (0..bytes.len()).rev().filter(|&at| at == 0 || !bytes[at - 1].is_ascii_alphanumeric()).find_map(|at| {
         let length = label_length(&bytes[at..])?;
         let start = if name[..at].ends_with("UD-") { at - 3 } else { at };
-        Some(name[start..at + length].to_owned())
+        Some(name[start..at + length].to_owned()).filter(|label| is_quantization(label))
     })
 }
 
@@ -110,6 +135,8 @@ mod tests {
             ("Q8_0/model-Q4_0.gguf", Some("Q4_0")),
             ("model_Q5_K_M_imat.gguf", Some("Q5_K_M")),
             ("gpt-oss-20b-mxfp4.gguf", Some("MXFP4")),
+            ("model-q4.gguf", Some("Q4")),
+            ("model-Q9_K.gguf", None),
             ("Qwen2.5-3B-Instruct.gguf", None),
             ("QwQ-32B.gguf", None),
             ("", None),
@@ -123,7 +150,22 @@ mod tests {
         for yes in ["q8_0", "Q4_K_M", "UD-Q4_K_XL", "ud-iq1_s", "bf16", "IQ4_NL", "Q6_K"] {
             assert!(is_quantization(yes), "{yes}");
         }
-        for no in ["", "llama", "Q", "Q4_K_M.gguf", "7b", "thinking-2507", "x-Q4_0", "Q44"] {
+        for no in [
+            "q9",
+            "Q7_0",
+            "Q4_K_XXS",
+            "IQ5_S",
+            "Q4_0_K",
+            "UD-",
+            "",
+            "llama",
+            "Q",
+            "Q4_K_M.gguf",
+            "7b",
+            "thinking-2507",
+            "x-Q4_0",
+            "Q44",
+        ] {
             assert!(!is_quantization(no), "{no}");
         }
     }

@@ -41,6 +41,21 @@ fn the_licence_names_the_base_models_where_it_binds() {
 }
 
 #[test]
+fn the_readme_states_the_catalogs_licences() {
+    let rows = include_str!("../../README.md").lines().filter(|line| line.starts_with("| `"));
+    let mut named = 0;
+    for row in rows {
+        let [names, _, licence] = row.trim_matches('|').split('|').collect::<Vec<_>>()[..] else { continue };
+        for name in names.split('`').skip(1).step_by(2) {
+            let name = if name.starts_with(':') { format!("deepseek-r1{name}") } else { name.to_owned() };
+            assert_eq!(find(&name).unwrap_or_else(|| panic!("{name}")).licence, licence.trim(), "{name}");
+            named += 1;
+        }
+    }
+    assert!(named >= 9, "{named}");
+}
+
+#[test]
 fn names_and_aliases_are_unique() {
     let mut seen = HashSet::new();
     for name in entries().iter().flat_map(Entry::names) {
@@ -102,10 +117,11 @@ fn weight_estimates_agree_with_published_files() {
 }
 
 #[test]
-fn kv_grows_with_the_context_up_to_the_models_own() {
+fn kv_grows_with_the_context_also_beyond_the_models_own() {
     let r1 = find("deepseek-r1").unwrap();
     assert_eq!(r1.kv_bytes(4096), 2 * 28 * 4096 * 2 * 2 * 128);
-    assert_eq!(r1.kv_bytes(usize::MAX), r1.kv_bytes(131_072));
+    assert_eq!(r1.kv_bytes(2_000_000), 2 * 28 * 2_000_000 * 2 * 2 * 128);
+    assert_eq!(r1.kv_bytes(usize::MAX), u64::MAX);
     assert_eq!(find("deepseek-r1:671b").unwrap().kv_bytes(1), 2 * 61 * 576);
 }
 
@@ -116,6 +132,7 @@ fn the_largest_model_that_fits_is_one_the_decoder_runs() {
     assert_eq!(name(2), Some("deepseek-r1:1.5b"));
     assert_eq!(name(8), Some("deepseek-r1:8b"));
     assert_eq!(name(1000), Some("deepseek-r1:70b"));
+    assert_eq!(largest_that_fits(1000 << 30, usize::MAX).unwrap().name, "deepseek-r1:70b");
     assert!(find("deepseek-r1:671b").unwrap().runnable().unwrap_err().contains("deepseek2"));
 }
 

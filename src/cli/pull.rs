@@ -23,7 +23,7 @@ pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
     let name = &model_name(&args.model)?;
     let reference = hub.reference(name)?;
     let located = if hub.settings().offline.value {
-        hub.find(&reference)?.ok_or_else(|| missing_offline(name))?
+        hub.find(&reference)?.ok_or_else(|| missing_offline(&hub, &reference, name))?
     } else {
         let reference = match reference {
             Reference::Hub(reference) => reference,
@@ -57,10 +57,10 @@ pub(super) fn ensure(name: &str, args: &LoadArgs, console: &Console) -> Result<(
     if hub.find(&reference)?.is_some() {
         return Ok(());
     }
-    let Reference::Hub(reference) = reference else { return Ok(()) };
     if hub.settings().offline.value {
-        return Err(missing_offline(name));
+        return Err(missing_offline(&hub, &reference, name));
     }
+    let Reference::Hub(reference) = reference else { return Ok(()) };
     if let Some(Err(why)) = reference.entry.map(|entry| entry.runnable()) {
         return Err(Error::Unsupported(format!("{name}: {why}")));
     }
@@ -81,9 +81,14 @@ fn fetch(hub: &Hub, reference: &HubReference, name: &str, yes: bool, console: &C
     download(hub, &plan, name, console).map(drop)
 }
 
-fn missing_offline(name: &str) -> Error {
+fn missing_offline(hub: &Hub, reference: &Reference, name: &str) -> Error {
+    let here = match reference {
+        Reference::Hub(reference) => hub.choices(reference).unwrap_or_default(),
+        Reference::Path(_) => Vec::new(),
+    };
+    let here = if here.is_empty() { String::new() } else { format!(" (of it there is {})", here.join(", ")) };
     Error::Hub(format!(
-        "{name} is not on this machine, and the network is off: run `pensive pull {name}` online"
+        "{name} is not on this machine{here}, and the network is off: run `pensive pull {name}` online"
     ))
 }
 

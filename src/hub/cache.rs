@@ -4,8 +4,11 @@
 //! models--owner--name/blobs/<hash>                     the bytes
 //! models--owner--name/snapshots/<commit>/<path>        a relative link to them
 //! models--owner--name/refs/<branch>                    the commit of a branch
+//! models--owner--name/.last_used/<hash>                empty, pensive's own: its time is the last use
 //! .locks/models--owner--name/<hash>.lock               held while a blob is downloaded
 //! ```
+//!
+//! The hub does not tell `Owner/Name` from `owner/name`: a repository that is here is found by either.
 
 use std::fs;
 use std::io;
@@ -17,6 +20,8 @@ use crate::{Error, Result};
 
 /// One repository of the cache, seen from one revision.
 pub(super) struct CachedRepo {
+    /// `owner/name` as its folder spells it.
+    pub repository: String,
     cache: PathBuf,
     folder_name: String,
     revision: String,
@@ -25,8 +30,10 @@ pub(super) struct CachedRepo {
 
 impl CachedRepo {
     pub fn new(cache: &Path, repository: &str, revision: &str) -> CachedRepo {
-        let repo = Repo::with_revision(repository.into(), RepoType::Model, revision.into());
+        let repository = spelling(cache, repository);
+        let repo = Repo::with_revision(repository.clone(), RepoType::Model, revision.into());
         CachedRepo {
+            repository,
             cache: cache.to_owned(),
             folder_name: repo.folder_name(),
             revision: revision.into(),
@@ -43,12 +50,21 @@ impl CachedRepo {
         self.folder().join("snapshots")
     }
 
-    /// The commit of the revision, if the cache knows it: by a branch or tag, or the revision is a commit.
+    /// The commit of the revision, if the cache knows it: by a branch or tag, or the revision is a commit, or the
+    /// beginning of only one.
     pub fn commit(&self) -> Option<String> {
         let named = fs::read_to_string(self.folder().join("refs").join(&self.revision)).ok();
         let commit = named.map_or_else(|| self.revision.clone(), |text| text.trim().to_owned());
         let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
-        (plain && self.snapshots().join(&commit).is_dir()).then_some(commit)
+        if plain && self.snapshots().join(&commit).is_dir() {
+            return Some(commit);
+        }
+        if commit.len() < SHORT_COMMIT || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        let mut longer = self.commits().ok()?;
+        longer.retain(|known| known.starts_with(&commit.to_ascii_lowercase()));
+        longer.pop().filter(|_| longer.is_empty())
     }
 
     /// Where a file of a commit is found.
@@ -63,6 +79,12 @@ impl CachedRepo {
     /// Where the bytes with this hash are.
     pub fn blob(&self, hash: &str) -> PathBuf {
         self.layout.blob_path(hash)
+    }
+
+    /// The note of the last use of a snapshot's file.
+    pub fn last_used(&self, file: &Path) -> PathBuf {
+        let blob = link_target(file);
+        last_used_notes(&self.folder()).join(blob.as_deref().unwrap_or(file).file_name().unwrap_or_default())
     }
 
     /// What a download of this hash has so far.
@@ -108,6 +130,24 @@ impl CachedRepo {
     pub fn commits(&self) -> Result<Vec<String>> {
         names_in(&self.snapshots())
     }
+}
+
+/// Digits that a commit is shortened to at most, as git does it.
+const SHORT_COMMIT: usize = 7;
+
+/// The folder of the notes of the last use. It is in the repository's folder, so that it goes with it; Python's tools
+/// look only at `blobs`, `refs` and `snapshots` there.
+pub(super) fn last_used_notes(repository: &Path) -> PathBuf {
+    repository.join(".last_used")
+}
+
+/// `owner/name` as the cache spells it; as it is given if it is not there.
+fn spelling(cache: &Path, repository: &str) -> String {
+    // A cache that cannot be read has no spelling of its own; what is read there next says why.
+    let known = repositories(cache).unwrap_or_default();
+    let same = |name: &&String| name.eq_ignore_ascii_case(repository);
+    let found = known.iter().find(|name| *name == repository).or_else(|| known.iter().find(same));
+    found.map_or(repository, String::as_str).to_owned()
 }
 
 /// The model repositories of a cache: `owner/name`.
@@ -232,6 +272,32 @@ mod tests {
         assert_eq!(repo.commit().as_deref(), Some("c0ffee"));
         assert_eq!(CachedRepo::new(cache.path(), "o/r", "c0ffee").commit().as_deref(), Some("c0ffee"));
         assert_eq!(CachedRepo::new(cache.path(), "o/r", "v2").commit(), None);
+    }
+
+    #[test]
+    fn a_commit_may_be_shortened_to_seven_digits_that_only_one_begins_with() {
+        let (cache, repo) = repo_with_blob();
+        let commits = ["aaaabbb1".repeat(5), "aaaabbb2".repeat(5), "c0ffee00".repeat(5)];
+        for commit in &commits {
+            repo.point("abc", commit, "x.gguf").unwrap();
+        }
+        let commit = |revision: &str| CachedRepo::new(cache.path(), "o/r", revision).commit();
+        assert_eq!(commit("c0ffee0").as_ref(), Some(&commits[2]));
+        assert_eq!(commit("C0FFEE0").as_ref(), Some(&commits[2]));
+        assert_eq!(commit("aaaabbb2").as_ref(), Some(&commits[1]));
+        for none in ["c0ffee", "aaaabbb", "c0ffee1", "coffee00"] {
+            assert_eq!(commit(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_repository_is_found_in_any_case_and_as_it_is_spelled_first() {
+        let (cache, repo) = repo_with_blob();
+        let found = |name: &str| CachedRepo::new(cache.path(), name, "main").folder();
+        assert_eq!(found("O/R"), repo.folder());
+        assert_eq!(found("O/S"), cache.path().join("models--O--S"));
+        fs::create_dir_all(cache.path().join("models--O--R")).unwrap();
+        assert_eq!(found("o/r"), repo.folder());
     }
 
     #[test]

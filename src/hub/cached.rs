@@ -36,8 +36,9 @@ pub struct Cached {
     pub bytes: u64,
     /// Licence: the catalog's words, else the file's metadata.
     pub licence: Option<String>,
-    /// When its first file was last read or written, whichever is later. Systems note reading coarsely: Linux once a
-    /// day (`relatime`), some not at all.
+    /// When pensive last loaded it, by [`Hub::touch`](super::Hub::touch)'s note; when its first file was written, if
+    /// that is later or there is no note. Other programs' use is not noted: the system's time of the last access is
+    /// changed by listing too.
     pub last_used: Option<SystemTime>,
     /// Whether pensive runs it, or why not.
     pub runnable: Result<(), String>,
@@ -55,11 +56,33 @@ pub(super) fn find(settings: &Settings, reference: &HubReference) -> Result<Opti
     };
     Ok(Some(Located {
         files: group.parts.iter().map(|path| repo.pointer(&commit, path)).collect(),
-        repository: Some(reference.repository.clone()),
+        repository: Some(repo.repository.clone()),
         quantization: group.label.clone(),
         entry: reference.entry,
         commit: Some(commit),
     }))
+}
+
+/// The models of a repository that are here, complete, at the revision of `reference`: quantizations, else paths.
+pub(super) fn choices(settings: &Settings, reference: &HubReference) -> Result<Vec<String>> {
+    let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
+    let Some(commit) = repo.commit() else { return Ok(Vec::new()) };
+    let mut shown: Vec<String> =
+        complete_groups(&repo, &commit)?.iter().map(|group| group.shown().to_owned()).collect();
+    shown.sort();
+    shown.dedup();
+    Ok(shown)
+}
+
+/// Notes that a model of the cache is used now, if the cache can be written to.
+pub(super) fn touch(settings: &Settings, repository: &str, first: &Path) {
+    let note = CachedRepo::new(&settings.cache.value, repository, MAIN).last_used(first);
+    let written = || {
+        fs::create_dir_all(note.parent().unwrap_or(&note))?;
+        fs::File::create(&note)?.set_modified(SystemTime::now())
+    };
+    // A cache that may only be read is used all the same.
+    written().ok();
 }
 
 /// The models of a snapshot of which every part is there.
@@ -196,7 +219,7 @@ impl Snapshot<'_> {
             architecture: None,
             bytes: files.iter().filter_map(|file| fs::metadata(file).ok()).map(|meta| meta.len()).sum(),
             licence: None,
-            last_used: files.first().and_then(|file| last_used(file)),
+            last_used: files.first().and_then(|file| last_used(self.repo, file)),
             runnable: Err("it has no GGUF file".into()),
             files,
         }
@@ -220,7 +243,7 @@ pub(super) fn partials(repo: &CachedRepo) -> Result<Vec<PathBuf>> {
     Ok(names.filter(|name| name.ends_with(".incomplete")).map(|name| repo.blobs().join(name)).collect())
 }
 
-fn last_used(file: &Path) -> Option<SystemTime> {
-    let meta = fs::metadata(file).ok()?;
-    meta.accessed().ok().max(meta.modified().ok())
+fn last_used(repo: &CachedRepo, file: &Path) -> Option<SystemTime> {
+    let written = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    written(&repo.last_used(file)).max(written(file))
 }

@@ -128,7 +128,11 @@ impl<'a> Client<'a> {
     fn unreachable(&self, error: &ureq::Error) -> Failure {
         let passing = !matches!(error, ureq::Error::BadUri(_) | ureq::Error::InvalidProxyUrl);
         let endpoint = &self.settings.endpoint.value;
-        let what = format!("cannot reach {endpoint}: {error}; check the network, HF_ENDPOINT and the proxy");
+        let why = match error {
+            ureq::Error::Io(error) => error.to_string(), // without ureq's "io: "
+            other => other.to_string(),
+        };
+        let what = format!("cannot reach {endpoint}: {why}; check the network, HF_ENDPOINT and the proxy");
         Failure { what, passing, wait: None }
     }
 

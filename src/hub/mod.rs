@@ -95,6 +95,23 @@ impl Hub {
         }
     }
 
+    /// What of the repository of `reference` is here, complete, at its revision: quantizations (`Q4_K_M`), or paths of
+    /// files whose names have none. For an error that names them.
+    ///
+    /// # Errors
+    /// A folder cannot be read.
+    pub fn choices(&self, reference: &HubReference) -> Result<Vec<String>> {
+        cached::choices(&self.settings, reference)
+    }
+
+    /// Notes that a model is used now, for [`Cached::last_used`]. The note is an empty file in the repository's folder
+    /// of the cache; where that may not be written, and for a path, nothing is noted.
+    pub fn touch(&self, located: &Located) {
+        if let (Some(repository), Some(first)) = (&located.repository, located.files.first()) {
+            cached::touch(&self.settings, repository, first);
+        }
+    }
+
     /// Asks the hub what a download of `reference` would fetch.
     ///
     /// # Errors
@@ -128,7 +145,7 @@ impl Hub {
         download.repo.set_commit(&plan.commit)?;
         Ok(Located {
             files,
-            repository: Some(plan.repository.clone()),
+            repository: Some(download.repo.repository.clone()),
             commit: Some(plan.commit.clone()),
             quantization: plan.quantization.clone(),
             entry: plan.entry,

@@ -139,14 +139,13 @@ fn strip_host<'a>(name: &'a str, endpoint: &str) -> Result<Option<&'a str>> {
     Ok(None)
 }
 
-/// Whether a name can only be meant as a path: `/x`, `./x`, `~/x`, `C:\x`, `x.gguf`, or below a folder that exists.
+/// Whether a name can only be meant as a path: `/x`, `./x`, `~/x`, `C:\x`, `x.gguf`, `folder/x.gguf`.
 fn looks_like_path(name: &str) -> bool {
     let path = Path::new(name);
     if path.is_absolute() || name.contains('\\') || name.starts_with(['.', '~', '/']) {
         return true;
     }
-    let below_folder = name.split_once('/').is_some_and(|(folder, _)| Path::new(folder).is_dir());
-    below_folder || name.to_ascii_lowercase().ends_with(".gguf") && name.matches('/').count() < 2
+    name.to_ascii_lowercase().ends_with(".gguf") && name.matches('/').count() < 2
 }
 
 /// `owner/repo[@revision][:QUANT]`, `owner/repo[@revision]/file`, `owner/repo/(resolve|blob|raw|tree)/revision[/file]`.

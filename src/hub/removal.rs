@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::cache::{CachedRepo, files_below, link_target, names_in};
+use super::cache::{CachedRepo, files_below, last_used_notes, link_target, names_in};
 use super::cached::{find, partials};
 use super::reference::HubReference;
 use super::{Reference, Settings};
@@ -94,13 +94,15 @@ fn of_partials(repo: &CachedRepo, reference: &HubReference) -> Result<Removal> {
 
 /// Deletes it: files, blobs, then folders that are empty and branches that lead nowhere.
 pub(super) fn execute(removal: &Removal) -> Result<u64> {
-    for file in removal.files.iter().chain(&removal.blobs) {
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(file, error)),
+    let repository = &removal.repository;
+    let notes =
+        removal.blobs.iter().filter_map(|blob| Some(last_used_notes(repository).join(blob.file_name()?)));
+    for file in removal.files.iter().chain(&removal.blobs).cloned().chain(notes) {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(&file, error)),
             _ => {}
         }
     }
-    let repository = &removal.repository;
     let snapshots = repository.join("snapshots");
     for commit in names_in(&snapshots)? {
         remove_empty(&snapshots.join(commit))?;
@@ -114,12 +116,14 @@ pub(super) fn execute(removal: &Removal) -> Result<u64> {
         }
     }
     if commits.is_empty() {
-        // The Python library's notes of files that a commit does not have.
-        match fs::remove_dir_all(repository.join(".no_exist")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io(repository, error));
+        // `.no_exist`: the Python library's notes of files that a commit does not have.
+        for notes in [repository.join(".no_exist"), last_used_notes(repository)] {
+            match fs::remove_dir_all(&notes) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io(&notes, error));
+                }
+                _ => {}
             }
-            _ => {}
         }
         remove_empty(repository)?;
     }

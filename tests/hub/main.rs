@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use pensive::checkpoint::Value;
 use pensive::checkpoint::write::GgufWriter;
@@ -305,7 +305,7 @@ fn what_the_hub_refuses_is_said_in_one_line_with_the_remedy() {
     assert!(!gated.contains('\n'));
     let nobody = Hub::new(bench.settings().endpoint("http://127.0.0.1:9"));
     let error = plan(&nobody, "o/r").unwrap_err().to_string();
-    assert!(error.contains("cannot reach http://127.0.0.1:9"), "{error}");
+    assert!(error.contains("cannot reach http://127.0.0.1:9: ") && !error.contains("io: "), "{error}");
 }
 
 #[test]
@@ -339,6 +339,52 @@ fn offline_finds_what_is_here_and_asks_nobody() {
     let error = plan(&offline, "a/b").unwrap_err().to_string();
     assert!(error.contains("a/b") && error.contains("offline"), "{error}");
     assert_eq!(bench.server.state.seen.lock().unwrap().len(), before);
+}
+
+#[test]
+fn a_repository_is_the_same_in_any_case() {
+    let bench = Bench::new(&[(FILE, noise(1000))]);
+    let located = bench.pull("o/r").unwrap();
+    assert_eq!(bench.find("O/R:q4_k_m").as_ref(), Some(&located));
+    let hub = bench.hub();
+    let again = Plan { repository: "O/R".into(), ..plan(&hub, "o/r").unwrap() };
+    assert_eq!(hub.pull(&again, &mut |_| {}, &AtomicBool::new(false)).unwrap(), located);
+    let folders = names(bench.cache.path());
+    assert_eq!(folders.iter().filter(|name| name.starts_with("models--")).count(), 1, "{folders:?}");
+    hub.remove(&hub.removal(&hub.reference("O/R").unwrap()).unwrap()).unwrap();
+    assert!(!bench.repository().exists());
+}
+
+#[test]
+fn what_is_here_of_a_repository_is_named_by_quantization() {
+    let bench = Bench::new(&[(FILE, noise(1000)), ("m-Q8_0.gguf", noise(10)), ("m.gguf", noise(10))]);
+    let choices = |name: &str| bench.hub().choices(&on_hub(&bench.hub(), name)).unwrap();
+    assert_eq!(choices("o/r:q2_k"), [""; 0]);
+    for name in ["o/r", "o/r/m.gguf"] {
+        bench.pull(name).unwrap();
+    }
+    assert_eq!(choices("O/R:q2_k"), ["Q4_K_M", "m.gguf"]);
+    assert_eq!(choices("o/r@v9"), [""; 0]);
+}
+
+#[test]
+fn the_last_use_is_the_last_touch_and_listing_does_not_change_it() {
+    let bench = Bench::new(&[(FILE, gguf("qwen2"))]);
+    let located = bench.pull("o/r").unwrap();
+    let file = fs::File::options().write(true).open(&located.files[0]).unwrap();
+    let fetched = SystemTime::now() - Duration::from_secs(90_000);
+    let times = fs::FileTimes::new().set_modified(fetched).set_accessed(fetched);
+    file.set_times(times).unwrap();
+    let hub = bench.hub();
+    let last_used = || hub.list().unwrap()[0].last_used.unwrap();
+    for _ in 0..2 {
+        assert_eq!(last_used(), fetched);
+    }
+    let before = SystemTime::now() - Duration::from_secs(2); // file systems round
+    hub.touch(&located);
+    assert!(last_used() >= before);
+    hub.remove(&hub.removal(&hub.reference("o/r").unwrap()).unwrap()).unwrap();
+    assert!(!bench.repository().exists());
 }
 
 #[test]
@@ -447,6 +493,7 @@ fn the_python_library_reads_the_cache_and_clears_it() {
     let bench = Bench::new(&[(FILE, noise(1000)), ("sub/m-Q8_0.gguf", noise(2000))]);
     let first = bench.pull("o/r").unwrap();
     bench.pull("o/r:q8_0").unwrap();
+    bench.hub().touch(&first);
     let script = format!(
         r#"
 try:

@@ -74,9 +74,15 @@ fn an_existing_path_wins() {
 }
 
 #[test]
+fn a_folder_that_is_named_like_an_owner_hides_no_repository() {
+    assert!(std::path::Path::new("src").is_dir());
+    assert_eq!(parse("src/repo").unwrap().repository, "src/repo");
+    assert_eq!(parse("src/repo/x/m.gguf").unwrap().select, Select::File("x/m.gguf".into()));
+}
+
+#[test]
 fn what_looks_like_a_path_is_said_not_to_exist() {
-    for name in
-        ["./x", "../x/y", "/x/y/z", "~/x", "x.gguf", "folder/x.GGUF", "C:\\m\\x.gguf", "src/no/such.gguf"]
+    for name in ["./x", "../x/y", "/x/y/z", "~/x", "x.gguf", "src/x.GGUF", "C:\\m\\x.gguf", "./src/no/x.gguf"]
     {
         let error = parse(name).unwrap_err();
         assert!(error.to_string().ends_with("there is no such file"), "{name}: {error}");
@@ -87,6 +93,8 @@ fn what_looks_like_a_path_is_said_not_to_exist() {
 fn an_unknown_short_name_suggests_the_nearest() {
     let error = parse("deepsek-r1:7b").unwrap_err().to_string();
     assert!(error.contains("deepseek-r1:7b"), "{error}");
+    let error = parse("deepseek-r1:7b-q9").unwrap_err().to_string();
+    assert!(error.contains("did you mean deepseek-r1:7b"), "{error}");
     let error = parse("xyzzy").unwrap_err().to_string();
     assert!(error.contains("owner/repo"), "{error}");
 }
@@ -99,6 +107,7 @@ fn wrong_names_say_what_is_wrong() {
         ("https://huggingface.co/datasets/o/r", "no model repository"),
         ("https://huggingface.co/o", "owner/repo"),
         ("o/r:fast", "no quantization"),
+        ("o/r:Q9", "no quantization"),
         ("o/r/config.json", "no GGUF file"),
         ("o/r@a/../../x.gguf", "no path within a repository"),
         ("o/r@", "revision"),
