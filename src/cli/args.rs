@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::words::arrange;
 use crate::backend::KvType;
-use crate::{Error, Result, SamplingOverrides, Think};
+use crate::{Error, Result, Sampling, SamplingOverrides, Think};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -184,7 +184,7 @@ pub struct GenerateArgs {
     #[arg(short = 'n', long, value_name = "N", aliases = ["n-predict", "predict"], value_parser = parse_count)]
     pub max_tokens: Option<usize>,
     /// Seed of the draws [default: random]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<u64>)]
     pub seed: Option<u64>,
     /// System message
     #[arg(long, value_name = "TEXT", alias = "system-prompt")]
@@ -211,28 +211,28 @@ pub struct GenerateArgs {
 #[command(next_help_heading = "Sampling (default: what the model's authors recommend)")]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the most likely token
-    #[arg(long, value_name = "X", alias = "temp")]
+    #[arg(long, value_name = "X", alias = "temp", allow_negative_numbers = true, value_parser = parse_real)]
     pub temperature: Option<f32>,
     /// Keep the N most likely tokens; 0 keeps all
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
     pub top_k: Option<usize>,
     /// Keep the most likely tokens that together have this probability; 1 keeps all
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = parse_real)]
     pub top_p: Option<f32>,
     /// Keep tokens at least this likely as a share of the most likely one; 0 keeps all
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = parse_real)]
     pub min_p: Option<f32>,
     /// Divide the logits of recent tokens by this; 1 is off
-    #[arg(long, value_name = "X", alias = "repetition-penalty")]
+    #[arg(long, value_name = "X", alias = "repetition-penalty", allow_negative_numbers = true, value_parser = parse_real)]
     pub repeat_penalty: Option<f32>,
     /// Subtract this once from the logits of recent tokens; 0 is off
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_real)]
     pub presence_penalty: Option<f32>,
     /// Subtract this for each time a token occurred recently; 0 is off
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = parse_real)]
     pub frequency_penalty: Option<f32>,
     /// How many recent tokens the penalties look at; 0 is none
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
     pub repeat_last_n: Option<usize>,
 }
 
@@ -241,8 +241,8 @@ pub struct SamplingArgs {
 pub struct PullArgs {
     /// Model to download
     pub model: String,
-    /// Do not ask above 10 GB
-    #[arg(short, long)]
+    /// Changes nothing: `pull` never asks
+    #[arg(short, long, hide = true)]
     pub yes: bool,
     /// Never use the network: only check that the model is there
     #[arg(long)]
@@ -480,29 +480,14 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty,
             repeat_last_n: self.repeat_last_n,
         };
-        check_sampling(&overrides)
-            .map_err(|(name, why)| Error::Usage(format!("--{}: {why}", name.replace('_', "-"))))?;
+        check_sampling(&overrides).map_err(|why| Error::Usage(format!("--{why}")))?;
         Ok(overrides)
     }
 }
 
-/// Checks the ranges; the error is the parameter's name and what it must be.
-pub fn check_sampling(s: &SamplingOverrides) -> Result<(), (&'static str, String)> {
-    type Test = fn(f32) -> bool;
-    let rows: [(&'static str, Option<f32>, Test, &str); 6] = [
-        ("temperature", s.temperature, |x| x >= 0.0, "0 or more"),
-        ("top_p", s.top_p, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1"),
-        ("min_p", s.min_p, |x| (0.0..=1.0).contains(&x), "between 0 and 1"),
-        ("repeat_penalty", s.repeat_penalty, |x| x > 0.0, "above 0"),
-        ("presence_penalty", s.presence_penalty, |_| true, "a number"),
-        ("frequency_penalty", s.frequency_penalty, |_| true, "a number"),
-    ];
-    for (name, value, allowed, range) in rows {
-        if let Some(x) = value.filter(|&x| !x.is_finite() || !allowed(x)) {
-            return Err((name, format!("{x} is out of range; it must be {range}")));
-        }
-    }
-    Ok(())
+/// Checks the ranges; the error names the parameter and what it must be.
+pub fn check_sampling(overrides: &SamplingOverrides) -> Result<(), String> {
+    overrides.over(Sampling::default()).check().map_err(|error| error.to_string())
 }
 
 /// One of several words that serde knows as variants of `T`.
@@ -518,6 +503,14 @@ fn parse_count(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err("it must be a whole number from 1 up".into()),
         Ok(n) => Ok(n),
     }
+}
+
+fn parse_whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "it must be a whole number from 0 up".into())
+}
+
+fn parse_real(text: &str) -> Result<f32, String> {
+    text.parse().map_err(|_| "it must be a number, such as 0.6".into())
 }
 
 fn parse_stop(text: &str) -> Result<String, String> {
@@ -599,6 +592,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_number_is_refused_with_what_is_allowed() {
+        for (line, allowed) in [
+            ("m hi --temperature abc", "'--temperature <X>': it must be a number, such as 0.6"),
+            ("m hi --top-k -3", "'--top-k <N>': it must be a whole number from 0 up"),
+            ("m hi --seed x", "'--seed <N>': it must be a whole number from 0 up"),
+        ] {
+            let error = run(line).unwrap_err().to_string();
+            assert!(error.contains(allowed), "{error}");
+        }
+    }
+
+    #[test]
     fn values_out_of_range_are_refused_by_name() {
         for line in
             ["m hi -n 0", "m hi -t none", "m hi --think perhaps", "m hi --thought fold", "m hi --stop="]
@@ -618,7 +623,7 @@ mod tests {
             ("m hi --presence-penalty inf", "--presence-penalty"),
         ] {
             let error = run(line).unwrap().generate.sampling.overrides().unwrap_err().to_string();
-            assert!(error.starts_with(&format!("{flag}: ")), "{error}");
+            assert!(error.starts_with(&format!("{flag} of ")), "{error}");
         }
     }
 }

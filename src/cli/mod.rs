@@ -18,9 +18,11 @@ mod run;
 mod session;
 pub mod settings;
 mod show;
+mod text;
 mod tokenize;
 mod words;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use args::{ChatArgs, Cli, Command};
@@ -36,9 +38,10 @@ const EXIT_FAILURE: u8 = 1;
 
 /// Runs the command line; the exit code is 0 for success, 2 for wrong usage, 130 after Ctrl-C, 1 for anything else.
 pub fn main() -> ExitCode {
-    let cli = match args::parse(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let cli = match args::parse(args.clone()) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, &args),
     };
     let console = Console::detect(cli.global);
     interrupt::install(console.dims_stderr());
@@ -93,12 +96,23 @@ fn failure(error: &Error) -> ExitCode {
 }
 
 /// Prints clap's help, version or error.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
     let _ = error.print();
     if let Some(word) = unknown_command(error) {
         error_line(format!("\nTo chat with a model: pensive chat {word}"));
+    } else if let Some(line) = meant_chat(error, args) {
+        error_line(format!("\nTo chat with the configured or last used model: {line}"));
     }
     ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 })
+}
+
+/// The command line with `chat` in it, where its options stand without a command.
+fn meant_chat(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let (program, options) = args.split_first()?;
+    let chat = || [program.clone(), "chat".into()].into_iter().chain(options.iter().cloned());
+    let is_chat = error.kind() == clap::error::ErrorKind::UnknownArgument && args::parse(chat()).is_ok();
+    let words = options.iter().map(|word| word.to_string_lossy());
+    is_chat.then(|| words.fold("pensive chat".to_owned(), |line, word| format!("{line} {word}")))
 }
 
 /// The word that stands where a command should: often a model's name.

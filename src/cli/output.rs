@@ -19,6 +19,8 @@ pub(super) struct Screen {
     answer_text: Trimmed,
     /// A thought was begun and its last line is open.
     thinking: bool,
+    /// A thought ended on standard output: what an answer needs in front of it.
+    gap: &'static str,
 }
 
 impl Screen {
@@ -40,6 +42,7 @@ impl Screen {
             thought_text: Trimmed::blanks(),
             answer_text,
             thinking: false,
+            gap: "",
         }
     }
 
@@ -54,7 +57,11 @@ impl Screen {
             Event::Answer(text) => {
                 self.end_thought()?;
                 let text = self.answer_text.push(text);
+                if text.is_empty() {
+                    return Ok(());
+                }
                 let text = if self.console.stdout_terminal { harmless(&text) } else { text.as_str().into() };
+                let text = [std::mem::take(&mut self.gap), &text].concat();
                 write_flushed(&mut self.stdout, &text).map_err(stdout_error)
             }
             _ => Ok(()),
@@ -73,7 +80,7 @@ impl Screen {
     /// Leaves the last line as it is after a failure, so that its report stands on a line of its own.
     pub(super) fn abandon(&mut self) {
         let _ = self.end_thought();
-        if self.console.stdout_terminal && !self.answer_text.in_front {
+        if self.console.stdout_terminal && !(self.answer_text.in_front && self.gap.is_empty()) {
             let _ = write_flushed(&mut self.stdout, "\n");
         }
     }
@@ -98,9 +105,12 @@ impl Screen {
         if !std::mem::take(&mut self.thinking) {
             return Ok(());
         }
+        if self.thought == Thought::Stdout {
+            self.gap = "\n\n";
+            return Ok(());
+        }
         let one_screen = self.console.stdout_terminal && self.console.stderr_terminal;
-        let blank_line = self.thought == Thought::Stdout || one_screen;
-        self.write_thought(if blank_line { "\n\n" } else { "\n" })
+        self.write_thought(if one_screen { "\n\n" } else { "\n" })
     }
 
     fn write_thought(&mut self, text: &str) -> Result<()> {
@@ -258,4 +268,4 @@ impl<'a> StreamedEvent<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::{LoadArgs, PullArgs};
-use super::interrupt;
+use super::interrupt::{self, Second};
 use super::memory;
 use super::render::{Bar, Console, bytes, print};
 use super::session::model_name;
@@ -123,7 +123,7 @@ fn needs(plan: &Plan) -> String {
 
 fn download(hub: &Hub, plan: &Plan, name: &str, console: &Console) -> Result<Located> {
     let cancel = Arc::new(AtomicBool::new(false));
-    let armed = interrupt::arm({
+    let armed = interrupt::arm(Second::Ends, {
         let cancel = Arc::clone(&cancel);
         move || cancel.store(true, Ordering::Relaxed)
     });

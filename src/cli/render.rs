@@ -1,6 +1,7 @@
 //! What is printed where: facts about the terminal, notices, progress, questions, numbers for people.
 
 use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -168,8 +169,8 @@ impl Bar {
 
     /// Takes the bar away.
     pub fn finish(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+        if self.bar.take().is_some() {
+            clear_bar();
         }
     }
 }
@@ -178,6 +179,18 @@ impl Drop for Bar {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+/// The bar on the screen: there is one at most.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Takes away the bar on the screen, from any thread; whether there was one.
+pub(super) fn clear_bar() -> bool {
+    let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(bar) = &shown {
+        bar.finish_and_clear();
+    }
+    shown.is_some()
 }
 
 fn new_bar(label: &'static str, unit: Unit, done: u64) -> ProgressBar {
@@ -191,7 +204,9 @@ fn new_bar(label: &'static str, unit: Unit, done: u64) -> ProgressBar {
     bar.set_style(style.progress_chars("=> "));
     bar.set_prefix(label);
     // Bytes of an earlier download are not this one's speed.
-    bar.with_position(done).with_elapsed(Duration::ZERO)
+    let bar = bar.with_position(done).with_elapsed(Duration::ZERO);
+    *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
+    bar
 }
 
 /// Whether a terminal understands escape codes: all do that are not called dumb.
@@ -229,11 +244,14 @@ pub fn is_closed_pipe(error: &Error) -> bool {
         if path.as_os_str() == STDOUT && source.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Text of a model as it may go to a terminal: control characters other than newline and tab are shown as U+FFFD,
-/// so that no escape code of the model's reaches the terminal.
+/// Text of a model as it may go to a terminal: a carriage return before a newline goes, control characters other
+/// than newline and tab are shown as U+FFFD, so that no escape code of the model's reaches the terminal.
 pub fn harmless(text: &str) -> std::borrow::Cow<'_, str> {
     let harmful = |c: char| c.is_control() && c != '\n' && c != '\t';
-    if text.contains(harmful) { text.replace(harmful, "\u{FFFD}").into() } else { text.into() }
+    if !text.contains(harmful) {
+        return text.into();
+    }
+    text.replace("\r\n", "\n").replace(harmful, "\u{FFFD}").into()
 }
 
 /// Bytes as the hub and disks count them: "4.7 GB".
@@ -290,6 +308,7 @@ mod tests {
     #[test]
     fn escape_codes_of_a_model_do_not_reach_the_terminal() {
         assert_eq!(harmless("a\x1b[2Jb\n\tc"), "a\u{FFFD}[2Jb\n\tc");
+        assert_eq!(harmless("a\r\nb\rc"), "a\nb\u{FFFD}c");
         assert!(matches!(harmless("plain\n"), std::borrow::Cow::Borrowed(_)));
     }
 

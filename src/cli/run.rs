@@ -1,14 +1,16 @@
 //! `pensive run MODEL [PROMPT…]`: one answer.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use super::args::{ChatArgs, RunArgs, Thought};
-use super::interrupt::{self, EXIT_INTERRUPTED};
+use super::interrupt::{self, EXIT_INTERRUPTED, Second};
+use super::keyboard;
 use super::output::{Report, Screen, StreamedEvent};
 use super::render::{Bar, Console, Unit, error_line, stdout_error};
 use super::session;
 use super::settings::{Flags, Settings};
+use super::text::read_stdin;
 use crate::{CancelHandle, Error, Event, Finish, Generation, Message, Model, Prompt, Result, Stats};
 
 pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
@@ -23,7 +25,9 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
     let model = session::load(&settings, console)?;
     let cancel = CancelHandle::new();
     let options = settings.options().cancel(&cancel);
-    let _armed = interrupt::arm(move || cancel.cancel());
+    let _armed = interrupt::arm(Second::Ends, move || cancel.cancel());
+    // Beside a pager the terminal is not this process's to change.
+    let _quiet = console.stdout_terminal.then(keyboard::quiet);
     let generation = if args.raw {
         model.generate(Prompt::raw(prompt), &options)?
     } else {
@@ -62,16 +66,6 @@ fn thought(args: &RunArgs, settings: &Settings) -> Result<Thought> {
         };
     }
     Ok(settings.thought.as_ref().map_or(Thought::Show, |t| t.value))
-}
-
-/// All of standard input, as text.
-pub(super) fn read_stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::io("standard input", e))?;
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::Text(format!("standard input: it is not UTF-8 text (byte {at}); convert it first"))
-    })
 }
 
 /// Piped text, a blank line, the words. Raw: nothing is stripped; else a byte order mark in front of piped text and
@@ -139,19 +133,52 @@ fn write_line(value: &impl serde::Serialize) -> Result<()> {
 
 /// What is left to say on standard error.
 fn remark(stats: &Stats, args: &RunArgs, console: &Console) {
-    if stats.finish == Finish::Length && !(args.json || args.json_stream) {
-        let tokens = stats.tokens.len();
-        console
-            .note(format!("pensive: cut after {tokens} tokens, by --max-tokens or the end of the context"));
+    if let Some(why) =
+        unfinished(stats, args.generate.max_tokens).filter(|_| !(args.json || args.json_stream))
+    {
+        console.note(format!("pensive: {why}"));
     }
     if args.stats {
         error_line(super::output::speed(stats));
     }
 }
 
+/// Why there is no whole answer, unless the user stopped it.
+fn unfinished(stats: &Stats, max_tokens: Option<usize>) -> Option<String> {
+    let tokens = stats.tokens.len();
+    match stats.finish {
+        Finish::Length if max_tokens.is_some_and(|most| tokens >= most) => {
+            Some(format!("cut after {tokens} tokens by --max-tokens"))
+        }
+        Finish::Length => {
+            Some(format!("cut after {tokens} tokens: the context of {} tokens is full", stats.context))
+        }
+        Finish::Stop if stats.answer.trim().is_empty() && !stats.thought.trim().is_empty() => {
+            Some("the whole reply was a thought; --think off asks for an answer alone".into())
+        }
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::output::tests::stats;
     use super::*;
+
+    #[test]
+    fn what_is_no_whole_answer_has_its_reason() {
+        let of = |finish, answer: &str, most| {
+            unfinished(&Stats { finish, answer: answer.into(), ..stats() }, most)
+        };
+        assert_eq!(of(Finish::Length, "4", Some(4)).unwrap(), "cut after 4 tokens by --max-tokens");
+        for most in [None, Some(5)] {
+            let full = "cut after 4 tokens: the context of 4096 tokens is full";
+            assert_eq!(of(Finish::Length, "4", most).unwrap(), full);
+        }
+        assert!(of(Finish::Stop, " \n", None).unwrap().starts_with("the whole reply was a thought; "));
+        assert_eq!(of(Finish::Stop, "4", None), None);
+        assert_eq!(of(Finish::Interrupted, "", None), None);
+    }
 
     fn words(text: &str) -> Vec<String> {
         text.split_terminator(' ').map(String::from).collect()

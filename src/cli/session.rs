@@ -1,5 +1,6 @@
 //! From a name or settings to a model's files, and to the loaded model.
 
+use super::keyboard;
 use super::pull;
 use super::render::{Console, Unit};
 use super::settings::{Flags, Settings};
@@ -26,6 +27,7 @@ pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
 pub fn load_once(settings: &Settings, console: &Console) -> Result<Model> {
     let name = settings.model_name()?;
     pull::ensure(name, &settings.flags.load, console)?;
+    let _quiet = console.stdout_terminal.then(keyboard::quiet);
     let mut bar = console.slow_bar("loading", Unit::Bytes);
     let on_progress = {
         let console = *console;

@@ -9,6 +9,7 @@ use etcetera::BaseStrategy;
 use serde::Deserialize;
 
 use super::args::{ChatArgs, ConfigArgs, GenerateArgs, KvArg, LoadArgs, RunArgs, Thought, check_sampling};
+use super::text::read_file;
 use crate::{Error, Model, ModelBuilder, Options, Result, SamplingOverrides, Think};
 
 /// What config.toml may say.
@@ -123,7 +124,7 @@ impl Config {
         }
         for (name, preset) in &config.models {
             check_sampling(&preset.sampling)
-                .map_err(|(key, why)| Error::file(path, format!("models.{name}.sampling.{key}: {why}")))?;
+                .map_err(|why| Error::file(path, format!("models.{name}.sampling: {why}")))?;
             let chained = |base: &&String| config.models.get(*base).is_some_and(|other| other.base.is_some());
             if let Some(base) = preset.base.as_ref().filter(chained) {
                 let what =
@@ -384,7 +385,7 @@ impl Settings {
 
 fn system_flag(generate: &GenerateArgs) -> Result<Option<String>> {
     match &generate.system_file {
-        Some(path) => std::fs::read_to_string(path).map(Some).map_err(|e| Error::io(path, e)),
+        Some(path) => read_file(path).map(Some),
         None => Ok(generate.system.clone()),
     }
 }

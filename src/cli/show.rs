@@ -290,7 +290,9 @@ impl Facts {
             lines.push((if i == 0 { "files" } else { "" }, file.clone()));
         }
         if !self.downloaded {
-            lines.push(("files", format!("not downloaded: `pensive pull {}`", self.name)));
+            let advice =
+                if self.runnable { format!(": `pensive pull {}`", self.name) } else { String::new() };
+            lines.push(("files", format!("not downloaded{advice}")));
         }
         lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect()
     }

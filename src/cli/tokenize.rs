@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::args::TokenizeArgs;
 use super::render::{Console, print};
-use super::run::read_stdin;
 use super::session::{Named, missing};
+use super::text::read_stdin;
 use crate::checkpoint::Checkpoint;
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};

@@ -115,7 +115,7 @@ fn check_slip(run: &Command, word: &str) -> Result<(), clap::Error> {
         return Ok(());
     };
     let message = format!(
-        "unexpected option '{word}': did you mean '--{near}'? Where it belongs to the prompt, put `--` before MODEL"
+        "unexpected option '{word}': did you mean '--{near}'? Where it belongs to the prompt, put `--` after MODEL"
     );
     Err(run.clone().error(ErrorKind::UnknownArgument, message))
 }

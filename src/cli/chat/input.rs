@@ -14,7 +14,8 @@ use reedline::{
 
 use super::commands::is_open;
 use super::complete::{ChatCompleter, ChatHinter};
-use super::store::{Store, open_private, read_text, write_private};
+use super::store::{Store, open_private, write_private};
+use crate::cli::text::read_file;
 use crate::{Error, Result};
 
 const PROMPT: &str = ">>> ";
@@ -152,7 +153,7 @@ impl Editor {
     /// Lets $EDITOR have the message.
     fn edit(&mut self) -> Result<()> {
         write_private(&self.draft, self.reedline.current_buffer_contents().as_bytes())?;
-        let edited = run_editor(&self.draft).and_then(|()| read_text(&self.draft));
+        let edited = run_editor(&self.draft).and_then(|()| read_file(&self.draft));
         let _ = std::fs::remove_file(&self.draft);
         let text = edited?.trim_end().to_owned();
         self.reedline.run_edit_commands(&[EditCommand::Clear, EditCommand::InsertString(text)]);

@@ -42,7 +42,11 @@ pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
         size: Size::of_terminal,
     };
     if console.stdin_terminal && !console.quiet {
-        let welcome = format!("{}: /? lists the commands, Ctrl-D leaves", model.name());
+        let welcome = format!(
+            "{}, context {} tokens: /? lists the commands, Ctrl-D leaves",
+            model.name(),
+            model.context()
+        );
         screen.note(&welcome).map_err(stdout_error)?;
     }
     let input = if screen.rich && console.stderr_terminal {

@@ -8,13 +8,14 @@ use crossterm::clipboard::CopyToClipboard;
 use super::commands::{self, Command, Entry, THINK, THOUGHT, help, word};
 use super::input::{Input, Line};
 use super::set::{self, Setting};
-use super::store::{Saved, Store, expand_home, read_text};
+use super::store::{Saved, Store, expand_home};
 use super::turn::{Screen, count, duration, show};
 use crate::api::{Event, Stats};
 use crate::cli::args::Thought;
-use crate::cli::interrupt::{self, EXIT_INTERRUPTED};
+use crate::cli::interrupt::{self, EXIT_INTERRUPTED, Second};
 use crate::cli::keyboard;
 use crate::cli::render::{harmless, stdout_error};
+use crate::cli::text::read_file;
 use crate::{CancelHandle, Message, Options, Result, Role, Sampling, Think};
 
 /// What the loop talks to: a chat with a model, or a script in tests.
@@ -118,16 +119,22 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
     }
 
     fn ask(&mut self, text: String) -> io::Result<Next> {
-        let mut message = std::mem::take(&mut self.attached);
-        message.push_str(&text);
-        self.turn(Some(message))
+        let attached = std::mem::take(&mut self.attached);
+        let before = self.talk.messages().len();
+        let next = self.turn(Some([&attached, text.as_str()].concat()));
+        // A turn that came to nothing is not in the conversation: the files go with the next message.
+        if self.talk.messages().len() == before {
+            self.attached = attached;
+        }
+        next
     }
 
     /// A turn: about a new message, or about the last one again.
     fn turn(&mut self, message: Option<String>) -> io::Result<Next> {
         let cancel = CancelHandle::new();
         self.options.cancel = Some(cancel.clone());
-        let _caught = interrupt::arm({
+        let interactive = self.screen.console.stdin_terminal;
+        let _caught = interrupt::arm(if interactive { Second::Waits } else { Second::Ends }, {
             let cancel = cancel.clone();
             move || cancel.cancel()
         });
@@ -147,7 +154,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             Ok(stats) => self.last = Some(stats),
             Err(error) => self.trouble(&error.to_string())?,
         }
-        if self.screen.console.stdin_terminal {
+        if interactive {
             self.screen.say("\n")?;
         } else if cancel.is_cancelled() {
             return Ok(Next::Interrupted);
@@ -224,14 +231,16 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
 
     fn read(&mut self, file: &str) -> Result<String, String> {
         let file = file.strip_prefix('"').and_then(|f| f.strip_suffix('"')).unwrap_or(file);
-        let text = read_text(&expand_home(file)).map_err(|e| e.to_string())?;
+        let text = read_file(&expand_home(file)).map_err(|e| e.to_string())?;
         let text = text.trim_end();
         if text.is_empty() {
             return Err(format!("{file}: is empty"));
         }
         self.attached.push_str(text);
         self.attached.push_str("\n\n");
-        Ok(format!("{file}: {} go with the next message\n", count(text.lines().count(), "line")))
+        let lines = text.lines().count();
+        let go = if lines == 1 { "goes" } else { "go" };
+        Ok(format!("{file}: {} {go} with the next message\n", count(lines, "line")))
     }
 
     fn thought(&mut self, view: Option<Thought>) -> Result<String, String> {

@@ -72,7 +72,7 @@ impl Setting {
         let wrong = |why: &str| format!("{} {value}: {why}", self.name());
         let mut changed = options.clone();
         self.assign(&mut changed, value).ok_or_else(|| wrong(self.kind()))?;
-        check_sampling(&changed.sampling).map_err(|(_, why)| wrong(&why))?;
+        check_sampling(&changed.sampling)?;
         if changed.max_tokens == Some(0) {
             return Err(wrong("it must be 1 or more"));
         }

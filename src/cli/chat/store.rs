@@ -1,13 +1,11 @@
 //! Conversations on disk, and files that are the user's alone.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::cli::text::read_file;
 use crate::{Error, Message, Result, Role};
-
-/// More than any context holds; a larger file was named by mistake.
-const LARGEST_TEXT: u64 = 16 << 20;
 
 /// A conversation as it is saved: JSON.
 #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -87,7 +85,7 @@ impl Store {
 }
 
 fn read(path: &Path) -> Result<Saved> {
-    let saved: Saved = serde_json::from_str(&read_text(path)?)
+    let saved: Saved = serde_json::from_str(&read_file(path)?)
         .map_err(|e| Error::file(path, format!("is no saved chat: {e}")))?;
     if let Some(i) = saved.messages.iter().skip(1).position(|m| m.role == Role::System) {
         return Err(Error::file(
@@ -96,24 +94,6 @@ fn read(path: &Path) -> Result<Saved> {
         ));
     }
     Ok(saved)
-}
-
-/// The text of a file.
-///
-/// # Errors
-/// Where it cannot be read, is larger than any context, or is not UTF-8.
-pub(super) fn read_text(path: &Path) -> Result<String> {
-    let io = |e| Error::io(path, e);
-    let file = File::open(path).map_err(io)?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST_TEXT + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > LARGEST_TEXT {
-        return Err(Error::file(path, "is larger than 16 MiB, more than any context holds"));
-    }
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::file(path, format!("is no UTF-8 text (byte {at})"))
-    })
 }
 
 /// `~/x` as a path in the user's home.
@@ -228,7 +208,7 @@ mod tests {
             store.load(path.to_str().unwrap()).unwrap_err().to_string()
         };
         assert!(load(b"{\"model\": \"m\"}").contains("missing field `messages`"));
-        assert!(load(b"\xff").contains("is no UTF-8 text (byte 0)"));
+        assert!(load(b"\xff").contains("is not UTF-8 text (byte 0)"));
         let late =
             r#"{"model":"m","messages":[{"role":"user","content":"a"},{"role":"system","content":"b"}]}"#;
         assert!(load(late.as_bytes()).contains("messages[1]: a system message can only be the first"));

@@ -84,6 +84,14 @@ fn a_thought_on_stdout_comes_before_the_answer_and_a_blank_line() {
 }
 
 #[test]
+fn a_thought_on_stdout_without_an_answer_ends_in_one_newline() {
+    for end in [vec![], vec![Event::Answer("\n".into())]] {
+        let events = [vec![Event::Thought("hm\n".into())], end].concat();
+        assert_eq!(written(Thought::Stdout, false, pipe(), &events).0, "hm\n");
+    }
+}
+
+#[test]
 fn on_a_terminal_the_thought_is_dimmed_and_the_answer_is_not() {
     let (stdout, stderr) = written(Thought::Show, false, TERMINAL, &trace());
     assert_eq!(stdout, "It is 4.\n");
@@ -132,7 +140,7 @@ fn a_closed_stdout_stops_and_a_closed_stderr_does_not() {
     assert!(super::super::render::is_closed_pipe(&error));
 }
 
-fn stats() -> Stats {
+pub(in crate::cli) fn stats() -> Stats {
     Stats {
         seed: 7,
         sampling: Sampling { temperature: 0.6, ..Sampling::default() },

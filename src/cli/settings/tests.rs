@@ -131,7 +131,7 @@ fn a_wrong_config_is_named_by_file_line_and_key() {
         ("thought = 'loud'", "unknown variant `loud`"),
         ("[models.a]\nbase = 'b'\nsytem = ''", "line 3 (`sytem = ''`): unknown field `sytem`"),
         ("[models.a.sampling]\ntemprature = 1.0", "line 2 (`temprature = 1.0`): unknown field `temprature`"),
-        ("[models.a.sampling]\ntop_p = 1.5", "models.a.sampling.top_p: 1.5 is out of range"),
+        ("[models.a.sampling]\ntop_p = 1.5", "models.a.sampling: top-p of 1.5: must be above 0"),
         ("[models.a]\nbase = 'b'\n[models.b]\nbase = 'c'", "models.a.base: `b` is a preset itself"),
         ("threads = ", "line 1"),
     ];

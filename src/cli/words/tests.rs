@@ -64,7 +64,8 @@ fn what_is_nearly_an_option_is_reported_as_a_slip() {
     let error = run(&["m", "--temprature", "0", "why"]).unwrap_err().to_string();
     assert!(error.contains("did you mean '--temperature'?"), "{error}");
     let error = run(&["m", "why", "--jsn"]).unwrap_err().to_string();
-    assert!(error.contains("did you mean '--json'?"), "{error}");
+    assert!(error.contains("did you mean '--json'?") && error.contains("put `--` after MODEL"), "{error}");
+    assert_eq!(prompt(&["m", "--", "why", "--jsn"]), "why --jsn");
     assert!(run(&["--jsn", "m", "why"]).is_err(), "before the model clap reports it");
 }
 

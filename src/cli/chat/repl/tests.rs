@@ -24,7 +24,8 @@ impl Echo {
         self.asked.borrow_mut().push((self.messages.clone(), options.clone()));
         let said = self.messages.last().filter(|m| m.role == Role::User);
         let said = said.ok_or(Error::Usage("there is no message to answer".into()))?.content.clone();
-        if said == "fail" {
+        if said.ends_with("fail") {
+            self.messages.pop();
             return Err(Error::Text("the template failed".into()));
         }
         let mut stats = stats(Finish::Stop, 3, 2);
@@ -193,6 +194,17 @@ fn a_file_that_was_read_goes_before_the_next_message_alone() {
 }
 
 #[test]
+fn a_file_stays_attached_when_its_turn_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("note.txt");
+    std::fs::write(&path, "first\n").unwrap();
+    let done = chat(&format!("/read {}\nfail\nsummarise\nagain\n", path.display()));
+    assert!(done.err.contains("note.txt: 1 line goes with the next message"), "{}", done.err);
+    assert_eq!(done.asked(1), ["first\n\nsummarise"]);
+    assert_eq!(done.asked(2)[2], "again");
+}
+
+#[test]
 fn settings_hold_from_the_next_turn_on() {
     let done = chat(
         "/set temperature 0\n/set seed 7\n/think off\none\n/set temperature default\n/set top-p 3\ntwo\n",
@@ -201,7 +213,7 @@ fn settings_hold_from_the_next_turn_on() {
     assert_eq!((first.sampling.temperature, first.seed, first.think), (Some(0.0), Some(7), Some(Think::Off)));
     assert_eq!((second.sampling.temperature, second.seed), (None, Some(7)));
     assert!(done.err.contains("temperature 0\n") && done.err.contains("thinking: off\n"));
-    assert!(done.err.contains("top-p 3: 3 is out of range"), "{}", done.err);
+    assert!(done.err.contains("top-p of 3: must be above 0 and at most 1"), "{}", done.err);
 }
 
 #[test]
