@@ -75,10 +75,14 @@ fn a_step_allocates_nothing_whatever_its_shape() {
             backend.gather(x, normed);
             backend.read(normed).len()
         };
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
-        let read: usize = steps.iter().map(|rows| run(rows)).sum();
-        let after = ALLOCATIONS.load(Ordering::Relaxed);
-        assert_eq!(after - before, 0, "{threads} threads");
-        assert_eq!(read, 6 * width, "four rows of the first sequence want logits, two of the second");
+        // the test's harness has a thread of its own, which may allocate meanwhile: the least of three rounds counts
+        let rounds = [(); 3].map(|()| {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let read: usize = steps.iter().map(|rows| run(rows)).sum();
+            let after = ALLOCATIONS.load(Ordering::Relaxed);
+            assert_eq!(read, 6 * width, "four rows of the first sequence want logits, two of the second");
+            after - before
+        });
+        assert_eq!(rounds.iter().min(), Some(&0), "{threads} threads, {kv_type} cache");
     }
 }
