@@ -111,6 +111,29 @@ impl Answer {
 }
 
 #[test]
+fn options_without_a_command_are_told_where_they_belong() {
+    let answer = Home::new().run(&["-c", "4096"]);
+    assert_eq!(answer.code, Some(2));
+    assert!(answer.stderr.ends_with("pensive chat -c 4096\n"), "{answer:?}");
+}
+
+#[test]
+fn what_cannot_be_run_is_not_advised_to_be_pulled() {
+    let home = Home::new();
+    assert!(!home.run(&["show", "deepseek-r1:671b"]).succeeds().contains("pensive pull"));
+    assert!(home.run(&["show", "deepseek-r1:7b"]).succeeds().contains("pensive pull"));
+}
+
+#[test]
+fn a_system_file_that_is_no_text_is_named() {
+    let home = Home::new();
+    let file = home.path().join("latin1.txt");
+    std::fs::write(&file, b"caf\xe9").expect("a temporary file");
+    let answer = home.run(&["run", "m", "hi", "--system-file", file.to_str().expect("a UTF-8 path")]);
+    answer.fails(1, &["latin1.txt", "is not UTF-8 text", "convert it first"]);
+}
+
+#[test]
 fn help_names_every_command_and_shows_examples() {
     let home = Home::new();
     let help = home.run(&["--help"]);
