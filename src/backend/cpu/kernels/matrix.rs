@@ -4,17 +4,21 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 
 use super::entry_points;
+use super::generic::few_tokens::{self, FEW_TOKENS};
 use super::generic::float::{self, Float, FloatProduct};
 use super::generic::formats::{CHUNK, Format, TILE, Unpacked, with_format};
-use super::generic::quantized::{self, Bytes, PASS, Product, QuantizedChunk, RowPointers};
+use super::generic::many_tokens::{self, PASS};
+use super::generic::quantized::{self, Bytes, Product, QuantizedChunk, RowPointers};
 use super::isa::Isa;
 use crate::checkpoint::Tensor;
 use crate::quant::BlockType;
 use crate::{Error, Result};
 
 entry_points! {
-    /// [`quantized::multiply`] on an ISA.
-    fn multiply_quantized<F: Format>(p: &Product) = quantized::multiply;
+    /// [`few_tokens::multiply`] on an ISA.
+    fn multiply_few<F: Format>(p: &Product) = few_tokens::multiply;
+    /// [`many_tokens::multiply`] on an ISA.
+    fn multiply_many<F: Format>(p: &Product) = many_tokens::multiply;
     /// [`float::multiply_float`] on an ISA.
     fn multiply_float<W: Float>(p: &FloatProduct) = float::multiply_float;
     /// [`quantized::quantize`] on an ISA.
@@ -176,9 +180,10 @@ impl WeightMatrix {
                 };
                 // SAFETY: the ISA is available; shapes were checked, and the caller promises `out`.
                 unsafe {
-                    with_format!(self.kind, F => multiply_quantized::<F>(isa, &product), panic!(
-                        "{} matrices take f32 activations", self.kind
-                    ));
+                    with_format!(self.kind, F => match x.rows {
+                        ..=FEW_TOKENS => multiply_few::<F>(isa, &product),
+                        _ => multiply_many::<F>(isa, &product),
+                    }, panic!("{} matrices take f32 activations", self.kind));
                 }
             }
             Input::Floats { x, width } => {

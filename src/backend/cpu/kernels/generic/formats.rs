@@ -42,19 +42,34 @@ impl Unpacked {
     };
 }
 
-/// Where [`Format::unpack`] reads and writes: LANES rows of one block of a tile.
+/// LANES rows of one interleaved block.
 #[derive(Clone, Copy)]
 pub struct Block {
     /// The 16-bit parts: part i of these rows at `16 * i`.
     pub halves: *const u16,
     /// The 32-bit words: word i of these rows at `16 * i`.
     pub words: *const u32,
-    /// Four columns of these rows at `16 * (column / 4)`.
-    pub quants: *mut u32,
-    /// Scale i of these rows at `16 * i`.
-    pub scales: *mut f32,
-    /// Minimum i of these rows at `16 * i`.
-    pub minima: *mut f32,
+}
+
+/// Scales and minima of a block, in ascending order of columns; what a format has fewer of is left alone.
+pub struct Scales<S: Simd> {
+    /// One for each SCALE_LEN columns.
+    pub scales: [S::F; 16],
+    /// The same, if the format has minima.
+    pub minima: [S::F; 16],
+}
+
+impl<S: Simd> Scales<S> {
+    /// All zero.
+    ///
+    /// # Safety
+    /// The CPU has the ISA.
+    #[inline(always)]
+    pub unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        let zeros = [unsafe { S::f_splat(0.0) }; 16];
+        Self { scales: zeros, minima: zeros }
+    }
 }
 
 #[inline(always)]
@@ -67,31 +82,16 @@ unsafe fn word<S: Simd>(b: Block, i: usize) -> S::I {
     unsafe { S::i_load(b.words.add(TILE * i)) }
 }
 
-#[inline(always)]
-unsafe fn set_quants<S: Simd>(b: Block, i: usize, v: S::I) {
-    unsafe { S::i_store(b.quants.add(TILE * i), v) }
-}
-
-#[inline(always)]
-unsafe fn set_scale<S: Simd>(b: Block, i: usize, v: S::F) {
-    unsafe { S::f_store(b.scales.add(TILE * i), v) }
-}
-
-#[inline(always)]
-unsafe fn set_minimum<S: Simd>(b: Block, i: usize, v: S::F) {
-    unsafe { S::f_store(b.minima.add(TILE * i), v) }
-}
-
 /// `(v >> shift) & mask`
 #[inline(always)]
-unsafe fn bits<S: Simd>(v: S::I, shift: u32, mask: u32) -> S::I {
-    unsafe { S::i_and(S::i_shr_by(v, shift), S::i_splat(mask)) }
+unsafe fn bits<S: Simd>(v: S::I, shift: usize, mask: u32) -> S::I {
+    unsafe { S::i_and(if shift == 0 { v } else { S::i_shr_by(v, shift as u32) }, S::i_splat(mask)) }
 }
 
 /// Byte i of each lane, as f32.
 #[inline(always)]
 unsafe fn byte<S: Simd>(v: S::I, i: usize) -> S::F {
-    unsafe { S::f_from_i(bits::<S>(v, 8 * i as u32, 0xff)) }
+    unsafe { S::f_from_i(bits::<S>(v, 8 * i, 0xff)) }
 }
 
 /// The negative of v.
@@ -103,8 +103,7 @@ unsafe fn negative<S: Simd>(v: S::F) -> S::F {
 /// A block format.
 ///
 /// # Safety
-/// HALVES and WORDS cover the block exactly, and `unpack` stays within them and within the block's part of
-/// [`Unpacked`].
+/// HALVES and WORDS cover the block exactly, and the methods stay within them.
 pub unsafe trait Format: 'static {
     /// Its name and sizes.
     const KIND: BlockType;
@@ -114,6 +113,8 @@ pub unsafe trait Format: 'static {
     const WORDS: &'static [(usize, usize)];
     /// Columns that share a weight scale: 16 or 32.
     const SCALE_LEN: usize;
+    /// Columns after which the quants lie as before, only further on: 32, 64 or 128.
+    const UNIT: usize;
     /// Whether there are minima.
     const MINIMA: bool;
     /// log2 of the offset that is taken off the quants.
@@ -121,36 +122,62 @@ pub unsafe trait Format: 'static {
     /// Bits of a quant; 8 are signed.
     const BITS: u32;
 
-    /// Unpacks one block of LANES rows.
+    /// The scales and minima of a block.
     ///
     /// # Safety
     /// The pointers of `b` are valid for 16-row strides of the block; the CPU has the ISA.
-    unsafe fn unpack<S: Simd>(b: Block);
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>);
+
+    /// The quants of group `group` of unit `unit`: vector i holds columns `4 * i .. 4 * i + 4`. Quick where the
+    /// compiler knows `group`.
+    ///
+    /// # Safety
+    /// As for [`scales`](Self::scales); unit and group exist.
+    unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4];
 }
 
-/// The nibbles of 16 bytes: low ones are columns 0..16, high ones 16..32; bit 4 from the words' `high` bits.
+/// Four vectors.
+macro_rules! four {
+    ($i:ident => $vector:expr) => {
+        [
+            {
+                let $i = 0;
+                $vector
+            },
+            {
+                let $i = 1;
+                $vector
+            },
+            {
+                let $i = 2;
+                $vector
+            },
+            {
+                let $i = 3;
+                $vector
+            },
+        ]
+    };
+}
+
+/// 16 of the 32 nibbles of 16 bytes: low ones are columns 0..16, high ones 16..32.
 #[inline(always)]
-unsafe fn nibbles<S: Simd>(b: Block, first: usize, high: Option<S::I>) {
+unsafe fn nibbles<S: Simd>(b: Block, first: usize, group: usize) -> [S::I; 4] {
+    unsafe { four!(i => bits::<S>(word::<S>(b, first + i), 4 * group, 0x0f0f_0f0f)) }
+}
+
+/// The same with bit 4 from the bits of word 0.
+#[inline(always)]
+unsafe fn nibbles_and_fifth_bits<S: Simd>(b: Block, group: usize) -> [S::I; 4] {
     unsafe {
-        for i in 0..4 {
-            let w = word::<S>(b, first + i);
-            let mut low = bits::<S>(w, 0, 0x0f0f_0f0f);
-            let mut up = bits::<S>(w, 4, 0x0f0f_0f0f);
-            if let Some(high) = high {
-                low = S::i_or(low, fifth_bits::<S>(high, 4 * i as u32));
-                up = S::i_or(up, fifth_bits::<S>(high, 16 + 4 * i as u32));
-            }
-            set_quants::<S>(b, i, low);
-            set_quants::<S>(b, 4 + i, up);
-        }
+        let (low, high) = (nibbles::<S>(b, 1, group), word::<S>(b, 0));
+        four!(i => {
+            // The multiplication puts copies at distances of 7, so that bit i also stands at 8 * i + 4.
+            let four = bits::<S>(high, 16 * group + 4 * i, 0xf);
+            let spread = S::i_and(S::i_mul(four, S::i_splat(0x0204_0810)), S::i_splat(0x1010_1010));
+            S::i_or(low[i], spread)
+        })
     }
-}
-
-/// Four bits, from `shift` on, to bit 4 of the four bytes.
-#[inline(always)]
-unsafe fn fifth_bits<S: Simd>(v: S::I, shift: u32) -> S::I {
-    // The multiplication puts copies at distances of 7, so that bit i also stands at 8 * i + 4.
-    unsafe { S::i_and(S::i_mul(bits::<S>(v, shift, 0xf), S::i_splat(0x0204_0810)), S::i_splat(0x1010_1010)) }
 }
 
 /// [`BlockType::Q4_0`]
@@ -160,15 +187,19 @@ unsafe impl Format for Q4_0 {
     const HALVES: &'static [usize] = &[0];
     const WORDS: &'static [(usize, usize)] = &[(2, 4)];
     const SCALE_LEN: usize = 32;
+    const UNIT: usize = 32;
     const MINIMA: bool = false;
     const OFFSET: Option<u32> = Some(3);
     const BITS: u32 = 4;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
-            set_scale::<S>(b, 0, half::<S>(b, 0));
-            nibbles::<S>(b, 0, None);
+            to.scales[0] = half::<S>(b, 0);
         }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, _unit: usize, group: usize) -> [S::I; 4] {
+        unsafe { nibbles::<S>(b, 0, group) }
     }
 }
 
@@ -179,16 +210,20 @@ unsafe impl Format for Q4_1 {
     const HALVES: &'static [usize] = &[0, 2];
     const WORDS: &'static [(usize, usize)] = &[(4, 4)];
     const SCALE_LEN: usize = 32;
+    const UNIT: usize = 32;
     const MINIMA: bool = true;
     const OFFSET: Option<u32> = None;
     const BITS: u32 = 4;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
-            set_scale::<S>(b, 0, half::<S>(b, 0));
-            set_minimum::<S>(b, 0, half::<S>(b, 1));
-            nibbles::<S>(b, 0, None);
+            to.scales[0] = half::<S>(b, 0);
+            to.minima[0] = half::<S>(b, 1);
         }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, _unit: usize, group: usize) -> [S::I; 4] {
+        unsafe { nibbles::<S>(b, 0, group) }
     }
 }
 
@@ -199,15 +234,19 @@ unsafe impl Format for Q5_0 {
     const HALVES: &'static [usize] = &[0];
     const WORDS: &'static [(usize, usize)] = &[(2, 5)];
     const SCALE_LEN: usize = 32;
+    const UNIT: usize = 32;
     const MINIMA: bool = false;
     const OFFSET: Option<u32> = Some(4);
     const BITS: u32 = 5;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
-            set_scale::<S>(b, 0, half::<S>(b, 0));
-            nibbles::<S>(b, 1, Some(word::<S>(b, 0)));
+            to.scales[0] = half::<S>(b, 0);
         }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, _unit: usize, group: usize) -> [S::I; 4] {
+        unsafe { nibbles_and_fifth_bits::<S>(b, group) }
     }
 }
 
@@ -218,16 +257,20 @@ unsafe impl Format for Q5_1 {
     const HALVES: &'static [usize] = &[0, 2];
     const WORDS: &'static [(usize, usize)] = &[(4, 5)];
     const SCALE_LEN: usize = 32;
+    const UNIT: usize = 32;
     const MINIMA: bool = true;
     const OFFSET: Option<u32> = None;
     const BITS: u32 = 5;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
-            set_scale::<S>(b, 0, half::<S>(b, 0));
-            set_minimum::<S>(b, 0, half::<S>(b, 1));
-            nibbles::<S>(b, 1, Some(word::<S>(b, 0)));
+            to.scales[0] = half::<S>(b, 0);
+            to.minima[0] = half::<S>(b, 1);
         }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, _unit: usize, group: usize) -> [S::I; 4] {
+        unsafe { nibbles_and_fifth_bits::<S>(b, group) }
     }
 }
 
@@ -238,17 +281,19 @@ unsafe impl Format for Q8_0 {
     const HALVES: &'static [usize] = &[0];
     const WORDS: &'static [(usize, usize)] = &[(2, 8)];
     const SCALE_LEN: usize = 32;
+    const UNIT: usize = 32;
     const MINIMA: bool = false;
     const OFFSET: Option<u32> = None;
     const BITS: u32 = 8;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
-            set_scale::<S>(b, 0, half::<S>(b, 0));
-            for i in 0..8 {
-                set_quants::<S>(b, i, word::<S>(b, i));
-            }
+            to.scales[0] = half::<S>(b, 0);
         }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, _unit: usize, group: usize) -> [S::I; 4] {
+        unsafe { four!(i => word::<S>(b, 4 * group + i)) }
     }
 }
 
@@ -259,30 +304,28 @@ unsafe impl Format for Q2K {
     const HALVES: &'static [usize] = &[80, 82];
     const WORDS: &'static [(usize, usize)] = &[(0, 20)];
     const SCALE_LEN: usize = 16;
+    const UNIT: usize = 128;
     const MINIMA: bool = true;
     const OFFSET: Option<u32> = None;
     const BITS: u32 = 2;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
             let (scale, minimum) = (half::<S>(b, 0), negative::<S>(half::<S>(b, 1)));
             for i in 0..4 {
                 let both = word::<S>(b, i);
                 let (low, high) = (bits::<S>(both, 0, 0x0f0f_0f0f), bits::<S>(both, 4, 0x0f0f_0f0f));
                 for j in 0..4 {
-                    set_scale::<S>(b, 4 * i + j, S::f_mul(scale, byte::<S>(low, j)));
-                    set_minimum::<S>(b, 4 * i + j, S::f_mul(minimum, byte::<S>(high, j)));
-                }
-            }
-            for n in 0..2 {
-                for i in 0..8 {
-                    let w = word::<S>(b, 4 + 8 * n + i);
-                    for j in 0..4 {
-                        set_quants::<S>(b, 32 * n + 8 * j + i, bits::<S>(w, 2 * j as u32, 0x0303_0303));
-                    }
+                    to.scales[4 * i + j] = S::f_mul(scale, byte::<S>(low, j));
+                    to.minima[4 * i + j] = S::f_mul(minimum, byte::<S>(high, j));
                 }
             }
         }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
+        let first = 4 + 8 * unit + 4 * (group % 2);
+        unsafe { four!(i => bits::<S>(word::<S>(b, first + i), group / 2 * 2, 0x0303_0303)) }
     }
 }
 
@@ -293,49 +336,51 @@ unsafe impl Format for Q3K {
     const HALVES: &'static [usize] = &[108];
     const WORDS: &'static [(usize, usize)] = &[(0, 27)];
     const SCALE_LEN: usize = 16;
+    const UNIT: usize = 128;
     const MINIMA: bool = false;
     const OFFSET: Option<u32> = Some(2);
     const BITS: u32 = 3;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
             let (scale, offset) = (half::<S>(b, 0), S::f_splat(32.0));
             for i in 0..4 {
                 // Scales 4i..4i+4: a nibble of words 24 and 25, and two bits of word 26.
-                let nibble = bits::<S>(word::<S>(b, 24 + i % 2), 4 * (i as u32 / 2), 0x0f0f_0f0f);
-                let high = S::i_shl::<4>(bits::<S>(word::<S>(b, 26), 2 * i as u32, 0x0303_0303));
+                let nibble = bits::<S>(word::<S>(b, 24 + i % 2), i / 2 * 4, 0x0f0f_0f0f);
+                let high = S::i_shl::<4>(bits::<S>(word::<S>(b, 26), 2 * i, 0x0303_0303));
                 let six = S::i_or(nibble, high);
                 for j in 0..4 {
-                    set_scale::<S>(b, 4 * i + j, S::f_mul(scale, S::f_sub(byte::<S>(six, j), offset)));
+                    to.scales[4 * i + j] = S::f_mul(scale, S::f_sub(byte::<S>(six, j), offset));
                 }
             }
-            for n in 0..2 {
-                for i in 0..8 {
-                    let (w, high) = (word::<S>(b, 8 + 8 * n + i), word::<S>(b, i));
-                    for j in 0..4 {
-                        let third = S::i_shl::<2>(bits::<S>(high, (4 * n + j) as u32, 0x0101_0101));
-                        let low = bits::<S>(w, 2 * j as u32, 0x0303_0303);
-                        set_quants::<S>(b, 32 * n + 8 * j + i, S::i_or(low, third));
-                    }
-                }
-            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
+        let (j, first) = (group / 2, 4 * (group % 2));
+        unsafe {
+            four!(i => {
+                let third = bits::<S>(word::<S>(b, first + i), 4 * unit + j, 0x0101_0101);
+                let low = bits::<S>(word::<S>(b, 8 + 8 * unit + first + i), 2 * j, 0x0303_0303);
+                S::i_or(low, S::i_shl::<2>(third))
+            })
         }
     }
 }
 
 /// The 8 scales and minima of 6 bits that Q4_K and Q5_K pack into words 0..3.
 #[inline(always)]
-unsafe fn scales_and_minima<S: Simd>(b: Block) {
+unsafe fn scales_and_minima<S: Simd>(b: Block, to: &mut Scales<S>) {
     unsafe {
         let (scale, minimum) = (half::<S>(b, 0), negative::<S>(half::<S>(b, 1)));
         let (w0, w1, w2) = (word::<S>(b, 0), word::<S>(b, 1), word::<S>(b, 2));
-        let top0 = S::i_and(S::i_shr::<2>(w0), S::i_splat(0x3030_3030));
-        let top1 = S::i_and(S::i_shr::<2>(w1), S::i_splat(0x3030_3030));
+        let top0 = bits::<S>(w0, 2, 0x3030_3030);
+        let top1 = bits::<S>(w1, 2, 0x3030_3030);
         let scales = [bits::<S>(w0, 0, 0x3f3f_3f3f), S::i_or(bits::<S>(w2, 0, 0x0f0f_0f0f), top0)];
         let minima = [bits::<S>(w1, 0, 0x3f3f_3f3f), S::i_or(bits::<S>(w2, 4, 0x0f0f_0f0f), top1)];
         for i in 0..8 {
-            set_scale::<S>(b, i, S::f_mul(scale, byte::<S>(scales[i / 4], i % 4)));
-            set_minimum::<S>(b, i, S::f_mul(minimum, byte::<S>(minima[i / 4], i % 4)));
+            to.scales[i] = S::f_mul(scale, byte::<S>(scales[i / 4], i % 4));
+            to.minima[i] = S::f_mul(minimum, byte::<S>(minima[i / 4], i % 4));
         }
     }
 }
@@ -347,21 +392,17 @@ unsafe impl Format for Q4K {
     const HALVES: &'static [usize] = &[0, 2];
     const WORDS: &'static [(usize, usize)] = &[(4, 35)];
     const SCALE_LEN: usize = 32;
+    const UNIT: usize = 64;
     const MINIMA: bool = true;
     const OFFSET: Option<u32> = None;
     const BITS: u32 = 4;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
-        unsafe {
-            scales_and_minima::<S>(b);
-            for c in 0..4 {
-                for i in 0..8 {
-                    let w = word::<S>(b, 3 + 8 * c + i);
-                    set_quants::<S>(b, 16 * c + i, bits::<S>(w, 0, 0x0f0f_0f0f));
-                    set_quants::<S>(b, 16 * c + 8 + i, bits::<S>(w, 4, 0x0f0f_0f0f));
-                }
-            }
-        }
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
+        unsafe { scales_and_minima::<S>(b, to) }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
+        unsafe { nibbles::<S>(b, 3 + 8 * unit + 4 * (group % 2), group / 2) }
     }
 }
 
@@ -372,22 +413,23 @@ unsafe impl Format for Q5K {
     const HALVES: &'static [usize] = &[0, 2];
     const WORDS: &'static [(usize, usize)] = &[(4, 43)];
     const SCALE_LEN: usize = 32;
+    const UNIT: usize = 64;
     const MINIMA: bool = true;
     const OFFSET: Option<u32> = None;
     const BITS: u32 = 5;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
+        unsafe { scales_and_minima::<S>(b, to) }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
+        let first = 4 * (group % 2);
         unsafe {
-            scales_and_minima::<S>(b);
-            for c in 0..4 {
-                for i in 0..8 {
-                    let (w, high) = (word::<S>(b, 11 + 8 * c + i), word::<S>(b, 3 + i));
-                    let first = S::i_shl::<4>(bits::<S>(high, 2 * c as u32, 0x0101_0101));
-                    let second = S::i_shl::<4>(bits::<S>(high, 2 * c as u32 + 1, 0x0101_0101));
-                    set_quants::<S>(b, 16 * c + i, S::i_or(bits::<S>(w, 0, 0x0f0f_0f0f), first));
-                    set_quants::<S>(b, 16 * c + 8 + i, S::i_or(bits::<S>(w, 4, 0x0f0f_0f0f), second));
-                }
-            }
+            let low = nibbles::<S>(b, 11 + 8 * unit + first, group / 2);
+            four!(i => {
+                let fifth = bits::<S>(word::<S>(b, 3 + first + i), 2 * unit + group / 2, 0x0101_0101);
+                S::i_or(low[i], S::i_shl::<4>(fifth))
+            })
         }
     }
 }
@@ -399,37 +441,38 @@ unsafe impl Format for Q6K {
     const HALVES: &'static [usize] = &[208];
     const WORDS: &'static [(usize, usize)] = &[(0, 52)];
     const SCALE_LEN: usize = 16;
+    const UNIT: usize = 128;
     const MINIMA: bool = false;
     const OFFSET: Option<u32> = Some(5);
     const BITS: u32 = 6;
     #[inline(always)]
-    unsafe fn unpack<S: Simd>(b: Block) {
+    unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
             let scale = half::<S>(b, 0);
             for i in 0..4 {
                 let w = word::<S>(b, 48 + i);
                 let signed = [S::i_shl::<24>(w), S::i_shl::<16>(w), S::i_shl::<8>(w), w];
                 for j in 0..4 {
-                    set_scale::<S>(b, 4 * i + j, S::f_mul(scale, S::f_from_i(S::i_sar::<24>(signed[j]))));
+                    to.scales[4 * i + j] = S::f_mul(scale, S::f_from_i(S::i_sar::<24>(signed[j])));
                 }
             }
-            for n in 0..2 {
-                for i in 0..8 {
-                    let (w0, w1) = (word::<S>(b, 16 * n + i), word::<S>(b, 16 * n + 8 + i));
-                    let high = word::<S>(b, 32 + 8 * n + i);
-                    let quants = [
-                        (bits::<S>(w0, 0, 0x0f0f_0f0f), S::i_shl::<4>(high)),
-                        (bits::<S>(w1, 0, 0x0f0f_0f0f), S::i_shl::<2>(high)),
-                        (bits::<S>(w0, 4, 0x0f0f_0f0f), high),
-                        (bits::<S>(w1, 4, 0x0f0f_0f0f), S::i_shr::<2>(high)),
-                    ];
-                    for j in 0..4 {
-                        let (low, high) = quants[j];
-                        let high = S::i_and(high, S::i_splat(0x3030_3030));
-                        set_quants::<S>(b, 32 * n + 8 * j + i, S::i_or(low, high));
-                    }
-                }
-            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
+        let (j, first) = (group / 2, 4 * (group % 2));
+        unsafe {
+            let low = nibbles::<S>(b, 16 * unit + j % 2 * 8 + first, j / 2);
+            four!(i => {
+                let w = word::<S>(b, 32 + 8 * unit + first + i);
+                let high = match j {
+                    0 => S::i_shl::<4>(w),
+                    1 => S::i_shl::<2>(w),
+                    2 => w,
+                    _ => S::i_shr::<2>(w),
+                };
+                S::i_or(low[i], S::i_and(high, S::i_splat(0x3030_3030)))
+            })
         }
     }
 }

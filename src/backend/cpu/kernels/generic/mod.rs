@@ -9,8 +9,10 @@
 
 pub mod attention;
 pub mod elementwise;
+pub mod few_tokens;
 pub mod float;
 pub mod formats;
+pub mod many_tokens;
 pub mod math;
 pub mod quantized;
 pub mod scalar;

@@ -1,4 +1,5 @@
-//! Quantized matrix times int8 activations.
+//! Quantized matrix times int8 activations: what [`few_tokens`](super::few_tokens) and
+//! [`many_tokens`](super::many_tokens) have in common.
 //!
 //! The fixed order of a row's sum, the same for every format, ISA, layout and number of tokens. With the exact integer
 //! sum `dot = Σ (quant - offset) * activation` of each group of 16 columns, pairs of groups go in ascending order, each
@@ -11,21 +12,21 @@
 //! `acc = fma(minimum, x_sum, acc)` with `x_sum = x_scale * Σ activation`, or the sum of the two.
 
 use super::super::Simd;
-use super::formats::{Block, CHUNK, Format, GROUP, PAIR, TILE, Unpacked};
+use super::formats::{CHUNK, Format, GROUP, TILE, Unpacked};
 
 /// One chunk of a token's activations: groups of 16 values with a scale each.
 #[repr(C, align(32))]
 pub struct QuantizedChunk {
     /// Rounded to -127..=127.
-    values: [i8; CHUNK],
+    pub(super) values: [i8; CHUNK],
     /// Largest magnitude / 127, of each group; 0 if it is below [`TINY`].
-    scales: [f32; CHUNK / GROUP],
+    pub(super) scales: [f32; CHUNK / GROUP],
     /// Σ values, negated: where a dot product with offset quants starts from.
     negative_sums: [i32; CHUNK / GROUP],
     /// scale * Σ values, of each group.
-    sums: [f32; CHUNK / GROUP],
+    pub(super) sums: [f32; CHUNK / GROUP],
     /// The same of two groups.
-    pair_sums: [f32; CHUNK / GROUP / 2],
+    pub(super) pair_sums: [f32; CHUNK / GROUP / 2],
 }
 
 impl QuantizedChunk {
@@ -41,6 +42,19 @@ impl QuantizedChunk {
     /// The value that stands for activation `i`.
     pub fn value(&self, i: usize) -> f32 {
         self.scales[i / GROUP] * f32::from(self.values[i])
+    }
+
+    /// The values of a group, four to a lane, all lanes alike.
+    #[inline(always)]
+    pub(super) unsafe fn group<S: Simd>(&self, group: usize) -> [S::I; 4] {
+        unsafe {
+            let values = self.values.as_ptr().cast::<u32>().add(4 * group);
+            let mut four = [S::i_splat(0); 4];
+            for i in 0..4 {
+                four[i] = S::i_splat(*values.add(i));
+            }
+            four
+        }
     }
 }
 
@@ -131,238 +145,23 @@ pub struct Product {
     pub interleaved: *mut u8,
 }
 
-/// Tiles that are unpacked together when there are several tokens, so that each token's activations are read
-/// once for all of them. Their quants fill half of a 48 KB first-level cache.
-pub const PASS: usize = 4;
-
-/// Up to so many tokens a single tile is a pass: one sequential stream of weights.
-const FEW_TOKENS: usize = 16;
-
-/// How far ahead of the unpacking weights are asked for if a pass is a single tile, in bytes (measured: less leaves
-/// memory waiting, more falls out of the first-level cache). Else, and where rows are apart, it is the same place of
-/// the next pass.
-const PREFETCH: usize = 8192;
-
-/// Computes the tiles of a product.
-///
-/// # Safety
-/// The CPU has the ISA; the pointers of `p` are valid for the shapes that they document.
+/// A chunk of a tile, interleaved: where it is, or in `p.interleaved`.
 #[inline(always)]
-pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
-    unsafe {
-        let pass = if p.tokens <= FEW_TOKENS { 1 } else { PASS };
-        let mut tile = p.tiles.0;
-        while tile < p.tiles.1 {
-            let tiles = pass.min(p.tiles.1 - tile);
-            multiply_pass::<S, F>(p, tile, tiles);
-            tile += tiles;
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: usize) {
-    unsafe {
-        std::ptr::write_bytes(p.sums, 0, tiles * p.tokens * TILE);
-        for chunk in 0..p.columns.div_ceil(CHUNK) {
-            let columns = (p.columns - chunk * CHUNK).min(CHUNK);
-            for tile in 0..tiles {
-                unpack_chunk::<S, F>(p, first + tile, chunk, columns, p.unpacked.add(tile));
-            }
-            multiply_chunk::<S, F>(p, first, tiles, chunk, columns / PAIR);
-        }
-        for tile in 0..tiles {
-            store_tile(p, first + tile, p.sums.add(tile * p.tokens * TILE));
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn unpack_chunk<S: Simd, F: Format>(
+pub(super) unsafe fn interleaved_chunk<F: Format>(
     p: &Product,
     tile: usize,
     chunk: usize,
     columns: usize,
-    out: *mut Unpacked,
-) {
+) -> *const u8 {
+    let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
+    let skip = chunk * CHUNK / block_len * block_bytes;
     unsafe {
-        let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
-        let (blocks, skip) = (columns / block_len, chunk * CHUNK / block_len * block_bytes);
-        let source = match p.weights {
+        match p.weights {
             Bytes::Interleaved(bytes) => bytes.add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip)),
             Bytes::AsInFile(bytes) => {
                 let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile);
-                interleave::<F>(&rows.add(skip), blocks, p.interleaved);
+                interleave::<F>(&rows.add(skip), columns / block_len, p.interleaved);
                 p.interleaved
-            }
-        };
-        for block in 0..blocks {
-            let halves = source.add(block * block_bytes * TILE);
-            let words = halves.add(2 * TILE * F::HALVES.len());
-            for part in (0..TILE).step_by(S::LANES) {
-                F::unpack::<S>(Block {
-                    halves: halves.cast::<u16>().add(part),
-                    words: words.cast::<u32>().add(part),
-                    quants: (*out).quants.as_mut_ptr().add(block * block_len / 4 * TILE + part),
-                    scales: (*out).scales.as_mut_ptr().add(block * block_len / F::SCALE_LEN * TILE + part),
-                    minima: (*out).minima.as_mut_ptr().add(block * block_len / F::SCALE_LEN * TILE + part),
-                });
-            }
-        }
-    }
-}
-
-/// Adds the products of a chunk to the running sums, in tiles of tokens that fit the registers.
-#[inline(always)]
-unsafe fn multiply_chunk<S: Simd, F: Format>(
-    p: &Product,
-    first: usize,
-    tiles: usize,
-    chunk: usize,
-    pairs: usize,
-) {
-    unsafe {
-        let x = p.x.add(chunk * p.tokens);
-        let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
-        let (Bytes::Interleaved(bytes) | Bytes::AsInFile(bytes)) = p.weights;
-        let ahead = match p.weights {
-            Bytes::Interleaved(_) if tiles == 1 => PREFETCH,
-            _ => tiles * tile_bytes,
-        };
-        // A tile's bytes stand together in both layouts.
-        let next = bytes.wrapping_add(first * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK) + ahead);
-        let mut token = 0;
-        macro_rules! token_tiles {
-            ($($tokens:literal: $($vectors:literal)*;)*) => {{$(
-                while p.tokens - token >= $tokens {
-                    let starts = starts::<S, F, $tokens>(x.add(token));
-                    let (mut row, rows) = (0, tiles * TILE);
-                    $(while rows - row >= $vectors * S::LANES {
-                        let next = if token == 0 { next } else { std::ptr::null() };
-                        let block = At { row, token, pairs, x: x.add(token), next, tile_bytes };
-                        multiply_block::<S, F, $vectors, $tokens>(p, block, &starts);
-                        row += $vectors * S::LANES;
-                    })*
-                    token += $tokens;
-                }
-            )*}};
-        }
-        // Tokens of a block: vectors over its rows, as many as the registers hold.
-        match (S::LANES, S::REGISTERS) {
-            (16, 32) => token_tiles! { 4: 2 1; 1: 1; },
-            (8, 16) => token_tiles! { 3: 2; 1: 2; },
-            (4, 32) => token_tiles! { 4: 2; 1: 2; },
-            _ => token_tiles! { 1: 1; },
-        }
-    }
-}
-
-/// Which part of a pass a block is.
-#[derive(Clone, Copy)]
-struct At {
-    /// First row, counted from the pass's first tile.
-    row: usize,
-    /// First token.
-    token: usize,
-    /// Pairs of groups in the chunk.
-    pairs: usize,
-    /// The first token's activations.
-    x: *const QuantizedChunk,
-    /// What to ask memory for meanwhile, counted from the pass's first tile; or null.
-    next: *const u8,
-    /// From one tile to the next, there.
-    tile_bytes: usize,
-}
-
-/// V vectors of rows times T tokens, over one chunk.
-#[inline(always)]
-unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
-    p: &Product,
-    block: At,
-    starts: &[[u32; CHUNK / GROUP]; T],
-) {
-    unsafe {
-        let At { row, token, pairs, x, next, tile_bytes } = block;
-        let mut weights = [p.unpacked; V];
-        let mut parts = [0; V];
-        let mut sums = [[S::f_splat(0.0); V]; T];
-        let mut at = [[p.sums; V]; T];
-        for v in 0..V {
-            let tile = (row + v * S::LANES) / TILE;
-            weights[v] = p.unpacked.add(tile);
-            parts[v] = (row + v * S::LANES) % TILE;
-            for t in 0..T {
-                at[t][v] = p.sums.add((tile * p.tokens + token + t) * TILE + parts[v]);
-                sums[t][v] = S::f_load(at[t][v]);
-            }
-        }
-        let scales = PAIR / F::SCALE_LEN;
-        // All at once would fill the queue of misses and hold up the loads.
-        let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
-        for pair in 0..pairs {
-            for v in 0..V {
-                if !next.is_null() && parts[v] == 0 {
-                    let next = next.wrapping_add((row + v * S::LANES) / TILE * tile_bytes);
-                    for line in 0..lines {
-                        S::prefetch(next.wrapping_add((pair * lines + line) * 64));
-                    }
-                }
-            }
-            let mut w = [[[S::i_splat(0); 4]; 2]; V];
-            let mut scale = [[S::f_splat(0.0); 2]; V];
-            let mut minimum = scale;
-            for v in 0..V {
-                let quants = (*weights[v]).quants.as_ptr().add(8 * pair * TILE + parts[v]);
-                for i in 0..8 {
-                    w[v][i / 4][i % 4] = S::i_load(quants.add(i * TILE));
-                }
-                for i in 0..scales {
-                    let at = (scales * pair + i) * TILE + parts[v];
-                    scale[v][i] = S::f_load((*weights[v]).scales.as_ptr().add(at));
-                    minimum[v][i] = S::f_load((*weights[v]).minima.as_ptr().add(at));
-                }
-            }
-            for t in 0..T {
-                let x = x.add(t);
-                let mut scaled = [S::f_splat(0.0); V];
-                for i in 0..2 {
-                    let group = 2 * pair + i;
-                    let values = (*x).values.as_ptr().cast::<u32>().add(4 * group);
-                    let mut four = [S::i_splat(0); 4];
-                    for i in 0..4 {
-                        four[i] = S::i_splat(*values.add(i));
-                    }
-                    let start = S::i_splat(if shift::<S, F>().is_some() { starts[t][group] } else { 0 });
-                    let x_scale = S::f_splat((*x).scales[group]);
-                    for v in 0..V {
-                        let dot = S::f_from_i(dot_group::<S, F>(start, w[v][i], four));
-                        let first_of_scale = i == 0 || scales == 2;
-                        scaled[v] = if first_of_scale {
-                            S::f_mul(x_scale, dot)
-                        } else {
-                            S::f_fma(x_scale, dot, scaled[v])
-                        };
-                        if i == 1 || scales == 2 {
-                            sums[t][v] = S::f_fma(scale[v][i % scales], scaled[v], sums[t][v]);
-                        }
-                    }
-                }
-                if F::MINIMA {
-                    for i in 0..scales {
-                        let sum = if scales == 1 { (*x).pair_sums[pair] } else { (*x).sums[2 * pair + i] };
-                        for v in 0..V {
-                            sums[t][v] = S::f_fma(minimum[v][i], S::f_splat(sum), sums[t][v]);
-                        }
-                    }
-                }
-                for v in 0..V {
-                    sums[t][v] = S::pin(sums[t][v]);
-                }
-            }
-        }
-        for t in 0..T {
-            for v in 0..V {
-                S::f_store(at[t][v], sums[t][v]);
             }
         }
     }
@@ -374,9 +173,17 @@ const fn shift<S: Simd, F: Format>() -> Option<u32> {
     if F::BITS == 8 && S::SIGNED_BIAS { Some(7) } else { F::OFFSET }
 }
 
+/// Whether integer sums start at anything but 0.
+#[inline(always)]
+pub(super) const fn starts_shifted<S: Simd, F: Format>() -> bool {
+    shift::<S, F>().is_some()
+}
+
 /// Where the integer sums of T tokens' groups start: what the quants' offset takes off.
 #[inline(always)]
-unsafe fn starts<S: Simd, F: Format, const T: usize>(x: *const QuantizedChunk) -> [[u32; CHUNK / GROUP]; T] {
+pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
+    x: *const QuantizedChunk,
+) -> [[u32; CHUNK / GROUP]; T] {
     let mut starts = [[0; CHUNK / GROUP]; T];
     if let Some(shift) = shift::<S, F>() {
         for t in 0..T {
@@ -391,7 +198,7 @@ unsafe fn starts<S: Simd, F: Format, const T: usize>(x: *const QuantizedChunk) -
 
 /// The integer sum of a group.
 #[inline(always)]
-unsafe fn dot_group<S: Simd, F: Format>(start: S::I, w: [S::I; 4], x: [S::I; 4]) -> S::I {
+pub(super) unsafe fn dot_group<S: Simd, F: Format>(start: S::I, w: [S::I; 4], x: [S::I; 4]) -> S::I {
     unsafe {
         if F::BITS < 8 {
             return match F::BITS {
@@ -405,20 +212,18 @@ unsafe fn dot_group<S: Simd, F: Format>(start: S::I, w: [S::I; 4], x: [S::I; 4])
     }
 }
 
-/// A tile's finished sums [tokens][16], plus the bias, to where they belong.
+/// A token's finished sums of a tile, plus the bias, to where they belong.
 #[inline(always)]
-unsafe fn store_tile(p: &Product, tile: usize, sums: *const f32) {
+pub(super) unsafe fn store_tile(p: &Product, tile: usize, token: usize, sums: *const f32) {
     unsafe {
         let row = tile * TILE;
         let rows = (p.rows - row).min(TILE);
-        for token in 0..p.tokens {
-            let (sums, out) = (sums.add(token * TILE), p.out.add(token * p.out_stride + row));
-            if p.bias.is_null() {
-                std::ptr::copy_nonoverlapping(sums, out, rows);
-            } else {
-                for i in 0..rows {
-                    *out.add(i) = *sums.add(i) + *p.bias.add(row + i);
-                }
+        let out = p.out.add(token * p.out_stride + row);
+        if p.bias.is_null() {
+            std::ptr::copy_nonoverlapping(sums, out, rows);
+        } else {
+            for i in 0..rows {
+                *out.add(i) = *sums.add(i) + *p.bias.add(row + i);
             }
         }
     }

@@ -1,0 +1,197 @@
+//! The product for a few tokens: decode, drafts, small batches.
+//!
+//! Quants go from memory straight into the dot products, without the detour over [`Unpacked`](super::formats::Unpacked)
+//! that pays off for many tokens: memory is what limits a single token, and its work must hide behind the loads. The
+//! sums of a tile stay in registers. The order of a sum is the one that `quantized` states.
+
+use super::super::Simd;
+use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE};
+use super::quantized::{
+    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, starts, starts_shifted, store_tile,
+};
+
+/// Most tokens that a tile is read for more than once: then the quants are better unpacked for all of them.
+pub const FEW_TOKENS: usize = 16;
+
+/// How far ahead of their use interleaved weights are asked for, in bytes (measured: less leaves memory waiting, more falls
+/// out of the first-level cache). Where rows are apart, it is the same place of the next tile.
+const PREFETCH: usize = 8192;
+
+/// Computes the tiles of a product.
+///
+/// # Safety
+/// The CPU has the ISA; the pointers of `p` are valid for the shapes that they document.
+#[inline(always)]
+pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
+    for tile in p.tiles.0..p.tiles.1 {
+        let mut token = 0;
+        macro_rules! passes {
+            ($($tokens:literal)*) => {{$(
+                while p.tokens - token >= $tokens {
+                    // SAFETY: the caller's promise.
+                    unsafe { multiply_tile::<S, F, $tokens>(p, tile, token) };
+                    token += $tokens;
+                }
+            )*}};
+        }
+        // As many tokens as the registers hold.
+        match (S::LANES, S::REGISTERS) {
+            (16, 32) => passes!(8 4 2 1),
+            (8, 16) | (4, 32) => passes!(4 2 1),
+            _ => passes!(1),
+        }
+    }
+}
+
+/// One tile times T tokens.
+#[inline(always)]
+unsafe fn multiply_tile<S: Simd, F: Format, const T: usize>(p: &Product, tile: usize, token: usize) {
+    unsafe {
+        let mut sums = [[0f32; TILE]; T];
+        if S::LANES == TILE {
+            let mut in_registers = [S::f_splat(0.0); T];
+            for chunk in 0..p.columns.div_ceil(CHUNK) {
+                multiply_chunk::<S, F, T>(&Chunk::new::<F>(p, tile, token, chunk), 0, &mut in_registers);
+            }
+            for t in 0..T {
+                S::f_store(sums[t].as_mut_ptr(), in_registers[t]);
+            }
+        } else {
+            for chunk in 0..p.columns.div_ceil(CHUNK) {
+                let chunk = Chunk::new::<F>(p, tile, token, chunk);
+                for part in (0..TILE).step_by(S::LANES) {
+                    let mut of_part = [S::f_splat(0.0); T];
+                    for t in 0..T {
+                        of_part[t] = S::f_load(sums[t].as_ptr().add(part));
+                    }
+                    multiply_chunk::<S, F, T>(&chunk, part, &mut of_part);
+                    for t in 0..T {
+                        S::f_store(sums[t].as_mut_ptr().add(part), of_part[t]);
+                    }
+                }
+            }
+        }
+        for t in 0..T {
+            store_tile(p, tile, token + t, sums[t].as_ptr());
+        }
+    }
+}
+
+/// 256 columns of a tile, or what is left of them.
+struct Chunk {
+    /// The interleaved blocks.
+    blocks: *const u8,
+    columns: usize,
+    /// The first token's activations; those of the next token follow.
+    x: *const QuantizedChunk,
+    /// What to ask memory for meanwhile, or null.
+    next: *const u8,
+}
+
+impl Chunk {
+    #[inline(always)]
+    unsafe fn new<F: Format>(p: &Product, tile: usize, token: usize, chunk: usize) -> Self {
+        let columns = (p.columns - chunk * CHUNK).min(CHUNK);
+        unsafe {
+            let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
+            let offset = tile * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK);
+            let next = match p.weights {
+                _ if token > 0 => std::ptr::null(),
+                Bytes::Interleaved(bytes) => bytes.wrapping_add(offset + PREFETCH),
+                Bytes::AsInFile(bytes) => bytes.wrapping_add(offset + tile_bytes),
+            };
+            let x = p.x.add(chunk * p.tokens + token);
+            Chunk { blocks: interleaved_chunk::<F>(p, tile, chunk, columns), columns, x, next }
+        }
+    }
+}
+
+/// Runs `$body` with `$i` = 0, 1, … below `$n` (at most 4), each a constant to the compiler.
+macro_rules! unrolled {
+    ($n:expr, $i:ident => $body:expr) => {
+        unrolled!(@ $n, $i, $body, 0 1 2 3)
+    };
+    (@ $n:expr, $i:ident, $body:expr, $($value:literal)*) => {$(
+        if $value < $n {
+            let $i = $value;
+            $body
+        }
+    )*};
+}
+
+/// Adds the products of a chunk to the sums of LANES rows from `part` on.
+#[inline(always)]
+unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
+    chunk: &Chunk,
+    part: usize,
+    sums: &mut [S::F; T],
+) {
+    unsafe {
+        let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
+        let starts = starts::<S, F, T>(chunk.x);
+        // All at once would fill the queue of misses and hold up the loads.
+        let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
+        for block in 0..chunk.columns / block_len {
+            let halves = chunk.blocks.add(block * block_bytes * TILE);
+            let b = Block {
+                halves: halves.cast::<u16>().add(part),
+                words: halves.add(2 * TILE * F::HALVES.len()).cast::<u32>().add(part),
+            };
+            let mut scales = Scales::zero();
+            F::scales::<S>(b, &mut scales);
+            for unit in 0..block_len / F::UNIT {
+                unrolled!(F::UNIT / PAIR, pair => {
+                    let pair_of_block = unit * (F::UNIT / PAIR) + pair;
+                    let at = block * (block_len / PAIR) + pair_of_block;
+                    if !chunk.next.is_null() && part == 0 {
+                        for line in 0..lines {
+                            S::prefetch(chunk.next.wrapping_add((at * lines + line) * 64));
+                        }
+                    }
+                    let quants = [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)];
+                    multiply_pair::<S, F, T>(quants, &scales, pair_of_block, chunk.x, at, &starts, sums);
+                });
+            }
+        }
+    }
+}
+
+/// Adds the products of two groups of columns to the sums: pair `pair` of the block, pair `at` of the chunk.
+#[inline(always)]
+unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
+    quants: [[S::I; 4]; 2],
+    scales: &Scales<S>,
+    pair: usize,
+    x: *const QuantizedChunk,
+    at: usize,
+    starts: &[[u32; CHUNK / GROUP]; T],
+    sums: &mut [S::F; T],
+) {
+    let per_pair = PAIR / F::SCALE_LEN;
+    unsafe {
+        for t in 0..T {
+            let x = x.add(t);
+            let mut scaled = S::f_splat(0.0);
+            for i in 0..2 {
+                let group = 2 * at + i;
+                let start = S::i_splat(if starts_shifted::<S, F>() { starts[t][group] } else { 0 });
+                let dot = S::f_from_i(dot_group::<S, F>(start, quants[i], (*x).group::<S>(group)));
+                let x_scale = S::f_splat((*x).scales[group]);
+                scaled = if i == 0 || per_pair == 2 {
+                    S::f_mul(x_scale, dot)
+                } else {
+                    S::f_fma(x_scale, dot, scaled)
+                };
+                if i == 1 || per_pair == 2 {
+                    sums[t] = S::f_fma(scales.scales[per_pair * pair + i % per_pair], scaled, sums[t]);
+                }
+            }
+            if F::MINIMA {
+                for i in 0..per_pair {
+                    let sum = if per_pair == 1 { (*x).pair_sums[at] } else { (*x).sums[2 * at + i] };
+                    sums[t] = S::f_fma(scales.minima[per_pair * pair + i], S::f_splat(sum), sums[t]);
+                }
+            }
+        }
+    }
+}
