@@ -37,7 +37,7 @@ impl Workspace {
     /// Computes the products that `product(0..count)` gives of the input [rows, width].
     ///
     /// First the threads share out the input's rows to quantize them, if some matrix asks for it; then, in the same
-    /// job, the tiles of all matrices.
+    /// job, the tiles of all matrices. Up to `copies` bytes of the matrices are interleaved on the way and taken off.
     pub fn multiply<'a>(
         &mut self,
         isa: Isa,
@@ -46,6 +46,7 @@ impl Workspace {
         width: usize,
         count: usize,
         product: impl Fn(usize) -> Product<'a> + Sync,
+        copies: &mut u64,
     ) {
         let rows = input.len() / width;
         let products = || (0..count).map(&product);
@@ -58,6 +59,10 @@ impl Workspace {
         let to_quantize = Tasks::new(if quantized { rows } else { 0 }, 1, threads);
         let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), 1, threads);
 
+        for p in products() {
+            // SAFETY: the job below multiplies each tile once, and `finish` follows it.
+            *copies = unsafe { p.matrix.begin(*copies) };
+        }
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &super::pool::Worker<'_>| {
             while let Some(range) = to_quantize.claim() {
@@ -91,6 +96,12 @@ impl Workspace {
                 }
             }
         };
-        if threads == 1 { pool.solo(job) } else { pool.run(job) }
+        if threads == 1 {
+            pool.solo(job)
+        } else {
+            pool.run(job)
+        }
+        // SAFETY: the job has ended.
+        products().for_each(|p| unsafe { p.matrix.finish() });
     }
 }

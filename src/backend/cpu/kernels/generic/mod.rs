@@ -11,6 +11,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod float;
 pub mod formats;
+pub mod interleave;
 pub mod math;
 pub mod quantized;
 pub mod scalar;
