@@ -20,6 +20,8 @@ pub struct Product<'a> {
 
 /// Memory for products, allocated once.
 pub struct Workspace {
+    /// Bytes of matrices that products may still interleave in this step.
+    pub copies: u64,
     activations: Activations,
     /// By thread.
     scratch: Vec<Scratch>,
@@ -29,6 +31,7 @@ impl Workspace {
     /// For inputs of up to [rows, columns] and `threads` threads.
     pub fn new(rows: usize, columns: usize, threads: usize) -> Self {
         Workspace {
+            copies: 0,
             activations: Activations::new(rows, columns),
             scratch: (0..threads).map(|_| Scratch::new(rows)).collect(),
         }
@@ -37,7 +40,7 @@ impl Workspace {
     /// Computes the products that `product(0..count)` gives of the input [rows, width].
     ///
     /// First the threads share out the input's rows to quantize them, if some matrix asks for it; then, in the same
-    /// job, the tiles of all matrices. Up to `copies` bytes of the matrices are interleaved on the way and taken off.
+    /// job, the tiles of all matrices. Up to [`copies`](Self::copies) bytes of the matrices are interleaved on the way and taken off.
     pub fn multiply<'a>(
         &mut self,
         isa: Isa,
@@ -46,7 +49,6 @@ impl Workspace {
         width: usize,
         count: usize,
         product: impl Fn(usize) -> Product<'a> + Sync,
-        copies: &mut u64,
     ) {
         let rows = input.len() / width;
         let products = || (0..count).map(&product);
@@ -61,7 +63,7 @@ impl Workspace {
 
         for p in products() {
             // SAFETY: the job below multiplies each tile once, and `finish` follows it.
-            *copies = unsafe { p.matrix.begin(*copies) };
+            self.copies = unsafe { p.matrix.begin(self.copies) };
         }
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &super::pool::Worker<'_>| {

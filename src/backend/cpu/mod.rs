@@ -85,9 +85,7 @@ struct Ready {
     cache: KvCache,
     attention: attention::Scratch,
     linear: linear::Workspace,
-    /// Bytes of matrices that the present step may still interleave.
-    copies: u64,
-    /// The same of the next step, at its beginning.
+    /// Bytes of matrices that the next step may interleave.
     next_copies: u64,
 }
 
@@ -281,7 +279,6 @@ impl Backend for CpuBackend {
             attention: attention::Scratch::new(&cache, self.pool.threads(), plan.rows, plan.pages)?,
             cache,
             linear: linear::Workspace::new(plan.rows, columns, self.pool.threads()),
-            copies: 0,
             next_copies: 0,
         });
         Ok(())
@@ -294,7 +291,7 @@ impl Backend for CpuBackend {
         self.step.set(step);
         let interleaved: u64 = self.weights.iter().map(Weight::interleaved_bytes).sum();
         if let Some(ready) = &mut self.ready {
-            ready.copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
+            ready.linear.copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
             ready.rope.fill(&self.step.rows, &self.pool);
         }
     }
@@ -334,7 +331,7 @@ impl Backend for CpuBackend {
             self.target(p.to);
         }
         let (weights, vectors) = (&self.weights, &self.vectors);
-        let Some(Ready { buffers, linear, copies, .. }) = &mut self.ready else { return };
+        let Some(Ready { buffers, linear, .. }) = &mut self.ready else { return };
         // SAFETY: the buffer has so many values; it is none of the outputs.
         let input =
             unsafe { std::slice::from_raw_parts(buffers[from.0].memory.shared().at(0), rows * width) };
@@ -346,7 +343,7 @@ impl Backend for CpuBackend {
                 to: buffers[p.to.0].memory.shared(),
             }
         };
-        linear.multiply(self.isa, &self.pool, input, width, projections.len(), product, copies);
+        linear.multiply(self.isa, &self.pool, input, width, projections.len(), product);
     }
 
     fn rope(&mut self, x: Buffer, head_dim: usize) {
