@@ -43,7 +43,6 @@ fn a_step_allocates_nothing_whatever_its_shape() {
         let mut matrix = |kind, rows| backend.add_matrix(&tensor(kind, rows, width)).expect("a matrix");
         let (wq, wk, wv) =
             (matrix(BlockType::Q4_K, 256), matrix(BlockType::Q6_K, 128), matrix(BlockType::F16, 128));
-        matrix(BlockType::Q8_0, 4096); // so large that all threads interleave it: they have started before the count
         let weight = backend.add_vector(vec![1.0; width]).expect("memory");
         let [x, normed, query, out] = [(); 4].map(|()| backend.add_buffer(width));
         let [key, value] = [(); 2].map(|()| backend.add_buffer(128));

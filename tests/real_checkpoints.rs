@@ -69,7 +69,7 @@ fn dropped_pages_come_back_with_the_same_bytes() {
     let tensor = checkpoint.tensor("blk.3.ffn_down.weight").unwrap();
     let before = tensor.bytes().to_vec();
     tensor.drop_pages();
-    tensor.will_need();
+    tensor.populate();
     assert_eq!(tensor.bytes(), before);
 }
 

@@ -84,9 +84,10 @@ impl Tensor {
         self.data.drop_pages(start + rows.start * row_bytes..start + rows.end * row_bytes);
     }
 
-    /// Asks the system to read the tensor's pages ahead. Does nothing where the system knows no such advice.
-    pub fn will_need(&self) {
-        self.data.will_need(self.range.clone());
+    /// Brings the tensor's pages into memory, so that its first use need not wait for the file. Does nothing where the
+    /// system knows no such advice.
+    pub fn populate(&self) {
+        self.data.populate(self.range.clone());
     }
 }
 

@@ -86,7 +86,7 @@ mod tensor {
     fn advice_on_pages_leaves_memory_as_it_is() {
         let tensor = Tensor::from_bytes("t", BlockType::F32, &[2], floats(&[1.0, 2.0]));
         tensor.drop_pages();
-        tensor.will_need();
+        tensor.populate();
         assert_eq!(tensor.values(), [1.0, 2.0]);
     }
 

@@ -36,6 +36,13 @@ impl Kind {
     }
 }
 
+const MERGES: &str = "tokenizer.ggml.merges";
+
+/// Whether a byte-level text is made of such tokens.
+fn is_text(kind: Kind) -> bool {
+    matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Byte)
+}
+
 /// The fields that both tokenizer models have.
 struct Vocabulary<'a> {
     metadata: &'a GgufMetadata,
@@ -97,44 +104,70 @@ impl<'a> Vocabulary<'a> {
                 pretokenizer::names().collect::<Vec<_>>().join(", ")
             ))
         })?;
-        let mut vocab = Vocab::with_capacity(self.entries.len());
-        for (id, (entry, kind)) in self.tokens() {
-            if matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Byte) {
+        let (vocab, merges) = std::thread::scope(|scope| {
+            let merges = scope.spawn(|| self.merges());
+            let mut vocab = Vocab::with_capacity(self.entries.len());
+            let text = self.tokens().filter(|(_, (_, kind))| is_text(*kind));
+            text.for_each(|(id, (entry, _))| {
                 vocab.insert(entry.clone(), id);
-            }
-        }
-        let merges = self.merges(&vocab)?;
-        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(scheme.whole_words).build();
-        let model = model.map_err(|error| self.fault("tokenizer.ggml.merges", error))?;
-        let mut core = tokenizers::Tokenizer::new(ModelWrapper::BPE(model));
-        core.with_pre_tokenizer(Some(scheme.pre_tokenizer()));
+            });
+            (vocab, merges.join().expect("reading the merges does not panic"))
+        });
+        let merges = merges?;
+        let core = || {
+            let model =
+                BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(scheme.whole_words).build();
+            let model = model.map_err(|error| self.misfit(error))?;
+            let mut core = tokenizers::Tokenizer::new(ModelWrapper::BPE(model));
+            core.with_pre_tokenizer(Some(scheme.pre_tokenizer()));
+            Ok(core)
+        };
         self.finish(core, byte_level_bytes, scheme.add_bos)
     }
 
     /// The merges as pairs. Those of control and unused tokens are left out: plain text must not make one.
-    fn merges(&self, vocab: &Vocab) -> Result<Merges> {
-        let lines: &[String] = self.metadata.require("tokenizer.ggml.merges")?;
-        let hidden = self.tokens().filter(|(_, (entry, _))| !vocab.contains_key(*entry));
-        let hidden: HashSet<&str> = hidden.map(|(_, (entry, _))| entry.as_str()).collect();
+    fn merges(&self) -> Result<Merges> {
+        let lines: &[String] = self.metadata.require(MERGES)?;
+        let mut hidden: HashSet<&str> = HashSet::new();
+        let kinds = |wanted: bool| self.tokens().filter(move |(_, (_, kind))| is_text(*kind) == wanted);
+        hidden.extend(kinds(false).map(|(_, (entry, _))| entry.as_str()));
+        for (_, (entry, _)) in kinds(true) {
+            hidden.remove(entry.as_str());
+        }
+        let longest = self.entries.iter().map(String::len).max().unwrap_or(0);
         let mut merges = Merges::with_capacity(lines.len());
         let mut joined = String::new();
         for (number, line) in lines.iter().enumerate() {
             let pair = line.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
             let Some((left, right)) = pair else {
                 let what = format!("merge {number} is not two entries with a space between: '{line}'");
-                return Err(self.fault("tokenizer.ggml.merges", what));
+                return Err(self.fault(MERGES, what));
             };
             joined.clear();
             joined.extend([left, right]);
-            if !vocab.contains_key(&joined) && !hidden.contains(&*joined) {
-                let what = format!("merge {number} makes '{joined}', which is not a token");
-                return Err(self.fault("tokenizer.ggml.merges", what));
+            if joined.len() > longest {
+                return Err(self.no_token(number, &joined));
             }
             if [left, right, &joined].iter().all(|entry| !hidden.contains(entry)) {
                 merges.push((left.to_owned(), right.to_owned()));
             }
         }
         Ok(merges)
+    }
+
+    /// Names the merge that `error` is about.
+    fn misfit(&self, error: tokenizers::Error) -> Error {
+        let entries: HashSet<&str> = self.entries.iter().map(String::as_str).collect();
+        let lines: &[String] = self.metadata.require(MERGES).unwrap_or_default();
+        let mut joined = lines.iter().map(|line| line.replacen(' ', "", 1)).enumerate();
+        match joined.find(|(_, joined)| !entries.contains(&**joined)) {
+            Some((number, joined)) => self.no_token(number, &joined),
+            None => self.fault(MERGES, error),
+        }
+    }
+
+    fn no_token(&self, merge: usize, joined: &str) -> Error {
+        self.fault(MERGES, format!("merge {merge} makes '{joined}', which is not a token"))
     }
 
     fn sentencepiece(self) -> Result<Parts> {
@@ -168,16 +201,32 @@ impl<'a> Vocabulary<'a> {
         spm::normalizer(self.metadata.find(key)?.unwrap_or(true))
             .and_then(|normalizer| core.with_normalizer(Some(normalizer)).map(|_| ()))
             .map_err(|error| self.fault(key, error))?;
-        self.finish(core, sentencepiece_bytes, true)
+        self.finish(|| Ok(core), sentencepiece_bytes, true)
     }
 
-    /// Puts the parts together that do not depend on the tokenizer model.
+    /// Puts the parts together that do not depend on the tokenizer model, while `core` is made.
     fn finish(
         &self,
-        core: tokenizers::Tokenizer,
+        core: impl FnOnce() -> Result<tokenizers::Tokenizer> + Send,
         bytes: fn(&str) -> Vec<u8>,
         add_bos: bool,
     ) -> Result<Parts> {
+        std::thread::scope(|scope| {
+            let core = scope.spawn(core);
+            let (added, pieces) = self.pieces(bytes);
+            let add_bos = self.metadata.find("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
+            let bos = self.id("bos")?.map(|bos| (bos, add_bos));
+            let mut ends = Vec::new();
+            for name in ["eos", "eot", "eom"] {
+                ends.extend(self.id(name)?);
+            }
+            let core = core.join().expect("merges were checked for what the crate would panic at")?;
+            Ok(Parts { core, added, pieces, bos, ends })
+        })
+    }
+
+    /// The tokens that stand outside of the merges, and the bytes of each token.
+    fn pieces(&self, bytes: fn(&str) -> Vec<u8>) -> (Vec<Added>, Pieces) {
         let mut pieces = Pieces::default();
         let mut added = Vec::new();
         for (id, (entry, kind)) in self.tokens() {
@@ -190,13 +239,7 @@ impl<'a> Vocabulary<'a> {
                 }
             }
         }
-        let add_bos = self.metadata.find("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
-        let bos = self.id("bos")?.map(|bos| (bos, add_bos));
-        let mut ends = Vec::new();
-        for name in ["eos", "eot", "eom"] {
-            ends.extend(self.id(name)?);
-        }
-        Ok(Parts { core, added, pieces, bos, ends })
+        (added, pieces)
     }
 
     /// A special token's id, checked against the vocabulary.

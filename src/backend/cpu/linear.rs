@@ -20,6 +20,8 @@ pub struct Product<'a> {
 
 /// Memory for products, allocated once.
 pub struct Workspace {
+    /// Bytes of matrices that products may still interleave in this step.
+    pub copies: u64,
     activations: Activations,
     /// By thread.
     scratch: Vec<Scratch>,
@@ -29,6 +31,7 @@ impl Workspace {
     /// For inputs of up to [rows, columns] and `threads` threads.
     pub fn new(rows: usize, columns: usize, threads: usize) -> Self {
         Workspace {
+            copies: 0,
             activations: Activations::new(rows, columns),
             scratch: (0..threads).map(|_| Scratch::new(rows)).collect(),
         }
@@ -37,7 +40,7 @@ impl Workspace {
     /// Computes the products that `product(0..count)` gives of the input [rows, width].
     ///
     /// First the threads share out the input's rows to quantize them, if some matrix asks for it; then, in the same
-    /// job, the tiles of all matrices.
+    /// job, the tiles of all matrices. Up to [`copies`](Self::copies) bytes of the matrices are interleaved on the way and taken off.
     pub fn multiply<'a>(
         &mut self,
         isa: Isa,
@@ -58,6 +61,10 @@ impl Workspace {
         let to_quantize = Tasks::new(if quantized { rows } else { 0 }, 1, threads);
         let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), 1, threads);
 
+        for p in products() {
+            // SAFETY: the job below multiplies each tile once, and `finish` follows it.
+            self.copies = unsafe { p.matrix.begin(self.copies) };
+        }
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &super::pool::Worker<'_>| {
             while let Some(range) = to_quantize.claim() {
@@ -91,6 +98,12 @@ impl Workspace {
                 }
             }
         };
-        if threads == 1 { pool.solo(job) } else { pool.run(job) }
+        if threads == 1 {
+            pool.solo(job)
+        } else {
+            pool.run(job)
+        }
+        // SAFETY: the job has ended.
+        products().for_each(|p| unsafe { p.matrix.finish() });
     }
 }

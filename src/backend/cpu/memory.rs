@@ -5,6 +5,7 @@ use memmap2::{MmapMut, MmapOptions};
 use crate::{Error, Result};
 
 /// Zeroed memory, aligned to a page of the system; each page is committed when it is first written.
+#[derive(Debug)]
 pub struct Memory {
     map: MmapMut,
     start: Shared<u8>,
@@ -39,6 +40,11 @@ impl Memory {
     /// As [`new`](Self::new).
     pub fn floats(len: usize, purpose: &str) -> Result<Self> {
         Self::new(len * size_of::<f32>(), purpose)
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.map.len()
     }
 
     /// The beginning, for threads that write disjoint parts.

@@ -49,6 +49,10 @@ impl Default for CpuOptions {
     }
 }
 
+/// Steps in which all matrices are copied to where they are interleaved, after a first step that copies nothing: fresh
+/// memory costs more than all else of loading, and the first logits need not wait for it.
+const COPY_STEPS: u64 = 8;
+
 /// The CPU as a [`Backend`].
 pub struct CpuBackend {
     isa: Isa,
@@ -81,6 +85,8 @@ struct Ready {
     cache: KvCache,
     attention: attention::Scratch,
     linear: linear::Workspace,
+    /// Bytes of matrices that the next step may interleave.
+    next_copies: u64,
 }
 
 /// An activation buffer: [rows, width].
@@ -174,6 +180,13 @@ impl CpuBackend {
 }
 
 impl Weight {
+    fn interleaved_bytes(&self) -> u64 {
+        match self {
+            Weight::Matrix(matrix) => matrix.interleaved_bytes(),
+            Weight::Table(_) => 0,
+        }
+    }
+
     fn matrix(&self) -> &WeightMatrix {
         match self {
             Weight::Matrix(matrix) => matrix,
@@ -213,9 +226,10 @@ impl Backend for CpuBackend {
         check_matrix(tensor)?;
         let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
         let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
-        let matrix = WeightMatrix::new(tensor, layout, &|count, task| self.pool.for_each(count, 1, task))?;
-        if let (Some(left), true) = (left, matrix.is_interleaved()) {
+        let matrix = WeightMatrix::new(tensor, layout)?;
+        if let (Some(left), true) = (left, matrix.interleaved_bytes() > 0) {
             self.interleaved_bytes = left;
+            tensor.populate(); // memory has room for all of it
         }
         self.weights.push(Weight::Matrix(matrix));
         Ok(Matrix(self.weights.len() - 1))
@@ -265,6 +279,7 @@ impl Backend for CpuBackend {
             attention: attention::Scratch::new(&cache, self.pool.threads(), plan.rows, plan.pages)?,
             cache,
             linear: linear::Workspace::new(plan.rows, columns, self.pool.threads()),
+            next_copies: 0,
         });
         Ok(())
     }
@@ -274,7 +289,9 @@ impl Backend for CpuBackend {
         assert!(step.rows.len() <= plan.rows, "{} rows in a step planned for {}", step.rows.len(), plan.rows);
         self.rows = step.rows.len();
         self.step.set(step);
+        let interleaved: u64 = self.weights.iter().map(Weight::interleaved_bytes).sum();
         if let Some(ready) = &mut self.ready {
+            ready.linear.copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
             ready.rope.fill(&self.step.rows, &self.pool);
         }
     }
@@ -318,14 +335,15 @@ impl Backend for CpuBackend {
         // SAFETY: the buffer has so many values; it is none of the outputs.
         let input =
             unsafe { std::slice::from_raw_parts(buffers[from.0].memory.shared().at(0), rows * width) };
-        linear.multiply(self.isa, &self.pool, input, width, projections.len(), |i| {
-            let p = &projections[i];
+        let product = |i: usize| {
+            let p: &Projection = &projections[i];
             linear::Product {
                 matrix: weights[p.matrix.0].matrix(),
                 bias: p.bias.map(|bias| &vectors[bias.0][..]),
                 to: buffers[p.to.0].memory.shared(),
             }
-        });
+        };
+        linear.multiply(self.isa, &self.pool, input, width, projections.len(), product);
     }
 
     fn rope(&mut self, x: Buffer, head_dim: usize) {

@@ -2,13 +2,17 @@
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
+use super::super::memory::Memory;
 use super::entry_points;
 use super::generic::few_tokens::{self, FEW_TOKENS};
 use super::generic::float::{self, Float, FloatProduct};
 use super::generic::formats::{CHUNK, Format, TILE, Unpacked, with_format};
+use super::generic::interleave::{self, RowPointers};
 use super::generic::many_tokens::{self, PASS};
-use super::generic::quantized::{self, Bytes, Product, QuantizedChunk, RowPointers};
+use super::generic::quantized::{self, Bytes, Product, QuantizedChunk};
 use super::isa::Isa;
 use crate::checkpoint::Tensor;
 use crate::quant::BlockType;
@@ -19,6 +23,8 @@ entry_points! {
     fn multiply_few<F: Format>(p: &Product) = few_tokens::multiply;
     /// [`many_tokens::multiply`] on an ISA.
     fn multiply_many<F: Format>(p: &Product) = many_tokens::multiply;
+    /// [`interleave::interleave`] on an ISA.
+    fn interleave<F: Format>(rows: &RowPointers, skip: usize, blocks: usize, out: *mut u8) = interleave::interleave;
     /// [`float::multiply_float`] on an ISA.
     fn multiply_float<W: Float>(p: &FloatProduct) = float::multiply_float;
     /// [`quantized::quantize`] on an ISA.
@@ -28,7 +34,8 @@ entry_points! {
 /// How a matrix is held. Results are equal to the bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// In memory of its own, 16 rows interleaved: the fast one. (F32, F16 and BF16 stay as in the file.)
+    /// In memory of its own, 16 rows interleaved: the fast one. It is copied from the file in the course of products
+    /// ([`WeightMatrix::begin`]). (F32, F16 and BF16 stay as in the file.)
     Interleaved,
     /// In the mapped file: takes no memory of its own, and is interleaved on the way.
     AsInFile,
@@ -64,24 +71,28 @@ pub struct WeightMatrix {
 
 #[derive(Debug)]
 enum Storage {
-    /// Tiles of 16 rows; the last is filled up with its last row.
-    Interleaved(memmap2::MmapMut),
+    Interleaved(Copied),
     AsInFile(Tensor),
 }
 
-/// Runs `task(0)..task(n - 1)`, on any threads, and returns when all are done.
-pub type Parallel<'a> = &'a dyn Fn(usize, &(dyn Fn(usize) + Sync));
-
-/// Tiles that are interleaved by one task.
-const TILES_PER_TASK: usize = 16;
+/// A matrix on its way from the file into memory of its own.
+#[derive(Debug)]
+struct Copied {
+    /// Tiles of 16 rows, interleaved; the last is filled up with its last row. Committed as tiles are copied.
+    tiles: Memory,
+    /// Tiles below are there for good.
+    ready: AtomicUsize,
+    /// Tiles from `ready` to here are copied by the present product.
+    end: AtomicUsize,
+    tensor: Tensor,
+}
 
 impl WeightMatrix {
-    /// Takes a tensor. With [`Layout::Interleaved`] a copy is made by `parallel` and the tensor's pages are
-    /// given back to the system as it grows.
+    /// Takes a tensor; reads nothing of it. For [`Layout::Interleaved`] memory is reserved.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the columns are no whole blocks, [`Error::Memory`] if there is none for the copy.
-    pub fn new(tensor: &Tensor, layout: Layout, parallel: Parallel<'_>) -> Result<Self> {
+    pub fn new(tensor: &Tensor, layout: Layout) -> Result<Self> {
         let (rows, columns, kind) = (tensor.rows(), tensor.columns(), tensor.kind);
         if !columns.is_multiple_of(kind.block_len()) || tensor.bytes().len() != rows * kind.row_bytes(columns)
         {
@@ -91,16 +102,53 @@ impl WeightMatrix {
                 tensor.bytes().len()
             )));
         }
+        let tensor = tensor.clone();
         let storage = match (layout, ActivationKind::of(kind)) {
-            (Layout::Interleaved, ActivationKind::I8) => Storage::Interleaved(interleave(tensor, parallel)?),
-            _ => Storage::AsInFile(tensor.clone()),
+            (Layout::Interleaved, ActivationKind::I8) => {
+                let bytes = rows.next_multiple_of(TILE) * kind.row_bytes(columns);
+                let tiles = Memory::new(bytes, &format!("tensor {}", tensor.name))?;
+                tiles.prefer_huge_pages();
+                let (ready, end) = (AtomicUsize::new(0), AtomicUsize::new(0));
+                Storage::Interleaved(Copied { tiles, ready, end, tensor })
+            }
+            _ => Storage::AsInFile(tensor),
         };
         Ok(Self { rows, columns, kind, storage })
     }
 
-    /// Whether it is in memory of its own.
-    pub fn is_interleaved(&self) -> bool {
-        matches!(self.storage, Storage::Interleaved(_))
+    /// Begins a product that copies up to `bytes` of the matrix, in whole tiles, to where it will be interleaved.
+    /// Returns what is left of them.
+    ///
+    /// # Safety
+    /// Until [`finish`](Self::finish) each tile is multiplied exactly once, and no other product of this matrix begins.
+    pub unsafe fn begin(&self, bytes: u64) -> u64 {
+        let Storage::Interleaved(copied) = &self.storage else { return bytes };
+        let ready = copied.ready.load(Relaxed);
+        let tile_bytes = self.tile_bytes() as u64;
+        let tiles = bytes.div_ceil(tile_bytes).min((self.tiles() - ready) as u64);
+        copied.end.store(ready + tiles as usize, Relaxed);
+        bytes.saturating_sub(tiles * tile_bytes)
+    }
+
+    /// Ends a product: what it copied is used from now on, and the file's pages are given back to the system.
+    ///
+    /// # Safety
+    /// All threads of the product have ended.
+    pub unsafe fn finish(&self) {
+        let Storage::Interleaved(copied) = &self.storage else { return };
+        let (ready, end) = copied.range();
+        if ready < end {
+            copied.ready.store(end, Relaxed);
+            copied.tensor.drop_rows(ready * TILE..(end * TILE).min(self.rows));
+        }
+    }
+
+    /// Bytes that it takes in memory of its own in the end.
+    pub fn interleaved_bytes(&self) -> u64 {
+        match self.storage {
+            Storage::Interleaved(_) => (self.tiles() * self.tile_bytes()) as u64,
+            Storage::AsInFile(_) => 0,
+        }
     }
 
     /// Number of rows: the width of the result.
@@ -136,7 +184,7 @@ impl WeightMatrix {
     /// Computes rows `16 * tiles.start .. 16 * tiles.end` of the result for every row of the input: `out` row t gets
     /// `matrix * input row t + bias` at these places. Nothing is allocated.
     ///
-    /// The same bits for every ISA, layout, division into tiles and number of input rows.
+    /// The same bits for every ISA, layout, division into tiles and number of input rows, however much is copied.
     ///
     /// # Safety
     /// `out` holds input.rows() rows that are as wide as this matrix has rows, and no other thread uses these
@@ -161,14 +209,11 @@ impl WeightMatrix {
             Input::Quantized(x) => {
                 assert_eq!(x.columns, self.columns, "width of the input");
                 assert!(x.rows <= scratch.rows, "{} rows, scratch for {}", x.rows, scratch.rows);
-                let product = Product {
-                    weights: match &self.storage {
-                        Storage::Interleaved(map) => Bytes::Interleaved(map.as_ptr()),
-                        Storage::AsInFile(tensor) => Bytes::AsInFile(tensor.bytes().as_ptr()),
-                    },
+                let mut product = Product {
+                    weights: Bytes::AsInFile(std::ptr::null()),
                     rows: self.rows,
                     columns: self.columns,
-                    tiles: (tiles.start, tiles.end),
+                    tiles: (0, 0),
                     x: x.chunks.as_ptr().cast(),
                     tokens: x.rows,
                     bias,
@@ -178,12 +223,31 @@ impl WeightMatrix {
                     sums: scratch.sums.as_mut_ptr(),
                     interleaved: scratch.interleaved.as_mut_ptr(),
                 };
-                // SAFETY: the ISA is available; shapes were checked, and the caller promises `out`.
-                unsafe {
-                    with_format!(self.kind, F => match x.rows {
-                        ..=FEW_TOKENS => multiply_few::<F>(isa, &product),
-                        _ => multiply_many::<F>(isa, &product),
-                    }, panic!("{} matrices take f32 activations", self.kind));
+                let mut multiply = |weights: Bytes, tiles: Range<usize>| {
+                    (product.weights, product.tiles) = (weights, (tiles.start, tiles.end));
+                    // SAFETY: the ISA is available; shapes were checked, and the caller promises `out`.
+                    unsafe {
+                        with_format!(self.kind, F => match x.rows {
+                            ..=FEW_TOKENS => multiply_few::<F>(isa, &product),
+                            _ => multiply_many::<F>(isa, &product),
+                        }, panic!("{} matrices take f32 activations", self.kind));
+                    }
+                };
+                match &self.storage {
+                    Storage::AsInFile(tensor) => multiply(Bytes::AsInFile(tensor.bytes().as_ptr()), tiles),
+                    Storage::Interleaved(copied) => {
+                        let (ready, end) = copied.range();
+                        let [ready, end] = [ready, end].map(|tile| tile.clamp(tiles.start, tiles.end));
+                        let interleaved = Bytes::Interleaved(copied.at(0));
+                        multiply(interleaved, tiles.start..ready);
+                        for first in (ready..end).step_by(PASS) {
+                            let pass = first..(first + PASS).min(end);
+                            // SAFETY: the caller of `begin` promised that each tile belongs to one thread.
+                            pass.clone().for_each(|tile| unsafe { copied.copy(isa, tile) });
+                            multiply(interleaved, pass);
+                        }
+                        multiply(Bytes::AsInFile(copied.tensor.bytes().as_ptr()), end..tiles.end);
+                    }
                 }
             }
             Input::Floats { x, width } => {
@@ -214,6 +278,40 @@ impl WeightMatrix {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Copied {
+    /// The tiles that the present product copies; those below are interleaved already.
+    ///
+    /// Relaxed, here and where they are set: a product's threads are started after [`WeightMatrix::begin`] and have
+    /// ended before [`WeightMatrix::finish`], which orders these numbers and the tiles themselves.
+    fn range(&self) -> (usize, usize) {
+        (self.ready.load(Relaxed), self.end.load(Relaxed))
+    }
+
+    /// Where a byte of the interleaved tiles is.
+    fn at(&self, offset: usize) -> *mut u8 {
+        debug_assert!(offset < self.tiles.len());
+        // SAFETY: within the memory.
+        unsafe { self.tiles.shared::<u8>().at(offset) }
+    }
+
+    /// Copies a tile.
+    ///
+    /// # Safety
+    /// No other thread reads or writes this tile of the copy meanwhile.
+    unsafe fn copy(&self, isa: Isa, tile: usize) {
+        let (kind, rows) = (self.tensor.kind, self.tensor.rows());
+        let row_bytes = kind.row_bytes(self.tensor.columns());
+        let (blocks, out) = (row_bytes / kind.block_bytes(), self.at(tile * TILE * row_bytes));
+        // SAFETY: the tensor has `rows` rows and the copy room for all tiles; the caller promises that this one is ours.
+        unsafe {
+            let from = RowPointers::new(self.tensor.bytes().as_ptr(), row_bytes, rows, tile);
+            with_format!(kind, F => interleave::<F>(isa, &from, 0, blocks, out), unreachable!(
+                "{kind} is not interleaved"
+            ));
         }
     }
 }
@@ -322,50 +420,6 @@ impl Scratch {
             interleaved: vec![0; largest.max().unwrap_or(0)],
         }
     }
-}
-
-/// The memory that the tasks of [`interleave`] fill.
-struct Tiles(*mut u8);
-
-// SAFETY: each task writes tiles of its own.
-unsafe impl Sync for Tiles {}
-
-impl Tiles {
-    fn at(&self, offset: usize) -> *mut u8 {
-        self.0.wrapping_add(offset)
-    }
-}
-
-/// Memory for [`Layout::Interleaved`], filled from the tensor.
-fn interleave(tensor: &Tensor, parallel: Parallel<'_>) -> Result<memmap2::MmapMut> {
-    let (rows, row_bytes) = (tensor.rows(), tensor.kind.row_bytes(tensor.columns()));
-    let tiles = rows.div_ceil(TILE);
-    let size = tiles * TILE * row_bytes;
-    let mut map = memmap2::MmapMut::map_anon(size.max(1)).map_err(|error| {
-        Error::Memory(format!("tensor {}: no memory for {size} bytes ({error})", tensor.name))
-    })?;
-    #[cfg(target_os = "linux")]
-    {
-        // Fewer page faults and TLB misses; a system without huge pages says no, which is no harm.
-        let _ = map.advise(memmap2::Advice::HugePage);
-    }
-    let copy = Tiles(map.as_mut_ptr());
-    let task = |task: usize| {
-        let tiles = task * TILES_PER_TASK..((task + 1) * TILES_PER_TASK).min(tiles);
-        for tile in tiles.clone() {
-            // SAFETY: the tensor has `rows` rows; each tile of the copy is written by one task.
-            unsafe {
-                let from = RowPointers::new(tensor.bytes().as_ptr(), row_bytes, rows, tile);
-                let (blocks, out) = (row_bytes / tensor.kind.block_bytes(), copy.at(tile * TILE * row_bytes));
-                with_format!(tensor.kind, F => quantized::interleave::<F>(&from, blocks, out), unreachable!(
-                    "{} is not interleaved", tensor.kind
-                ));
-            }
-        }
-        tensor.drop_rows(tiles.start * TILE..(tiles.end * TILE).min(rows));
-    };
-    parallel(tiles.div_ceil(TILES_PER_TASK), &task);
-    Ok(map)
 }
 
 #[cfg(test)]

@@ -68,6 +68,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_load(p: *const u32) -> Self::I;
     /// LANES 16-bit values, zero-extended.
     unsafe fn i_load_u16(p: *const u16) -> Self::I;
+    /// Four words each of LANES rows, which begin `offset` bytes behind `rows[0..LANES]`: vector i has word i of the rows.
+    unsafe fn i_load_transposed(rows: *const *const u8, offset: usize) -> [Self::I; 4];
     unsafe fn i_store(p: *mut u32, v: Self::I);
     /// The low byte of each lane: LANES bytes.
     unsafe fn i_store_u8(p: *mut u8, v: Self::I);

@@ -113,6 +113,25 @@ impl Simd for Neon {
         unsafe { vmovl_u16(vld1_u16(p)) }
     }
     #[inline(always)]
+    unsafe fn i_load_transposed(rows: *const *const u8, offset: usize) -> [Self::I; 4] {
+        unsafe {
+            let mut v = [vdupq_n_u32(0); 4];
+            for (row, v) in v.iter_mut().enumerate() {
+                *v = vreinterpretq_u32_u8(vld1q_u8((*rows.add(row)).add(offset)));
+            }
+            let (a, b) = (vtrn1q_u32(v[0], v[1]), vtrn1q_u32(v[2], v[3])); // words 0 and 2 of two rows each
+            let (c, d) = (vtrn2q_u32(v[0], v[1]), vtrn2q_u32(v[2], v[3])); // words 1 and 3
+            let (a, b) = (vreinterpretq_u64_u32(a), vreinterpretq_u64_u32(b));
+            let (c, d) = (vreinterpretq_u64_u32(c), vreinterpretq_u64_u32(d));
+            [
+                vreinterpretq_u32_u64(vtrn1q_u64(a, b)),
+                vreinterpretq_u32_u64(vtrn1q_u64(c, d)),
+                vreinterpretq_u32_u64(vtrn2q_u64(a, b)),
+                vreinterpretq_u32_u64(vtrn2q_u64(c, d)),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn i_store(p: *mut u32, v: Self::I) {
         unsafe { vst1q_u32(p, v) }
     }

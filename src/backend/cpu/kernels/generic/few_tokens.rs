@@ -51,14 +51,14 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize>(p: &Product, tile: u
         if S::LANES == TILE {
             let mut in_registers = [S::f_splat(0.0); T];
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                multiply_chunk::<S, F, T>(&Chunk::new::<F>(p, tile, token, chunk), 0, &mut in_registers);
+                multiply_chunk::<S, F, T>(&Chunk::new::<S, F>(p, tile, token, chunk), 0, &mut in_registers);
             }
             for t in 0..T {
                 S::f_store(sums[t].as_mut_ptr(), in_registers[t]);
             }
         } else {
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<F>(p, tile, token, chunk);
+                let chunk = Chunk::new::<S, F>(p, tile, token, chunk);
                 for part in (0..TILE).step_by(S::LANES) {
                     let mut of_part = [S::f_splat(0.0); T];
                     for t in 0..T {
@@ -90,7 +90,7 @@ struct Chunk {
 
 impl Chunk {
     #[inline(always)]
-    unsafe fn new<F: Format>(p: &Product, tile: usize, token: usize, chunk: usize) -> Self {
+    unsafe fn new<S: Simd, F: Format>(p: &Product, tile: usize, token: usize, chunk: usize) -> Self {
         let columns = (p.columns - chunk * CHUNK).min(CHUNK);
         unsafe {
             let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
@@ -101,7 +101,7 @@ impl Chunk {
                 Bytes::AsInFile(bytes) => bytes.wrapping_add(offset + tile_bytes),
             };
             let x = p.x.add(chunk * p.tokens + token);
-            Chunk { blocks: interleaved_chunk::<F>(p, tile, chunk, columns), columns, x, next }
+            Chunk { blocks: interleaved_chunk::<S, F>(p, tile, chunk, columns), columns, x, next }
         }
     }
 }

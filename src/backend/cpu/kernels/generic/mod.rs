@@ -12,6 +12,7 @@ pub mod elementwise;
 pub mod few_tokens;
 pub mod float;
 pub mod formats;
+pub mod interleave;
 pub mod many_tokens;
 pub mod math;
 pub mod quantized;

@@ -13,6 +13,7 @@
 
 use super::super::Simd;
 use super::formats::{CHUNK, Format, GROUP, TILE, Unpacked};
+use super::interleave::{RowPointers, interleave};
 
 /// One chunk of a token's activations: groups of 16 values with a scale each.
 #[repr(C, align(32))]
@@ -147,7 +148,7 @@ pub struct Product {
 
 /// A chunk of a tile, interleaved: where it is, or in `p.interleaved`.
 #[inline(always)]
-pub(super) unsafe fn interleaved_chunk<F: Format>(
+pub(super) unsafe fn interleaved_chunk<S: Simd, F: Format>(
     p: &Product,
     tile: usize,
     chunk: usize,
@@ -160,7 +161,7 @@ pub(super) unsafe fn interleaved_chunk<F: Format>(
             Bytes::Interleaved(bytes) => bytes.add(TILE * (tile * F::KIND.row_bytes(p.columns) + skip)),
             Bytes::AsInFile(bytes) => {
                 let rows = RowPointers::new(bytes, F::KIND.row_bytes(p.columns), p.rows, tile);
-                interleave::<F>(&rows.add(skip), columns / block_len, p.interleaved);
+                interleave::<S, F>(&rows, skip, columns / block_len, p.interleaved);
                 p.interleaved
             }
         }
@@ -225,96 +226,6 @@ pub(super) unsafe fn store_tile(p: &Product, tile: usize, token: usize, sums: *c
             for i in 0..rows {
                 *out.add(i) = *sums.add(i) + *p.bias.add(row + i);
             }
-        }
-    }
-}
-
-/// The rows of a tile as they stand in the file; beyond the matrix the last row again (nobody reads its sums).
-#[derive(Clone, Copy)]
-pub struct RowPointers([*const u8; TILE]);
-
-impl RowPointers {
-    /// The starts of the rows of a tile.
-    ///
-    /// # Safety
-    /// `bytes` holds `rows` rows of `row_bytes`, and one of them is in the tile.
-    #[inline(never)]
-    pub unsafe fn new(bytes: *const u8, row_bytes: usize, rows: usize, tile: usize) -> Self {
-        let mut pointers = [bytes; TILE];
-        for (i, pointer) in pointers.iter_mut().enumerate() {
-            // SAFETY: the row exists.
-            *pointer = unsafe { bytes.add((tile * TILE + i).min(rows - 1) * row_bytes) };
-        }
-        Self(pointers)
-    }
-
-    /// So many bytes further on in each row.
-    #[inline(always)]
-    pub fn add(&self, bytes: usize) -> Self {
-        let mut pointers = self.0;
-        for pointer in &mut pointers {
-            *pointer = pointer.wrapping_add(bytes);
-        }
-        Self(pointers)
-    }
-}
-
-/// Interleaves so many blocks of each row, one after the other.
-///
-/// A function of its own: it needs no vector unit, and inlined it would crowd the registers of the product.
-///
-/// # Safety
-/// Each pointer stands at so many blocks of F; `out` has room for them.
-#[inline(never)]
-pub unsafe fn interleave<F: Format>(rows: &RowPointers, blocks: usize, out: *mut u8) {
-    for block in 0..blocks {
-        let offset = block * F::KIND.block_bytes();
-        // SAFETY: the block exists, its copy has room.
-        unsafe { interleave_block::<F>(&rows.add(offset), out.add(offset * TILE)) }
-    }
-}
-
-/// Interleaves the blocks that the pointers stand at: `out` takes 16 blocks.
-#[inline(always)]
-unsafe fn interleave_block<F: Format>(rows: &RowPointers, out: *mut u8) {
-    unsafe {
-        for (i, &offset) in F::HALVES.iter().enumerate() {
-            for (row, &block) in rows.0.iter().enumerate() {
-                let half = block.add(offset).cast::<u16>().read_unaligned();
-                out.cast::<u16>().add(i * TILE + row).write_unaligned(half);
-            }
-        }
-        let mut words = out.add(2 * TILE * F::HALVES.len()).cast::<[u32; 4]>();
-        for &(offset, count) in F::WORDS {
-            let whole = count / 4 * 4;
-            for i in (0..whole).step_by(4) {
-                let rows = rows.add(offset + 4 * i);
-                for quarter in 0..4 {
-                    transpose_4x4(&rows.0[4 * quarter..], words.add(i * TILE / 4 + quarter));
-                }
-            }
-            for i in whole..count {
-                for (row, &block) in rows.0.iter().enumerate() {
-                    let word = block.add(offset + 4 * i).cast::<u32>().read_unaligned();
-                    words.cast::<u32>().add(i * TILE + row).write_unaligned(word);
-                }
-            }
-            words = words.add(count * TILE / 4);
-        }
-    }
-}
-
-/// Four words of four rows: word i of the rows goes to `out[4 * i]`.
-#[inline(always)]
-unsafe fn transpose_4x4(rows: &[*const u8], out: *mut [u32; 4]) {
-    unsafe {
-        let mut words = [[0; 4]; 4];
-        for (words, row) in words.iter_mut().zip(rows) {
-            *words = row.cast::<[u32; 4]>().read_unaligned();
-        }
-        let [a, b, c, d] = words;
-        for i in 0..4 {
-            out.add(i * TILE / 4).write_unaligned([a[i], b[i], c[i], d[i]]);
         }
     }
 }

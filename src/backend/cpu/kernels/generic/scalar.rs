@@ -111,6 +111,18 @@ impl Simd for Scalar {
         map(unsafe { p.cast::<[u16; N]>().read_unaligned() }, u32::from)
     }
     #[inline(always)]
+    unsafe fn i_load_transposed(rows: *const *const u8, offset: usize) -> [Self::I; 4] {
+        let mut out = [[0; 16]; 4];
+        for row in 0..16 {
+            // SAFETY: there are LANES rows, with four words there.
+            let words = unsafe { (*rows.add(row)).add(offset).cast::<[u32; 4]>().read_unaligned() };
+            for (out, word) in out.iter_mut().zip(words) {
+                out[row] = word;
+            }
+        }
+        out
+    }
+    #[inline(always)]
     unsafe fn i_store(p: *mut u32, v: Self::I) {
         unsafe { p.cast::<Self::I>().write_unaligned(v) }
     }

@@ -23,13 +23,25 @@ impl Case {
     }
 
     fn matrix(&self, layout: Layout) -> WeightMatrix {
-        let backwards = |n: usize, task: &(dyn Fn(usize) + Sync)| (0..n).rev().for_each(task);
-        WeightMatrix::new(&self.tensor, layout, &backwards).unwrap()
+        WeightMatrix::new(&self.tensor, layout).unwrap()
     }
 
     /// The product of tokens `which`, computed `tiles` tiles at a time: bits [tokens][rows].
     fn product(&self, isa: Isa, layout: Layout, which: Range<usize>, tiles: usize) -> Vec<u32> {
         let matrix = self.matrix(layout);
+        self.product_of(&matrix, u64::MAX, isa, which.clone(), tiles);
+        self.product_of(&matrix, 0, isa, which, tiles)
+    }
+
+    /// The product of this case's matrix, which copies `bytes` of it.
+    fn product_of(
+        &self,
+        matrix: &WeightMatrix,
+        bytes: u64,
+        isa: Isa,
+        which: Range<usize>,
+        tiles: usize,
+    ) -> Vec<u32> {
         let (rows, columns) = (matrix.rows(), matrix.columns());
         let x = &self.x[which.start * columns..which.end * columns];
         let mut activations = Activations::new(which.len(), columns);
@@ -46,12 +58,16 @@ impl Case {
         };
         let mut scratch = Scratch::new(which.len());
         let mut out = vec![f32::NAN; which.len() * rows];
+        // SAFETY: each tile is multiplied once, before `finish`.
+        unsafe { matrix.begin(bytes) };
         for first in (0..matrix.tiles()).step_by(tiles) {
             let range = first..(first + tiles).min(matrix.tiles());
             let out = Output { to: out.as_mut_ptr(), stride: rows };
             // SAFETY: `out` has the shape, one thread.
             unsafe { matrix.multiply(isa, range, input, self.bias.as_deref(), out, &mut scratch) };
         }
+        // SAFETY: one thread.
+        unsafe { matrix.finish() };
         out.into_iter().map(f32::to_bits).collect()
     }
 
@@ -166,6 +182,39 @@ fn every_isa_and_layout_gives_the_same_bits() {
 }
 
 #[test]
+fn a_matrix_gives_the_same_bits_while_it_is_copied_tile_by_tile() {
+    for_every_format(6, 5, |case| {
+        for isa in Isa::available() {
+            let expected = case.product(isa, Layout::AsInFile, 0..5, 100);
+            let matrix = case.matrix(Layout::Interleaved);
+            for product in 0..=matrix.tiles() + 1 {
+                let got = case.product_of(&matrix, 1, isa, 0..5, 3);
+                prop_assert_eq!(&got, &expected, "product {} on {}", product, isa);
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_product_copies_as_many_whole_tiles_as_it_may() {
+    let tensor = Tensor::from_bytes("w", BlockType::Q8_0, &[40, 32], vec![0; 40 * 34]); // 3 tiles of 544 bytes
+    let matrix = WeightMatrix::new(&tensor, Layout::Interleaved).unwrap();
+    let mut scratch = Scratch::new(1);
+    let mut out = [0.0; 40];
+    for (bytes, left) in [(600, 0), (0, 0), (1000, 456), (1000, 1000)] {
+        let to = Output { to: out.as_mut_ptr(), stride: 40 };
+        let activations = Activations::new(1, 32);
+        // SAFETY: each tile is multiplied once, by one thread; `out` has the shape.
+        unsafe {
+            assert_eq!(matrix.begin(bytes), left, "of {bytes}");
+            matrix.multiply(Isa::Scalar, 0..3, Input::Quantized(&activations), None, to, &mut scratch);
+            matrix.finish();
+        }
+    }
+}
+
+#[test]
 fn a_token_gets_the_same_bits_alone_and_among_any_number_of_others() {
     for_every_format(3, 40, |case| {
         let rows = case.tensor.rows();
@@ -251,7 +300,6 @@ fn groups_too_small_to_scale_become_zero() {
 fn rows_that_are_no_whole_blocks_are_an_error_that_names_the_tensor() {
     let mut tensor = Tensor::from_bytes("blk.0.attn_q", BlockType::Q4_0, &[2, 32], vec![0; 36]);
     tensor.shape = vec![2, 48];
-    let here = |n: usize, task: &(dyn Fn(usize) + Sync)| (0..n).for_each(task);
-    let error = WeightMatrix::new(&tensor, Layout::Interleaved, &here).unwrap_err().to_string();
+    let error = WeightMatrix::new(&tensor, Layout::Interleaved).unwrap_err().to_string();
     assert!(error.contains("blk.0.attn_q") && error.contains("Q4_0"), "{error}");
 }

@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: 8 lanes; with or without AVX-VNNI's dot product.
 
 use super::super::Simd;
+use super::load_words;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -96,6 +97,24 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u16) -> Self::I {
         unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn i_load_transposed(rows: *const *const u8, offset: usize) -> [Self::I; 4] {
+        unsafe {
+            let mut v = [_mm256_setzero_si256(); 4]; // lane of 128 bits q of v[j]: row 4 q + j
+            for (j, v) in v.iter_mut().enumerate() {
+                *v = _mm256_castsi128_si256(load_words(rows, j, offset));
+                *v = _mm256_inserti128_si256::<1>(*v, load_words(rows, j + 4, offset));
+            }
+            let (low01, high01) = (_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+            let (low23, high23) = (_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+            [
+                _mm256_unpacklo_epi64(low01, low23),
+                _mm256_unpackhi_epi64(low01, low23),
+                _mm256_unpacklo_epi64(high01, high23),
+                _mm256_unpackhi_epi64(high01, high23),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn i_store(p: *mut u32, v: Self::I) {

@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: 16 lanes.
 
 use super::super::Simd;
+use super::load_words;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -96,6 +97,26 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn i_load_u16(p: *const u16) -> Self::I {
         unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn i_load_transposed(rows: *const *const u8, offset: usize) -> [Self::I; 4] {
+        unsafe {
+            let mut v = [_mm512_setzero_si512(); 4]; // lane of 128 bits q of v[j]: row 4 q + j
+            for (j, v) in v.iter_mut().enumerate() {
+                *v = _mm512_castsi128_si512(load_words(rows, j, offset));
+                *v = _mm512_inserti32x4::<1>(*v, load_words(rows, j + 4, offset));
+                *v = _mm512_inserti32x4::<2>(*v, load_words(rows, j + 8, offset));
+                *v = _mm512_inserti32x4::<3>(*v, load_words(rows, j + 12, offset));
+            }
+            let (low01, high01) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+            let (low23, high23) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+            [
+                _mm512_unpacklo_epi64(low01, low23),
+                _mm512_unpackhi_epi64(low01, low23),
+                _mm512_unpacklo_epi64(high01, high23),
+                _mm512_unpackhi_epi64(high01, high23),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn i_store(p: *mut u32, v: Self::I) {
