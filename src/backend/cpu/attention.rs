@@ -212,7 +212,7 @@ impl Call<'_> {
                 // SAFETY: the shared records lie in the memory, and `fits`.
                 let shared = Shared::from(unsafe { start.at(scratch.shared.start) });
                 self.single_chunks(blocks, &tasks, slots, scratch.local(start, worker), shared);
-                worker.barrier();
+                worker.wait(&tasks);
                 self.merge_chunks(blocks, &merges, slots, shared);
             });
         }
@@ -383,7 +383,7 @@ impl Call<'_> {
 }
 
 impl Scratch {
-    fn local(&self, start: Shared<f32>, worker: &Worker<'_>) -> Local {
+    fn local(&self, start: Shared<f32>, worker: &Worker) -> Local {
         let record_area = (self.worker_len - self.queries_len) / 2 - QUERIES * PAGE_LEN;
         // SAFETY: a thread's part lies in the memory, and its pieces in the part.
         unsafe {

@@ -99,9 +99,9 @@ impl Workspace {
         let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), 1, threads);
 
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
-        let job = |worker: &Worker<'_>| {
-            while let Some(range) = to_make.claim() {
-                for task in range {
+        let job = |worker: &Worker| {
+            while let Some(run) = to_make.claim() {
+                for task in run {
                     let (row, columns) = (task / parts.count, parts.columns(task % parts.count));
                     // SAFETY: the part lies in the input, and belongs to one task.
                     unsafe {
@@ -113,16 +113,14 @@ impl Workspace {
                     }
                 }
             }
-            if make {
-                worker.barrier();
-            }
+            worker.wait(&to_make);
             // SAFETY: one scratch for each thread of the pool.
             let scratch = unsafe { &mut *scratch.at(worker.index) };
-            while let Some(range) = tiles.claim() {
+            while let Some(run) = tiles.claim() {
                 let mut first = 0; // tiles of the products before
                 for p in products() {
                     let end = first + p.matrix.tiles();
-                    let (from, to) = (range.start.max(first), range.end.min(end));
+                    let (from, to) = (run.start.max(first), run.end.min(end));
                     if from < to {
                         // SAFETY: the input was made; a tile belongs to one task.
                         unsafe { p.multiply(isa, from - first..to - first, input, activations, scratch) };

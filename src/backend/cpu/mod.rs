@@ -4,6 +4,7 @@
 //! module says by which order of its sums.
 
 mod attention;
+mod cores;
 pub mod kernels;
 mod kv;
 pub mod limits;
@@ -35,7 +36,7 @@ use step::{RopeTable, SERIAL, StepRows};
 /// How the backend works; the default suits the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// Threads; as many as the process may use at once if None.
+    /// Threads; one for each fast physical core that the process may use if None.
     pub threads: Option<usize>,
     /// Instruction set; the fastest, or what PENSIVE_ISA names, if None.
     pub isa: Option<Isa>,
