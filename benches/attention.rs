@@ -59,7 +59,7 @@ fn pool(threads: usize) {
         let phases: Vec<Tasks> = (0..many).map(|_| Tasks::new(threads, 1, threads)).collect();
         pool.run(|worker| {
             phases.iter().for_each(|tasks| {
-                while tasks.claim().is_some() {}
+                tasks.claims().for_each(drop);
                 worker.wait(tasks);
             });
         });

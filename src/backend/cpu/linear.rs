@@ -10,6 +10,9 @@ use super::pool::{Pool, Tasks, Worker};
 /// Multiply-adds below which a call is not worth waking other threads for.
 const SMALL: usize = 100_000;
 
+/// Multiply-adds that a thread claims at least: two or three µs of decoding. A claim itself may take half a µs.
+const CLAIM: usize = 65_536;
+
 /// What is multiplied.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
@@ -96,11 +99,12 @@ impl Workspace {
         let parts = Parts::new(rows, width, threads);
         let make = quantized || !matches!(input.made, Made::Already);
         let to_make = Tasks::new(if make { rows * parts.count } else { 0 }, 1, threads);
-        let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), 1, threads);
+        let least = (CLAIM / (TILE * rows * width).max(1)).max(1);
+        let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), least, threads);
 
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &Worker| {
-            while let Some(run) = to_make.claim() {
+            for run in to_make.claims() {
                 for task in run {
                     let (row, columns) = (task / parts.count, parts.columns(task % parts.count));
                     // SAFETY: the part lies in the input, and belongs to one task.
@@ -116,7 +120,7 @@ impl Workspace {
             worker.wait(&to_make);
             // SAFETY: one scratch for each thread of the pool.
             let scratch = unsafe { &mut *scratch.at(worker.index) };
-            while let Some(run) = tiles.claim() {
+            for run in tiles.claims() {
                 let mut first = 0; // tiles of the products before
                 for p in products() {
                     let end = first + p.matrix.tiles();
@@ -165,7 +169,7 @@ impl Input<'_> {
             match self.made {
                 Made::Already => {}
                 Made::RmsNorm { from, weight, epsilon } => {
-                    // the same for each part of a row: to compute it again is cheaper than another barrier
+                    // the same for each part of a row: to compute it again is cheaper than another phase
                     let factor = norm_factor(isa, from.at(row), self.width, epsilon);
                     let weight = weight[columns].as_ptr();
                     scale(isa, from.at(first), factor, weight, self.values.at(first), n);

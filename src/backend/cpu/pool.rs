@@ -12,7 +12,7 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -55,11 +55,11 @@ pub struct Tasks {
     done: Signal,
 }
 
-/// Tasks that a thread has claimed, in order. They count as done when it is dropped.
-pub struct Run<'a> {
+/// The runs of tasks that one thread claims. They count as done when it is dropped: once for all of them, because
+/// a thread that writes where another has just written waits as long as many tasks take.
+pub struct Claims<'a> {
     tasks: &'a Tasks,
-    range: Range<usize>,
-    len: usize,
+    claimed: usize,
 }
 
 type Job = dyn Fn(&Worker) + Sync;
@@ -170,9 +170,7 @@ impl Pool {
         }
         let tasks = Tasks::new(count, least, self.threads());
         self.run(|_| {
-            while let Some(run) = tasks.claim() {
-                run.for_each(&task);
-            }
+            tasks.claims().for_each(|run| run.for_each(&task));
         });
     }
 }
@@ -205,8 +203,13 @@ impl Tasks {
         Tasks { next, left, count, least: least.max(1), shares: 3 * threads, done }
     }
 
-    /// The next run of tasks: a fixed share of what is left. None when all are taken.
-    pub fn claim(&self) -> Option<Run<'_>> {
+    /// Claims tasks for a thread, run by run, until all are taken.
+    pub fn claims(&self) -> Claims<'_> {
+        Claims { tasks: self, claimed: 0 }
+    }
+
+    /// The next run: a fixed share of what is left.
+    fn claim(&self) -> Option<Range<usize>> {
         // Relaxed: a claim orders nothing but itself; the tasks' data is ordered by the job's start, waits and end.
         let mut from = self.next.load(Ordering::Relaxed);
         loop {
@@ -216,36 +219,30 @@ impl Tasks {
             }
             let take = (left / self.shares).max(self.least).min(left);
             match self.next.compare_exchange_weak(from, from + take, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Some(Run { tasks: self, range: from..from + take, len: take }),
+                Ok(_) => return Some(from..from + take),
                 Err(now) => from = now,
             }
         }
     }
 }
 
-impl Iterator for Run<'_> {
-    type Item = usize;
+impl Iterator for Claims<'_> {
+    type Item = Range<usize>;
 
-    fn next(&mut self) -> Option<usize> {
-        self.range.next()
+    fn next(&mut self) -> Option<Range<usize>> {
+        let run = self.tasks.claim()?;
+        self.claimed += run.len();
+        Some(run)
     }
 }
 
-impl Deref for Run<'_> {
-    type Target = Range<usize>;
-
-    /// The tasks that are still to come.
-    fn deref(&self) -> &Range<usize> {
-        &self.range
-    }
-}
-
-impl Drop for Run<'_> {
+impl Drop for Claims<'_> {
     /// After a panic too: the others must not wait for ever.
     fn drop(&mut self) {
+        let (tasks, claimed) = (self.tasks, self.claimed);
         // AcqRel: who finishes last has seen what the others wrote, and hands it on through `done`.
-        if self.tasks.left.fetch_sub(self.len, Ordering::AcqRel) == self.len {
-            self.tasks.done.advance();
+        if claimed > 0 && tasks.left.fetch_sub(claimed, Ordering::AcqRel) == claimed {
+            tasks.done.advance();
         }
     }
 }

@@ -48,7 +48,7 @@ fn each_task_is_claimed_exactly_once() {
 #[test]
 fn runs_of_tasks_grow_smaller_towards_the_end() {
     let tasks = Tasks::new(1000, 2, 2);
-    let lengths: Vec<usize> = std::iter::from_fn(|| tasks.claim()).map(|run| run.len()).collect();
+    let lengths: Vec<usize> = tasks.claims().map(|run| run.len()).collect();
     assert_eq!(lengths.iter().sum::<usize>(), 1000);
     assert!(lengths.is_sorted_by(|a, b| a >= b));
     assert!(lengths[0] > 100 && lengths[lengths.len() - 1] <= 2);
@@ -63,7 +63,7 @@ fn what_was_written_in_a_task_is_read_by_those_who_waited_for_it() {
             let phases: Vec<Tasks> = (0..3).map(|_| Tasks::new(slots.len(), 1, threads)).collect();
             pool.run(|worker| {
                 for (tasks, stamp) in phases.iter().zip(3 * round + 1..) {
-                    while let Some(run) = tasks.claim() {
+                    for run in tasks.claims() {
                         for task in run {
                             assert_eq!(slots[task].swap(stamp, Ordering::Relaxed), stamp - 1);
                         }
@@ -90,7 +90,7 @@ fn a_panic_of_any_task_reaches_the_caller_and_the_pool_stays_usable() {
             let tasks = Tasks::new(2 * threads, 1, threads);
             let result = catch_unwind(AssertUnwindSafe(|| {
                 pool.run(|worker| {
-                    while let Some(mut run) = tasks.claim() {
+                    for mut run in tasks.claims() {
                         if run.any(|task| task == culprit) {
                             resume_unwind(Box::new("the culprit's words"));
                         }
