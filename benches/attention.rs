@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use pensive::backend::cpu::kernels::Isa;
-use pensive::backend::cpu::pool::Pool;
+use pensive::backend::cpu::pool::{Pool, Tasks};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{
     Attention, Backend, Buffer, KvShape, KvType, PAGE_LEN, Plan, Rope, RopeStyle, Row, Step,
@@ -55,11 +55,17 @@ fn pool(threads: usize) {
     let pool = Pool::new(Some(threads)).expect("threads start");
     let many = 20;
     let runs = fastest(2000, || (0..many).for_each(|_| pool.run(|_| ())));
-    let barriers = fastest(2000, || {
-        pool.run(|worker| (0..many).for_each(|_| worker.barrier()));
+    let phases = fastest(2000, || {
+        let phases: Vec<Tasks> = (0..many).map(|_| Tasks::new(threads, 1, threads)).collect();
+        pool.run(|worker| {
+            phases.iter().for_each(|tasks| {
+                tasks.claims().for_each(drop);
+                worker.wait(tasks);
+            });
+        });
     });
     let micros = |seconds: f64| seconds / many as f64 * 1e6;
-    println!("pool of {threads}: {:.2} µs a run, {:.2} µs a barrier", micros(runs), micros(barriers));
+    println!("pool of {threads}: {:.2} µs a run, {:.2} µs a phase", micros(runs), micros(phases));
 }
 
 struct Bench {

@@ -1,18 +1,19 @@
-//! Matrix products by format and instruction set, on one thread, beside what the machine can do.
+//! Matrix products by format and instruction set, on one thread and on all, beside what the machine can do.
 //!
 //! `cargo bench --bench matmul -- [FILTER…]`, filters as in `Q4_K` or `avx512`. Decode is one token, or a batch of eight,
-//! through a matrix larger than the caches, in GB/s of weights read; prefill is 512 tokens through some rows of the down projection of a
-//! 1.5B model, in G multiply-adds per second. Work is timed in pieces of a few milliseconds and the best is shown:
-//! what the kernel does, not what other programs leave to it.
+//! through a matrix larger than the caches, in GB/s of weights read; prefill is 512 tokens through some rows of the down
+//! projection of a 1.5B model, in G multiply-adds per second. Work is timed in pieces of a few milliseconds and the best
+//! is shown: what the kernel does, not what other programs leave to it. Each cell: on one thread, on all.
 
 use std::hint::black_box;
+use std::sync::Mutex;
 use std::time::Instant;
 
 use pensive::backend::cpu::kernels::{
     ActivationKind, Activations, Input, Isa, Layout, Output, Scratch, WeightMatrix,
 };
 use pensive::backend::cpu::limits;
-use pensive::backend::cpu::pool::Pool;
+use pensive::backend::cpu::pool::{Pool, Tasks};
 use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
 
@@ -26,38 +27,48 @@ fn main() {
     let kinds: Vec<_> = BlockType::ALL.iter().map(|kind| kind.to_string()).collect();
     let kinds: Vec<_> = kinds.iter().map(String::as_str).collect();
 
-    let pool = Pool::new(Some(1)).expect("one thread");
-    for isa in Isa::available().filter(|isa| wanted(isa.name(), &isas)) {
-        println!("{isa}, one thread: {:.0} GMAC/s of int8 dot products", limits::int8_rate(&pool, isa) / 1e9);
+    let pools = [Some(1), None].map(|threads| Pool::new(threads).expect("threads start"));
+    for pool in &pools {
+        let threads = pool.threads();
+        for isa in Isa::available().filter(|isa| wanted(isa.name(), &isas)) {
+            let rate = limits::int8_rate(pool, isa) / 1e9;
+            println!("{isa}, threads: {threads}: {rate:.0} GMAC/s of int8 dot products");
+        }
+        let bandwidth = Isa::detect().and_then(|isa| limits::read_bandwidth(pool, isa)).expect("memory");
+        println!("read bandwidth, threads: {threads}: {:.1} GB/s", bandwidth / 1e9);
     }
-    let bandwidth = Isa::detect().and_then(|isa| limits::read_bandwidth(&pool, isa)).expect("memory");
-    println!("read bandwidth, one thread: {:.1} GB/s", bandwidth / 1e9);
     println!("| format | isa | layout | decode GB/s | batch of 8 GB/s | prefill 512 GMAC/s |");
     println!("|---|---|---|---|---|---|");
     for kind in BlockType::ALL.into_iter().filter(|kind| wanted(&kind.to_string(), &kinds)) {
         for isa in Isa::available().filter(|isa| wanted(isa.name(), &isas)) {
             for layout in [Layout::Interleaved, Layout::AsInFile] {
-                let [one, eight] = [1, 8].map(|tokens| decode(kind, isa, layout, tokens));
-                let prefill = prefill(kind, isa, layout);
-                println!("| {kind} | {isa} | {layout:?} | {one:.1} | {eight:.1} | {prefill:.0} |");
+                let [one, eight] = [1, 8].map(|tokens| cell(1, decode(kind, isa, layout, tokens, &pools)));
+                let prefill = cell(0, prefill(kind, isa, layout, &pools));
+                println!("| {kind} | {isa} | {layout:?} | {one} | {eight} | {prefill} |");
             }
         }
     }
 }
 
+fn cell(digits: usize, [one, all]: [f64; 2]) -> String {
+    format!("{one:.digits$}, {all:.digits$}")
+}
+
 /// GB/s of weights, some tokens through [rows, 1536] of 200 MB, a sixteenth at a time.
-fn decode(kind: BlockType, isa: Isa, layout: Layout, tokens: usize) -> f64 {
+fn decode(kind: BlockType, isa: Isa, layout: Layout, tokens: usize, pools: &[Pool; 2]) -> [f64; 2] {
     let columns = 1536;
     let rows = (200 << 20) / kind.row_bytes(columns) / 256 * 256;
     let bench = Product::new(kind, rows, columns, tokens, isa, layout);
-    (rows / 16 * kind.row_bytes(columns)) as f64 / bench.seconds(16) / 1e9
+    let bytes = rows / 16 * kind.row_bytes(columns);
+    pools.each_ref().map(|pool| bytes as f64 / bench.seconds(16, pool) / 1e9)
 }
 
-/// G multiply-adds per second, 512 tokens through [128, 8960].
-fn prefill(kind: BlockType, isa: Isa, layout: Layout) -> f64 {
-    let (rows, columns, tokens) = if isa == Isa::Scalar { (64, 2048, 64) } else { (128, 8960, 512) };
+/// G multiply-adds per second, 512 tokens through [512, 8960], half of it at a time.
+fn prefill(kind: BlockType, isa: Isa, layout: Layout, pools: &[Pool; 2]) -> [f64; 2] {
+    let (rows, columns, tokens) = if isa == Isa::Scalar { (256, 2048, 64) } else { (512, 8960, 512) };
     let bench = Product::new(kind, rows, columns, tokens, isa, layout);
-    (rows / 2 * columns * tokens) as f64 / bench.seconds(2) / 1e9
+    let products = rows / 2 * columns * tokens;
+    pools.each_ref().map(|pool| products as f64 / bench.seconds(2, pool) / 1e9)
 }
 
 /// A matrix with its input.
@@ -83,8 +94,8 @@ impl Product {
         Self { matrix, isa, tokens, x }
     }
 
-    /// The best time of the product of one of `pieces` parts of the matrix.
-    fn seconds(&self, pieces: usize) -> f64 {
+    /// The best time of the product of one of `pieces` parts of the matrix, on all threads of a pool.
+    fn seconds(&self, pieces: usize, pool: &Pool) -> f64 {
         let (rows, columns) = (self.matrix.rows(), self.matrix.columns());
         let activations = Activations::new(self.tokens, columns);
         for (row, x) in self.x.chunks(columns).enumerate() {
@@ -95,7 +106,7 @@ impl Product {
             ActivationKind::F32 => Input::Floats { x: &self.x, width: columns },
             ActivationKind::I8 => Input::Quantized(&activations),
         };
-        let mut scratch = Scratch::new(self.tokens);
+        let scratch: Vec<_> = (0..pool.threads()).map(|_| Mutex::new(Scratch::new(self.tokens))).collect();
         let mut out = vec![0.0; self.tokens * rows];
         let to = Output { to: out.as_mut_ptr(), stride: rows };
         let tiles = self.matrix.tiles() / pieces;
@@ -110,9 +121,15 @@ impl Product {
         while begin.elapsed().as_secs_f64() < 0.5 {
             for piece in 0..pieces {
                 let start = Instant::now();
-                let tiles = piece * tiles..(piece + 1) * tiles;
-                // SAFETY: `out` has the shape [tokens, rows], and this thread is the only one.
-                unsafe { self.matrix.multiply(self.isa, tiles, input, None, to, &mut scratch) };
+                let tasks = Tasks::new(tiles, 4, pool.threads());
+                pool.run(|worker| {
+                    let mut scratch = scratch[worker.index].lock().expect("no thread panics");
+                    for run in tasks.claims() {
+                        let tiles = piece * tiles + run.start..piece * tiles + run.end;
+                        // SAFETY: `out` has the shape [tokens, rows]; each tile is claimed by one thread.
+                        unsafe { self.matrix.multiply(self.isa, tiles, input, None, to, &mut scratch) };
+                    }
+                });
                 best = best.min(start.elapsed().as_secs_f64());
             }
         }

@@ -615,7 +615,7 @@ fn bench_gives_an_object_for_every_combination() {
         assert!(row["share_of_limit"].as_f64().is_some_and(|share| share > 0.0), "{row}");
         assert!(row["limits"]["read_bytes_per_second"].as_f64().is_some_and(|n| n > 1e6), "{row}");
         assert_eq!((&row["threads"], &row["version"]), (&1.into(), &env!("CARGO_PKG_VERSION").into()));
-        assert_eq!(row["model"], "SmolLM2-135M-Instruct.Q4_1");
+        assert_eq!((&row["model"], &row["kv_type"]), (&"SmolLM2-135M-Instruct.Q4_1".into(), &"f16".into()));
         assert_eq!(row["model_sha256"].as_str().map(str::len), Some(64));
         assert!(row["size"].as_u64() > Some(80_000_000) && row["isa"].is_string(), "{row}");
     }

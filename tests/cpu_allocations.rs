@@ -4,7 +4,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
-use pensive::backend::{Attention, Backend, KvShape, KvType, Plan, Projection, Rope, RopeStyle, Row, Step};
+use pensive::backend::{
+    Attention, Backend, Heads, KvShape, KvType, Plan, Projection, Rope, RopeStyle, Row, Source, Step,
+};
 use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
 
@@ -62,15 +64,15 @@ fn a_step_allocates_nothing_whatever_its_shape() {
         let mut run = |rows: &[Row]| {
             backend.begin(&Step { rows, tables: &[&[0, 2, 4, 6, 8], &[1, 3, 5, 7, 9]] });
             backend.embed(table, x);
-            backend.rms_norm(x, weight, 1e-6, normed);
-            let to = |matrix, to| Projection { matrix, bias: None, to };
-            backend.linear(normed, &[to(wq, query), to(wk, key), to(wv, value)]);
-            backend.rope(query, 64);
-            backend.rope(key, 64);
+            let to = |matrix, to| Projection { matrix, bias: None, to, sum: None };
+            let norm = Source::RmsNorm { from: x, weight, epsilon: 1e-6, to: normed };
+            backend.linear(norm, &[to(wq, query), to(wk, key), to(wv, value)]);
+            let heads = |x| Heads { x, dim: 64, norm: None, center: None };
+            backend.rope(&[heads(query), heads(key)]);
             backend.append_kv(layer, key, value);
             backend.attention(layer, query, &attention, out);
-            backend.swiglu(out, normed, out);
-            backend.add(out, x);
+            let gated = Source::SwiGlu { gate: out, up: normed };
+            backend.linear(gated, &[Projection { sum: Some(x), ..to(wq, query) }]);
             backend.gather(x, normed);
             backend.read(normed).len()
         };

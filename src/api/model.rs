@@ -67,7 +67,7 @@ impl ModelBuilder {
         self
     }
 
-    /// Threads; without it one per core that this process may use.
+    /// Threads; without it one per fast physical core that this process may use.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self

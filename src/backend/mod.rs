@@ -117,15 +117,66 @@ pub struct Step<'a> {
     pub tables: &'a [&'a [u32]],
 }
 
-/// One matrix product of [`Backend::linear`]: `to = matrix * from + bias`.
+/// What [`Backend::linear`] multiplies: a buffer, or what is made of others on the way.
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    /// The buffer as it is.
+    Buffer(Buffer),
+    /// `to = from / sqrt(mean(from²) + epsilon) * weight`, row by row; `to` is another buffer than `from`.
+    RmsNorm {
+        /// What is normed.
+        from: Buffer,
+        /// As wide as a row.
+        weight: Vector,
+        /// Keeps a row of zeros finite.
+        epsilon: f32,
+        /// The result, which is multiplied.
+        to: Buffer,
+    },
+    /// `gate = silu(gate) * up`, and then `gate` is multiplied.
+    SwiGlu {
+        /// One factor, and where the result goes.
+        gate: Buffer,
+        /// The other.
+        up: Buffer,
+    },
+}
+
+impl Source {
+    /// The buffer that is multiplied.
+    pub fn buffer(&self) -> Buffer {
+        match *self {
+            Source::Buffer(buffer) => buffer,
+            Source::RmsNorm { to, .. } => to,
+            Source::SwiGlu { gate, .. } => gate,
+        }
+    }
+}
+
+/// One matrix product of [`Backend::linear`]: `to = matrix * source + bias`.
 #[derive(Clone, Copy, Debug)]
 pub struct Projection {
-    /// [rows, columns]; columns = width of `from`, rows = width of `to`.
+    /// [rows, columns]; columns = width of the source, rows = width of `to`.
     pub matrix: Matrix,
     /// Added to each output row.
     pub bias: Option<Vector>,
     /// Where the result goes.
     pub to: Buffer,
+    /// The residual stream: `sum += to` as well.
+    pub sum: Option<Buffer>,
+}
+
+/// The heads of a row that [`Backend::rope`] makes ready for attention, in place.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// A row of heads.
+    pub x: Buffer,
+    /// Width of a head.
+    pub dim: usize,
+    /// First, each head's root-mean-square norm with this weight and epsilon.
+    pub norm: Option<(Vector, f32)>,
+    /// Last, after it was rotated, this is taken from the row.
+    pub center: Option<Vector>,
 }
 
 /// Which pairs of a head are rotated.
@@ -241,32 +292,17 @@ pub trait Backend: Send {
     /// `to` = rows of the table, one per token.
     fn embed(&mut self, table: Matrix, to: Buffer);
 
-    /// Root-mean-square norm of each row: `x / sqrt(mean(x²) + epsilon) * weight`.
-    fn rms_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, to: Buffer);
+    /// Several matrix products of one source.
+    fn linear(&mut self, source: Source, projections: &[Projection]);
 
-    /// The same over each head of `weight`'s width, in place (query and key norms).
-    fn head_norm(&mut self, x: Buffer, weight: Vector, epsilon: f32);
-
-    /// Several matrix products of one input.
-    fn linear(&mut self, from: Buffer, projections: &[Projection]);
-
-    /// Rotates each head of width `head_dim` by the row's position, in place.
-    fn rope(&mut self, x: Buffer, head_dim: usize);
-
-    /// Takes `vector` from each row, in place.
-    fn subtract(&mut self, x: Buffer, vector: Vector);
+    /// Norms each head where asked to, rotates it by the row's position, and takes off a center where there is one.
+    fn rope(&mut self, heads: &[Heads]);
 
     /// Stores the rows' keys and values in the pages of layer `layer`.
     fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer);
 
     /// Attention of `query` over layer `layer`, reading keys and values only as stored.
     fn attention(&mut self, layer: usize, query: Buffer, attention: &Attention, to: Buffer);
-
-    /// `to = silu(gate) * up`; `to` may be `gate`.
-    fn swiglu(&mut self, gate: Buffer, up: Buffer, to: Buffer);
-
-    /// `to += from`.
-    fn add(&mut self, from: Buffer, to: Buffer);
 
     /// Keeps only the rows that want logits, in order: `to` has one row for each.
     fn gather(&mut self, from: Buffer, to: Buffer);

@@ -156,7 +156,7 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Loading")]
 pub struct LoadArgs {
-    /// Threads to compute with [default: one per core]
+    /// Threads to compute with [default: one per fast core]
     #[arg(short, long, value_name = "N", value_parser = parse_count)]
     pub threads: Option<usize>,
     /// Context in tokens [default: the model's own, as far as it fits into memory]
@@ -336,7 +336,7 @@ pub struct BenchArgs {
         default_value = "0"
     )]
     pub depth: Vec<usize>,
-    /// Threads to compute with [default: one per core]
+    /// Threads to compute with [default: one per fast core]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse_count)]
     pub threads: Vec<usize>,
     /// How often each test is run

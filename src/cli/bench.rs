@@ -11,7 +11,7 @@ use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
 use crate::api::measure::{SpeedTest, Stopwatch, Summary};
-use crate::backend::{Device, Limits};
+use crate::backend::{Device, KvType, Limits};
 use crate::{Error, Model, Result};
 
 pub(super) fn run(args: &BenchArgs, console: &Console) -> Result<ExitCode> {
@@ -163,7 +163,7 @@ impl Subject {
                     bar.message(test.to_string());
                 })?;
                 bar.finish();
-                let row = self.row(test, speed, stopwatch.limit(test, &self.limits));
+                let row = self.row(test, stopwatch.kv_type(), speed, stopwatch.limit(test, &self.limits));
                 console.note(format!("{} on {}: {test} {}", row.model, self.model.device(), row.speed()));
                 found(row)?;
             }
@@ -171,7 +171,7 @@ impl Subject {
         Ok(())
     }
 
-    fn row(&self, test: SpeedTest, speed: Summary, limit: Option<f64>) -> Row {
+    fn row(&self, test: SpeedTest, kv_type: KvType, speed: Summary, limit: Option<f64>) -> Row {
         let Device { kind, isa, threads } = self.model.device();
         Row {
             test: test.to_string(),
@@ -182,6 +182,7 @@ impl Subject {
             backend: kind,
             isa,
             threads,
+            kv_type: kv_type.to_string(),
             version: env!("CARGO_PKG_VERSION"),
             n_prompt: test.prompt,
             n_gen: test.generate,
@@ -216,6 +217,7 @@ struct Row {
     backend: &'static str,
     isa: &'static str,
     threads: usize,
+    kv_type: String,
     version: &'static str,
     n_prompt: usize,
     n_gen: usize,
@@ -240,7 +242,7 @@ impl Row {
     }
 
     /// llama-bench's columns and its way of writing them, then ours.
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let speed = self.speed();
         [
             self.model.clone(),
@@ -251,6 +253,7 @@ impl Row {
             },
             format!("{} {}", self.backend, self.isa),
             self.threads.to_string(),
+            self.kv_type.clone(),
             self.test.replace("@", " @ "),
             speed.trim_end_matches(" t/s").to_owned(),
             format!("{:.2}", self.tokens_per_second.median),
@@ -259,20 +262,20 @@ impl Row {
     }
 }
 
-const HEADS: [&str; 9] =
-    ["model", "size", "params", "backend", "threads", "test", "t/s", "median", "of the limit"];
+const HEADS: [&str; 10] =
+    ["model", "size", "params", "backend", "threads", "type_kv", "test", "t/s", "median", "of the limit"];
 
 /// Columns whose text stands at the left.
 const LEFT: [&str; 2] = ["model", "backend"];
 
 fn markdown(rows: &[Row]) -> String {
-    let cells: Vec<[String; 9]> = rows.iter().map(Row::cells).collect();
+    let cells: Vec<[String; 10]> = rows.iter().map(Row::cells).collect();
     let width = |column: usize| {
         let texts = cells.iter().map(|row| row[column].as_str()).chain([HEADS[column]]);
         texts.map(|text| text.chars().count()).max().unwrap_or(0)
     };
-    let widths: [usize; 9] = std::array::from_fn(width);
-    let line = |row: [&str; 9]| {
+    let widths: [usize; 10] = std::array::from_fn(width);
+    let line = |row: [&str; 10]| {
         let cell = |(i, text): (usize, &str)| match LEFT.contains(&HEADS[i]) {
             true => format!("| {text:0$} ", widths[i]),
             false => format!("| {text:>0$} ", widths[i]),

@@ -10,7 +10,7 @@ pub mod philox;
 pub mod sampling;
 mod saved;
 
-use crate::backend::{Backend, Device, Limits, PAGE_LEN, Plan, Row, Step};
+use crate::backend::{Backend, Device, KvType, Limits, PAGE_LEN, Plan, Row, Step};
 use crate::model::Decoder;
 use crate::{Error, Result};
 use pages::{Page, PagePool};
@@ -127,6 +127,11 @@ impl Engine {
     /// Memory that the system does not give.
     pub fn limits(&self) -> Result<Limits> {
         self.backend.limits()
+    }
+
+    /// How keys and values are stored.
+    pub fn kv_type(&self) -> KvType {
+        self.plan.kv_type
     }
 
     /// Bytes of the keys and values of one position, in all layers.

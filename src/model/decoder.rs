@@ -1,7 +1,7 @@
 //! The one decoder text.
 
 use super::{Hyperparameters, names, rope};
-use crate::backend::{Attention, Backend, Buffer, Matrix, Projection, Rope, Step, Vector};
+use crate::backend::{Attention, Backend, Buffer, Heads, Matrix, Projection, Rope, Source, Step, Vector};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -37,7 +37,12 @@ pub struct Work {
 
 impl Linear {
     fn to(self, to: Buffer) -> Projection {
-        Projection { matrix: self.matrix, bias: self.bias, to }
+        Projection { matrix: self.matrix, bias: self.bias, to, sum: None }
+    }
+
+    /// The same, and added to the residual stream.
+    fn update(self, to: Buffer, sum: Buffer) -> Projection {
+        Projection { sum: Some(sum), ..self.to(to) }
     }
 }
 
@@ -174,7 +179,6 @@ impl Decoder {
         let wants_logits = step.rows.iter().any(|row| row.wants_logits);
         let all_want = step.rows.iter().all(|row| row.wants_logits);
         let b = &self.buffers;
-        let epsilon = self.hyperparameters.norm_epsilon;
         backend.begin(step);
         backend.embed(self.embedding, b.hidden);
         let (mut hidden, mut attended) = (b.hidden, b.attended);
@@ -191,35 +195,31 @@ impl Decoder {
                 backend.gather(b.attended, b.last_attended);
                 (hidden, attended) = (b.last_hidden, b.last_attended);
             }
-            backend.linear(attended, &[layer.output.to(b.update)]);
-            backend.add(b.update, hidden);
-            backend.rms_norm(hidden, layer.ffn_norm, epsilon, b.normed);
-            backend.linear(b.normed, &[layer.gate.to(b.gate), layer.up.to(b.up)]);
-            backend.swiglu(b.gate, b.up, b.gate);
-            backend.linear(b.gate, &[layer.down.to(b.update)]);
-            backend.add(b.update, hidden);
+            backend.linear(Source::Buffer(attended), &[layer.output.update(b.update, hidden)]);
+            let normed = self.normed(hidden, layer.ffn_norm);
+            backend.linear(normed, &[layer.gate.to(b.gate), layer.up.to(b.up)]);
+            let gated = Source::SwiGlu { gate: b.gate, up: b.up };
+            backend.linear(gated, &[layer.down.update(b.update, hidden)]);
         }
-        backend.rms_norm(hidden, self.output_norm, epsilon, b.normed);
-        backend.linear(b.normed, &[self.output.to(b.logits)]);
+        backend.linear(self.normed(hidden, self.output_norm), &[self.output.to(b.logits)]);
+    }
+
+    fn normed(&self, from: Buffer, weight: Vector) -> Source {
+        Source::RmsNorm { from, weight, epsilon: self.hyperparameters.norm_epsilon, to: self.buffers.normed }
     }
 
     /// Queries of the step's rows, and their keys and values into the cache.
     fn keys_and_queries(&self, backend: &mut dyn Backend, i: usize, layer: &Layer) {
         let (b, h) = (&self.buffers, &self.hyperparameters);
-        backend.rms_norm(b.hidden, layer.attn_norm, h.norm_epsilon, b.normed);
-        backend.linear(b.normed, &[layer.query.to(b.query), layer.key.to(b.key), layer.value.to(b.value)]);
-        if let Some(norm) = layer.query_norm {
-            backend.head_norm(b.query, norm, h.norm_epsilon);
-        }
-        if let Some(norm) = layer.key_norm {
-            backend.head_norm(b.key, norm, h.norm_epsilon);
-        }
-        backend.rope(b.query, h.head_dim);
-        backend.rope(b.key, h.head_dim);
-        if let Some(center) = layer.key_center {
-            // softmax does not see what is added to all scores, and without their large common part keys are stored finer
-            backend.subtract(b.key, center);
-        }
+        let projections = [layer.query.to(b.query), layer.key.to(b.key), layer.value.to(b.value)];
+        backend.linear(self.normed(b.hidden, layer.attn_norm), &projections);
+        let heads = |x, norm: Option<Vector>, center| {
+            let norm = norm.map(|weight| (weight, h.norm_epsilon));
+            Heads { x, dim: h.head_dim, norm, center }
+        };
+        // softmax does not see what is added to all scores, and without their large common part keys are stored finer
+        backend
+            .rope(&[heads(b.query, layer.query_norm, None), heads(b.key, layer.key_norm, layer.key_center)]);
         backend.append_kv(i, b.key, b.value);
     }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::api::Model;
 use crate::api::generation::lock;
-use crate::backend::Limits;
+use crate::backend::{KvType, Limits};
 use crate::engine::{Feed, Sequence, Wants};
 use crate::model::Work;
 use crate::{Error, Result};
@@ -129,6 +129,11 @@ impl Stopwatch {
     /// Memory that the system does not give.
     pub fn limits(&self) -> Result<Limits> {
         lock(&self.model.inner.engine).limits()
+    }
+
+    /// How the model stores keys and values.
+    pub fn kv_type(&self) -> KvType {
+        lock(&self.model.inner.engine).kv_type()
     }
 
     /// Tokens per second that the device allows in a test: weights, keys and values are read at its bandwidth, the

@@ -212,7 +212,7 @@ impl Call<'_> {
                 // SAFETY: the shared records lie in the memory, and `fits`.
                 let shared = Shared::from(unsafe { start.at(scratch.shared.start) });
                 self.single_chunks(blocks, &tasks, slots, scratch.local(start, worker), shared);
-                worker.barrier();
+                worker.wait(&tasks);
                 self.merge_chunks(blocks, &merges, slots, shared);
             });
         }
@@ -221,7 +221,7 @@ impl Call<'_> {
     /// Takes units, last (longest) first; goes through all chunks of each.
     fn whole_units(&self, blocks: &[Block], tasks: &Tasks, local: Local) {
         let (per_block, record) = (self.units_per_block(), self.record());
-        while let Some(range) = tasks.claim() {
+        for range in tasks.claims() {
             for task in range {
                 let index = blocks.len() * per_block - 1 - task;
                 let unit = self.unit(&blocks[index / per_block], index % per_block);
@@ -264,7 +264,7 @@ impl Call<'_> {
     ) {
         let per_block = self.units_per_block();
         let mut present = None; // the unit whose queries are in `local`
-        while let Some(range) = tasks.claim() {
+        for range in tasks.claims() {
             for item in range {
                 // Items run over blocks, in a block over units, in a unit over chunks.
                 let at = blocks.partition_point(|block| block.chunks_before * per_block <= item) - 1;
@@ -287,7 +287,7 @@ impl Call<'_> {
     /// Merges what `single_chunks` left, query by query.
     fn merge_chunks(&self, blocks: &[Block], tasks: &Tasks, slots: usize, shared: Shared<f32>) {
         let per_block = self.units_per_block();
-        while let Some(range) = tasks.claim() {
+        for range in tasks.claims() {
             for task in range {
                 let (index, query) = (task / slots, task % slots);
                 let block = &blocks[index / per_block];
@@ -297,7 +297,7 @@ impl Call<'_> {
                 }
                 let first_item = block.chunks_before * per_block + index % per_block * block.chunks.len();
                 let mut chunks = self.chunks(block.rows.start + query / unit.heads);
-                // SAFETY: the items' records, written before the barrier; a query belongs to one task.
+                // SAFETY: the items' records, which were waited for; a query belongs to one task.
                 let record = |chunk: usize| unsafe {
                     let item = first_item + chunk - block.chunks.start;
                     shared.at((item * slots + query) * self.record())
@@ -383,7 +383,7 @@ impl Call<'_> {
 }
 
 impl Scratch {
-    fn local(&self, start: Shared<f32>, worker: &Worker<'_>) -> Local {
+    fn local(&self, start: Shared<f32>, worker: &Worker) -> Local {
         let record_area = (self.worker_len - self.queries_len) / 2 - QUERIES * PAGE_LEN;
         // SAFETY: a thread's part lies in the memory, and its pieces in the part.
         unsafe {

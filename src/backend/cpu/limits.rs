@@ -48,14 +48,14 @@ pub fn read_bandwidth(pool: &Pool, isa: Isa) -> Result<f64> {
     let (values, threads) = (memory.shared::<u32>(), pool.threads());
     let len = BUFFER / size_of::<u32>() / threads;
     // Written once: pages that never were are all the same one.
-    // SAFETY: each thread has its own `len` values of the buffer.
-    pool.run(|worker| unsafe {
-        std::slice::from_raw_parts_mut(values.at(worker.index * len), len).fill(1);
+    // SAFETY: each part has its own `len` values of the buffer.
+    pool.for_each(threads, 1, |part| unsafe {
+        std::slice::from_raw_parts_mut(values.at(part * len), len).fill(1);
     });
     let passes = best_rate(|| {
         // SAFETY: as above, and `isa` is the pool's owner's.
-        pool.run(|worker| unsafe {
-            black_box(sum_on(isa, values.at(worker.index * len), len));
+        pool.for_each(threads, 1, |part| unsafe {
+            black_box(sum_on(isa, values.at(part * len), len));
         });
     });
     Ok(passes * (len * size_of::<u32>() * threads) as f64)
@@ -66,7 +66,9 @@ pub fn int8_rate(pool: &Pool, isa: Isa) -> f64 {
     let operands = Operands([0x0102_0304; SUMS * 4 * 16]);
     let passes = best_rate(|| {
         // SAFETY: `isa` is the pool's owner's.
-        pool.run(|_| _ = black_box(unsafe { dot_products_on(isa, &operands, ROUNDS) }));
+        pool.for_each(pool.threads(), 1, |_| {
+            black_box(unsafe { dot_products_on(isa, &operands, ROUNDS) });
+        });
     });
     // SAFETY: as above.
     let dot_product = 4 * unsafe { lanes_on(isa) };

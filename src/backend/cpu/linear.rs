@@ -1,11 +1,51 @@
-//! Several matrix products of one input, as one job of the pool.
+//! Several matrix products of one input, with what comes before and after them, as one job of the pool.
 
-use super::kernels::{ActivationKind, Activations, Input, Isa, Output, Scratch, WeightMatrix};
+use std::ops::Range;
+
+use super::kernels::elementwise::{norm_factor, scale, swiglu};
+use super::kernels::{self, ActivationKind, Activations, CHUNK, Isa, Output, Scratch, TILE, WeightMatrix};
 use super::memory::Shared;
-use super::pool::{Pool, Tasks};
+use super::pool::{Pool, Tasks, Worker};
 
 /// Multiply-adds below which a call is not worth waking other threads for.
 const SMALL: usize = 100_000;
+
+/// Multiply-adds that a thread claims at least: two or three µs of decoding. A claim itself may take half a µs.
+const CLAIM: usize = 65_536;
+
+/// What is multiplied.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// [rows, width]
+    pub values: Shared<f32>,
+    /// Rows of the step.
+    pub rows: usize,
+    /// Values of a row.
+    pub width: usize,
+    /// How `values` come to be.
+    pub made: Made<'a>,
+}
+
+/// What happens to an input before it is multiplied.
+#[derive(Clone, Copy)]
+pub enum Made<'a> {
+    /// Nothing.
+    Already,
+    /// It becomes the root-mean-square norm of `from`, which is other memory.
+    RmsNorm {
+        /// [rows, width]
+        from: Shared<f32>,
+        /// [width]
+        weight: &'a [f32],
+        /// Added to the mean of the squares.
+        epsilon: f32,
+    },
+    /// It becomes `silu(itself) * up`.
+    SwiGlu {
+        /// [rows, width]
+        up: Shared<f32>,
+    },
+}
 
 /// One product: `to = matrix * input + bias`, `to` as wide as the matrix has rows.
 #[derive(Clone, Copy)]
@@ -16,6 +56,8 @@ pub struct Product<'a> {
     pub bias: Option<&'a [f32]>,
     /// [input rows, matrix rows]
     pub to: Shared<f32>,
+    /// What `to` is added to, of the same shape.
+    pub sum: Option<Shared<f32>>,
 }
 
 /// Memory for products, allocated once.
@@ -37,62 +79,63 @@ impl Workspace {
         }
     }
 
-    /// Computes the products that `product(0..count)` gives of the input [rows, width].
+    /// Computes the products that `product(0..count)` gives.
     ///
-    /// First the threads share out the input's rows to quantize them, if some matrix asks for it; then, in the same
-    /// job, the tiles of all matrices. Up to [`copies`](Self::copies) bytes of the matrices are interleaved on the way and taken off.
+    /// First the threads share out the input to make and quantize it, by rows, or by columns too if there are fewer
+    /// rows than threads; then, in the same job, the tiles of all matrices. Up to [`copies`](Self::copies) bytes of the
+    /// matrices are interleaved on the way and taken off.
     pub fn multiply<'a>(
         &mut self,
         isa: Isa,
         pool: &Pool,
-        input: &[f32],
-        width: usize,
+        input: Input<'_>,
         count: usize,
         product: impl Fn(usize) -> Product<'a> + Sync,
     ) {
-        let rows = input.len() / width;
+        let Input { rows, width, .. } = input;
         let products = || (0..count).map(&product);
         let quantized = products().any(|p| p.matrix.activation() == ActivationKind::I8);
         if quantized {
             self.activations.begin(rows, width);
         }
-        let work: usize = products().map(|p| p.matrix.rows()).sum::<usize>() * input.len();
+        let work: usize = products().map(|p| p.matrix.rows()).sum::<usize>() * rows * width;
         let threads = if work < SMALL { 1 } else { pool.threads() };
-        let to_quantize = Tasks::new(if quantized { rows } else { 0 }, 1, threads);
-        let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), 1, threads);
+        let parts = Parts::new(rows, width, threads);
+        let make = quantized || !matches!(input.made, Made::Already);
+        let to_make = Tasks::new(if make { rows * parts.count } else { 0 }, 1, threads);
+        let least = (CLAIM / (TILE * rows * width).max(1)).max(1);
+        let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), least, threads);
 
         for p in products() {
             // SAFETY: the job below multiplies each tile once, and `finish` follows it.
             self.copies = unsafe { p.matrix.begin(self.copies) };
         }
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
-        let job = |worker: &super::pool::Worker<'_>| {
-            while let Some(range) = to_quantize.claim() {
-                for row in range {
-                    // SAFETY: a row belongs to one task.
-                    unsafe { activations.quantize(isa, row, &input[row * width..][..width]) };
+        let job = |worker: &Worker| {
+            for run in to_make.claims() {
+                for task in run {
+                    let (row, columns) = (task / parts.count, parts.columns(task % parts.count));
+                    // SAFETY: the part lies in the input, and belongs to one task.
+                    unsafe {
+                        input.make(isa, row, columns.clone());
+                        if quantized {
+                            let x = input.part(row, columns.clone());
+                            activations.quantize_part(isa, row, columns.start, x);
+                        }
+                    }
                 }
             }
-            if quantized {
-                worker.barrier();
-            }
+            worker.wait(&to_make);
             // SAFETY: one scratch for each thread of the pool.
             let scratch = unsafe { &mut *scratch.at(worker.index) };
-            while let Some(range) = tiles.claim() {
+            for run in tiles.claims() {
                 let mut first = 0; // tiles of the products before
                 for p in products() {
                     let end = first + p.matrix.tiles();
-                    let (from, to) = (range.start.max(first), range.end.min(end));
+                    let (from, to) = (run.start.max(first), run.end.min(end));
                     if from < to {
-                        let input = match p.matrix.activation() {
-                            ActivationKind::I8 => Input::Quantized(activations),
-                            ActivationKind::F32 => Input::Floats { x: input, width },
-                        };
-                        // SAFETY: `to` has a row for each of the input's; a tile belongs to one task.
-                        unsafe {
-                            let out = Output { to: p.to.at(0), stride: p.matrix.rows() };
-                            p.matrix.multiply(isa, from - first..to - first, input, p.bias, out, scratch);
-                        }
+                        // SAFETY: the input was made; a tile belongs to one task.
+                        unsafe { p.multiply(isa, from - first..to - first, input, activations, scratch) };
                     }
                     first = end;
                 }
@@ -105,5 +148,100 @@ impl Workspace {
         }
         // SAFETY: the job has ended.
         products().for_each(|p| unsafe { p.matrix.finish() });
+    }
+}
+
+/// How rows are divided into parts of whole chunks.
+struct Parts {
+    count: usize,
+    part: usize,
+    width: usize,
+}
+
+impl Parts {
+    /// As many as it takes for each thread to get one.
+    fn new(rows: usize, width: usize, threads: usize) -> Self {
+        let part = width.div_ceil(threads.div_ceil(rows.max(1))).next_multiple_of(CHUNK);
+        Parts { count: width.div_ceil(part), part, width }
+    }
+
+    fn columns(&self, index: usize) -> Range<usize> {
+        index * self.part..((index + 1) * self.part).min(self.width)
+    }
+}
+
+impl Input<'_> {
+    /// Makes these columns of a row.
+    ///
+    /// # Safety
+    /// They lie in the memory, and nobody else uses them meanwhile.
+    unsafe fn make(&self, isa: Isa, row: usize, columns: Range<usize>) {
+        let (row, n) = (row * self.width, columns.len());
+        let first = row + columns.start;
+        // SAFETY: the caller's promise; `from` and `up` have the same shape, `weight` was checked for the width.
+        unsafe {
+            match self.made {
+                Made::Already => {}
+                Made::RmsNorm { from, weight, epsilon } => {
+                    // the same for each part of a row: to compute it again is cheaper than another phase
+                    let factor = norm_factor(isa, from.at(row), self.width, epsilon);
+                    let weight = weight[columns].as_ptr();
+                    scale(isa, from.at(first), factor, weight, self.values.at(first), n);
+                }
+                Made::SwiGlu { up } => {
+                    let gate = self.values.at(first);
+                    swiglu(isa, gate, up.at(first), gate, n);
+                }
+            }
+        }
+    }
+
+    /// These columns of a row.
+    ///
+    /// # Safety
+    /// They lie in the memory, and nobody writes there meanwhile.
+    unsafe fn part(&self, row: usize, columns: Range<usize>) -> &[f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.values.at(row * self.width + columns.start), columns.len()) }
+    }
+}
+
+impl Product<'_> {
+    /// Computes some tiles for all rows.
+    ///
+    /// # Safety
+    /// The input is made and `activations` are of it; `to` and `sum` have a row for each of the input's; nobody else
+    /// uses these tiles' columns of them meanwhile.
+    unsafe fn multiply(
+        &self,
+        isa: Isa,
+        tiles: Range<usize>,
+        input: Input<'_>,
+        activations: &Activations,
+        scratch: &mut Scratch,
+    ) {
+        let height = self.matrix.rows();
+        let Input { values, rows, width, .. } = input;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = match self.matrix.activation() {
+                ActivationKind::I8 => kernels::Input::Quantized(activations),
+                ActivationKind::F32 => kernels::Input::Floats {
+                    x: std::slice::from_raw_parts(values.at(0), rows * width),
+                    width,
+                },
+            };
+            let out = Output { to: self.to.at(0), stride: height };
+            self.matrix.multiply(isa, tiles.clone(), x, self.bias, out, scratch);
+            if let Some(sum) = self.sum {
+                let columns = tiles.start * TILE..(tiles.end * TILE).min(height);
+                for row in 0..rows {
+                    let first = row * height + columns.start;
+                    let to = std::slice::from_raw_parts(self.to.at(first), columns.len());
+                    let sum = std::slice::from_raw_parts_mut(sum.at(first), columns.len());
+                    sum.iter_mut().zip(to).for_each(|(sum, to)| *sum += to);
+                }
+            }
+        }
     }
 }

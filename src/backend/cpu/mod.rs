@@ -4,6 +4,7 @@
 //! module says by which order of its sums.
 
 mod attention;
+mod cores;
 pub mod kernels;
 mod kv;
 pub mod limits;
@@ -15,8 +16,8 @@ mod step;
 mod tests;
 
 use crate::backend::{
-    Attention, Backend, Buffer, Device, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan, Projection, Rope,
-    Step, Vector,
+    Attention, Backend, Buffer, Device, Heads, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan, Projection,
+    Rope, Source, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
@@ -24,9 +25,10 @@ use crate::{Error, Result};
 
 use half::f16;
 use kernels::attention::{Q8_0, append};
-use kernels::elementwise::{rms_norm, swiglu};
+use kernels::elementwise::head_norms;
 use kernels::{Isa, Layout, WeightMatrix};
 use kv::KvCache;
+use linear::{Input, Made, Product};
 use memory::{Memory, Shared};
 use pool::Pool;
 use step::{RopeTable, SERIAL, StepRows};
@@ -34,7 +36,7 @@ use step::{RopeTable, SERIAL, StepRows};
 /// How the backend works; the default suits the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// Threads; as many as the process may use at once if None.
+    /// Threads; one for each fast physical core that the process may use if None.
     pub threads: Option<usize>,
     /// Instruction set; the fastest, or what PENSIVE_ISA names, if None.
     pub isa: Option<Isa>,
@@ -151,31 +153,30 @@ impl CpuBackend {
         self.buffer(buffer)
     }
 
-    /// Calls `task(first, count)` for runs of `total` values.
-    fn for_values(&self, total: usize, task: impl Fn(usize, usize) + Sync) {
-        let run = SERIAL / 4;
-        self.pool.for_each(total.div_ceil(run), 4, |i| task(i * run, run.min(total - i * run)));
-    }
-
     /// Rows of this width that one thread takes at least.
     fn least_rows(width: usize) -> usize {
         (SERIAL / width.max(1)).max(1)
     }
 
-    /// Norms rows of `weight`'s width, of which each row of the step has `heads`.
-    fn norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, to: Buffer, heads: usize) {
-        let row_width = self.width(from);
-        assert_eq!(row_width, self.width(to), "widths of a norm's buffers");
-        assert_eq!(row_width, heads * self.vectors[weight.0].len(), "width of a norm's weight");
-        let (from, to) = (self.buffer(from), self.target(to));
-        let (isa, weight) = (self.isa, &self.vectors[weight.0]);
-        self.pool.for_each(self.rows, Self::least_rows(row_width), |row| {
-            // SAFETY: the row lies in both buffers; a row belongs to one task.
+    /// [`Backend::rope`] of one row.
+    fn rope_row(&self, heads: &Heads, row: usize) {
+        let width = self.width(heads.x);
+        // SAFETY: the row lies in the buffer and belongs to one task.
+        let x = unsafe { std::slice::from_raw_parts_mut(self.buffer(heads.x).at(row * width), width) };
+        if let Some((weight, epsilon)) = heads.norm {
+            let weight = &self.vectors[weight.0];
+            assert!(weight.len() == heads.dim && width.is_multiple_of(heads.dim), "width of a head's norm");
+            // SAFETY: the backend's ISA; lengths were checked.
             unsafe {
-                let (from, to) = (from.at(row * row_width), to.at(row * row_width));
-                rms_norm(isa, from, weight.as_ptr(), to, heads, weight.len(), epsilon);
+                head_norms(self.isa, x.as_mut_ptr(), weight.as_ptr(), width / heads.dim, heads.dim, epsilon);
             }
-        });
+        }
+        self.ready().rope.rotate(self.isa, row, x, heads.dim);
+        if let Some(center) = heads.center {
+            let center = &self.vectors[center.0];
+            assert_eq!(width, center.len(), "width of a center");
+            x.iter_mut().zip(center).for_each(|(x, v)| *x -= v);
+        }
     }
 }
 
@@ -199,6 +200,24 @@ impl Weight {
             Weight::Table(table) => table,
             Weight::Matrix(_) => panic!("a matrix for products is not an embedding"),
         }
+    }
+}
+
+/// How a product's source comes to be.
+fn made<'a>(source: Source, vectors: &'a [Vec<f32>], buffers: &[Rows]) -> Made<'a> {
+    let like = |buffer: Buffer, other: Buffer| {
+        let (width, other_width) = (buffers[buffer.0].width, buffers[other.0].width);
+        assert!(buffer != other && width == other_width, "two buffers of one width");
+        buffers[other.0].memory.shared()
+    };
+    match source {
+        Source::Buffer(_) => Made::Already,
+        Source::RmsNorm { from, weight, epsilon, to } => {
+            let weight = &vectors[weight.0][..];
+            assert_eq!(buffers[to.0].width, weight.len(), "width of a norm's weight");
+            Made::RmsNorm { from: like(to, from), weight, epsilon }
+        }
+        Source::SwiGlu { gate, up } => Made::SwiGlu { up: like(gate, up) },
     }
 }
 
@@ -310,59 +329,34 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn rms_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, to: Buffer) {
-        self.norm(from, weight, epsilon, to, 1);
-    }
-
-    fn head_norm(&mut self, x: Buffer, weight: Vector, epsilon: f32) {
-        let heads = self.width(x) / self.vectors[weight.0].len();
-        self.norm(x, weight, epsilon, x, heads);
-    }
-
-    fn linear(&mut self, from: Buffer, projections: &[Projection]) {
-        assert!(projections.iter().all(|p| p.to != from), "a product's input is not its output");
-        let (rows, width) = (self.rows, self.width(from));
-        for p in projections {
-            assert_eq!(
-                self.width(p.to),
-                self.weights[p.matrix.0].matrix().rows(),
-                "width of a product's output"
-            );
-            self.target(p.to);
-        }
-        let (weights, vectors) = (&self.weights, &self.vectors);
-        let Some(Ready { buffers, linear, .. }) = &mut self.ready else { return };
-        // SAFETY: the buffer has so many values; it is none of the outputs.
-        let input =
-            unsafe { std::slice::from_raw_parts(buffers[from.0].memory.shared().at(0), rows * width) };
-        let product = |i: usize| {
-            let p: &Projection = &projections[i];
-            linear::Product {
-                matrix: weights[p.matrix.0].matrix(),
-                bias: p.bias.map(|bias| &vectors[bias.0][..]),
-                to: buffers[p.to.0].memory.shared(),
-            }
+    fn linear(&mut self, source: Source, projections: &[Projection]) {
+        let CpuBackend { weights, vectors, rows, ready: Some(Ready { buffers, linear, .. }), .. } = self
+        else {
+            panic!("`prepare` comes before the first step");
         };
-        linear.multiply(self.isa, &self.pool, input, width, projections.len(), product);
-    }
-
-    fn rope(&mut self, x: Buffer, head_dim: usize) {
-        let (width, target) = (self.width(x), self.target(x));
-        assert!(width.is_multiple_of(head_dim), "heads of {head_dim} in a row of {width}");
-        let (rows, pool) = (self.step.rows.len(), &self.pool);
-        if let Some(ready) = &self.ready {
-            ready.rope.rotate(target, rows, width, head_dim, pool);
+        let from = source.buffer();
+        for buffer in projections.iter().map(|p| p.to).chain([from]) {
+            buffers[buffer.0].rows = *rows;
         }
+        let values = |buffer: Buffer| buffers[buffer.0].memory.shared();
+        let width = buffers[from.0].width;
+        let input = Input { values: values(from), rows: *rows, width, made: made(source, vectors, buffers) };
+        linear.multiply(self.isa, &self.pool, input, projections.len(), |i| {
+            let Projection { matrix, bias, to, sum } = projections[i];
+            let matrix = weights[matrix.0].matrix();
+            assert!(to != from && sum != Some(from) && sum != Some(to), "input and outputs are distinct");
+            for buffer in [Some(to), sum].into_iter().flatten() {
+                assert_eq!(buffers[buffer.0].width, matrix.rows(), "width of a product's output");
+            }
+            let bias = bias.map(|bias| &vectors[bias.0][..]);
+            Product { matrix, bias, to: values(to), sum: sum.map(values) }
+        });
     }
 
-    fn subtract(&mut self, x: Buffer, vector: Vector) {
-        let (width, target) = (self.width(x), self.target(x));
-        let vector = &self.vectors[vector.0];
-        assert_eq!(width, vector.len(), "width of a vector to subtract");
-        self.pool.for_each(self.rows, Self::least_rows(width), |row| {
-            // SAFETY: the row lies in the buffer and belongs to one task.
-            let row = unsafe { std::slice::from_raw_parts_mut(target.at(row * width), width) };
-            row.iter_mut().zip(vector).for_each(|(x, v)| *x -= v);
+    fn rope(&mut self, heads: &[Heads]) {
+        let width = heads.iter().map(|heads| self.width(heads.x)).sum();
+        self.pool.for_each(self.step.rows.len(), Self::least_rows(width), |row| {
+            heads.iter().for_each(|heads| self.rope_row(heads, row));
         });
     }
 
@@ -413,32 +407,6 @@ impl Backend for CpuBackend {
             };
             call.run(&self.pool, scratch);
         }
-    }
-
-    fn swiglu(&mut self, gate: Buffer, up: Buffer, to: Buffer) {
-        let total = self.rows * self.width(to);
-        assert!(self.width(gate) == self.width(to) && self.width(up) == self.width(to), "widths of swiglu");
-        let (isa, gate, up, to) = (self.isa, self.buffer(gate), self.buffer(up), self.target(to));
-        self.for_values(total, |first, count| {
-            // SAFETY: the run lies in the buffers and belongs to one task.
-            unsafe { swiglu(isa, gate.at(first), up.at(first), to.at(first), count) }
-        });
-    }
-
-    fn add(&mut self, from: Buffer, to: Buffer) {
-        assert!(from != to && self.width(from) == self.width(to), "two buffers of one width to add");
-        let total = self.rows * self.width(to);
-        let (from, to) = (self.buffer(from), self.target(to));
-        self.for_values(total, |first, count| {
-            // SAFETY: the run lies in both buffers, which are two, and belongs to one task.
-            let (from, to) = unsafe {
-                (
-                    std::slice::from_raw_parts(from.at(first), count),
-                    std::slice::from_raw_parts_mut(to.at(first), count),
-                )
-            };
-            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-        });
     }
 
     fn gather(&mut self, from: Buffer, to: Buffer) {

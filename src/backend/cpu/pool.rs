@@ -2,10 +2,13 @@
 //!
 //! A decoder issues some hundred parallel steps per token, each of 10 to 500 µs. So the workers wait for the next step
 //! by spinning, and sleep only after `SPIN` without one; the caller takes part in every step; a step costs one
-//! wake-up even if it has several phases ([`Worker::barrier`]); nothing is allocated.
+//! wake-up even if it has several phases ([`Worker::wait`]); nothing is allocated.
 //!
-//! What one thread wrote before the start of a step, before a barrier or before its end is seen by all after it:
-//! each of the three is a `Signal`, whose `advance` releases and whose `wait` acquires.
+//! Threads wait for tasks, never for threads: a worker that the system keeps from running does not hold up a step
+//! unless it was stopped within a task. The others do its share, and it joins when it comes, or finds the step over.
+//!
+//! What one thread wrote before the start of a step, in a task that was waited for, or before the step's end is seen
+//! by all after it: each of the three is a `Signal`, whose `advance` releases and whose `wait` acquires.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -16,6 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::cores;
 use crate::{Error, Result};
 
 /// How long a thread spins before it sleeps: longer than the serial work between two steps of a decoder, far shorter
@@ -32,25 +36,36 @@ pub struct Pool {
 }
 
 /// One thread's view of the job that it takes part in.
-pub struct Worker<'a> {
-    /// This thread: 0 is the caller.
+pub struct Worker {
+    /// This thread, among [`Pool::threads`]; 0 is the caller.
     pub index: usize,
-    /// Threads in the job.
-    pub threads: usize,
-    /// None where the job runs on the caller alone.
-    shared: Option<&'a Shared>,
+    spin: bool,
 }
 
 /// What the threads of a job claim from: tasks `0..count`, in ascending runs that grow smaller towards the end.
 #[repr(align(64))] // a cache line of its own
 pub struct Tasks {
     next: AtomicUsize,
+    /// Tasks that are not done yet.
+    left: AtomicUsize,
     count: usize,
     least: usize,
     shares: usize,
+    /// Advances once, when all are done.
+    done: Signal,
 }
 
-type Job = dyn Fn(&Worker<'_>) + Sync;
+/// The runs of tasks that one thread claims. They count as done when it is dropped: once for all of them, because
+/// a thread that writes where another has just written waits as long as many tasks take.
+pub struct Claims<'a> {
+    tasks: &'a Tasks,
+    claimed: usize,
+}
+
+type Job = dyn Fn(&Worker) + Sync;
+
+/// Bit of [`Shared::state`]: workers may join the job.
+const OPEN: u32 = 1 << 31;
 
 struct Shared {
     threads: usize,
@@ -59,50 +74,39 @@ struct Shared {
     /// Set while a job runs; guards `job`.
     busy: AtomicBool,
     stop: AtomicBool,
-    /// Valid from `start` until `done` of the same job.
+    /// [`OPEN`], and the number of workers that are in the job.
+    state: AtomicU32,
+    /// Valid for those who are in the job, and while it is open.
     job: UnsafeCell<Option<*const Job>>,
     start: Signal,
-    /// Workers that are still in the job.
-    running: AtomicUsize,
-    done: Signal,
-    /// Threads that stand at the barrier.
-    arrived: AtomicUsize,
-    passed: Signal,
-    /// Some thread panicked and will not come to the barrier.
-    broken: AtomicBool,
+    /// The last worker has left a job that is no longer open.
+    left: Signal,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `job` is written by the thread that holds `busy`, before `start` advances, and read by workers after that and
-// before `running` falls to zero; the holder waits for this. The job itself is Sync. All else is Sync.
+// SAFETY: `job` is written by the thread that holds `busy`, before it sets `OPEN`, and read by workers after they
+// joined, which they do only while it is set; the holder takes it off and waits until all have left before it returns.
+// The job itself is Sync. All else is Sync.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is only ever used within `run`.
 unsafe impl Send for Shared {}
 
-/// Unwinds a thread that waits at the barrier for one that panicked.
-struct Broken;
-
 impl Pool {
-    /// A pool of `threads` threads, the caller included; `None`: as many as this process may use at once (affinity
-    /// and cgroup limits count).
+    /// A pool of `threads` threads, the caller included; `None`: as many as [`cores::count`] says.
     ///
     /// # Errors
     /// The operating system refuses a thread.
     pub fn new(threads: Option<usize>) -> Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = threads.unwrap_or(cores).max(1);
+        let threads = threads.unwrap_or_else(cores::count).max(1);
         let shared = Arc::new(Shared {
             threads,
-            spin: threads <= cores,
+            spin: threads <= cores::available(),
             busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            state: AtomicU32::new(0),
             job: UnsafeCell::new(None),
             start: Signal::default(),
-            running: AtomicUsize::new(0),
-            done: Signal::default(),
-            arrived: AtomicUsize::new(0),
-            passed: Signal::default(),
-            broken: AtomicBool::new(false),
+            left: Signal::default(),
             panic: Mutex::new(None),
         });
         let mut pool = Pool { shared, workers: Vec::with_capacity(threads - 1) };
@@ -122,32 +126,32 @@ impl Pool {
         self.shared.threads
     }
 
-    /// Calls `job` once on each thread and returns when all are through. A call from within a job, or while another
-    /// thread's job runs, is executed by the caller alone.
+    /// Calls `job` on this thread, and on each worker that comes before this thread is through with it; returns when
+    /// all are. The job claims its work from [`Tasks`]: which threads take part is up to the system. A call from
+    /// within a job, or while another thread's job runs, is executed by the caller alone.
     ///
     /// # Panics
     /// With the first panic of the job; the pool stays usable.
-    pub fn run(&self, job: impl Fn(&Worker<'_>) + Sync) {
+    pub fn run(&self, job: impl Fn(&Worker) + Sync) {
         let shared = &*self.shared;
         if shared.threads == 1 || shared.busy.swap(true, Ordering::Acquire) {
-            return job(&Worker { index: 0, threads: 1, shared: None });
+            return self.solo(job);
         }
-        let erased: &(dyn Fn(&Worker<'_>) + Sync) = &job;
+        let erased: &(dyn Fn(&Worker) + Sync) = &job;
         // SAFETY: only the lifetime changes; the pointer is not used after this function returns, because it waits
-        // for every worker. `busy` makes this thread the only writer.
+        // for every worker that joined. `busy` makes this thread the only writer.
         unsafe {
             *shared.job.get() =
-                Some(std::mem::transmute::<*const (dyn Fn(&Worker<'_>) + Sync + '_), *const Job>(erased))
+                Some(std::mem::transmute::<*const (dyn Fn(&Worker) + Sync + '_), *const Job>(erased))
         };
-        shared.running.store(shared.threads - 1, Ordering::Relaxed);
-        let seen = shared.done.now();
+        shared.state.store(OPEN, Ordering::Release);
         shared.start.advance();
         shared.take_part(0, &job);
-        shared.done.wait(seen, shared.spin);
-
+        let seen = shared.left.now();
+        if shared.state.fetch_and(!OPEN, Ordering::AcqRel) != OPEN {
+            shared.left.wait(seen, shared.spin);
+        }
         let panic = lock(&shared.panic).take();
-        shared.broken.store(false, Ordering::Relaxed);
-        shared.arrived.store(0, Ordering::Relaxed);
         shared.busy.store(false, Ordering::Release);
         if let Some(payload) = panic {
             resume_unwind(payload);
@@ -155,8 +159,8 @@ impl Pool {
     }
 
     /// Calls `job` on the caller alone, without waking anybody.
-    pub fn solo(&self, job: impl Fn(&Worker<'_>)) {
-        job(&Worker { index: 0, threads: 1, shared: None });
+    pub fn solo(&self, job: impl Fn(&Worker)) {
+        job(&Worker { index: 0, spin: false });
     }
 
     /// Calls `task` for each of `0..count`; threads claim at least `least` at a time.
@@ -166,9 +170,7 @@ impl Pool {
         }
         let tasks = Tasks::new(count, least, self.threads());
         self.run(|_| {
-            while let Some(range) = tasks.claim() {
-                range.for_each(&task);
-            }
+            tasks.claims().for_each(|run| run.for_each(&task));
         });
     }
 }
@@ -183,24 +185,32 @@ impl Drop for Pool {
     }
 }
 
-impl Worker<'_> {
-    /// Waits until every thread of the job stands here.
-    pub fn barrier(&self) {
-        if let Some(shared) = self.shared {
-            shared.barrier();
-        }
+impl Worker {
+    /// Waits until all of these tasks are done. There must be none left to claim.
+    pub fn wait(&self, tasks: &Tasks) {
+        tasks.done.wait(0, self.spin);
     }
 }
 
 impl Tasks {
     /// `count` tasks for `threads` threads, claimed `least` or more at a time.
     pub fn new(count: usize, least: usize, threads: usize) -> Self {
-        Tasks { next: AtomicUsize::new(0), count, least: least.max(1), shares: 3 * threads }
+        let done = Signal::default();
+        if count == 0 {
+            done.advance();
+        }
+        let (next, left) = (AtomicUsize::new(0), AtomicUsize::new(count));
+        Tasks { next, left, count, least: least.max(1), shares: 3 * threads, done }
     }
 
-    /// The next run of tasks: a fixed share of what is left. None when all are taken.
-    pub fn claim(&self) -> Option<Range<usize>> {
-        // Relaxed: a claim orders nothing but itself; the tasks' data is ordered by the job's start, barriers and end.
+    /// Claims tasks for a thread, run by run, until all are taken.
+    pub fn claims(&self) -> Claims<'_> {
+        Claims { tasks: self, claimed: 0 }
+    }
+
+    /// The next run: a fixed share of what is left.
+    fn claim(&self) -> Option<Range<usize>> {
+        // Relaxed: a claim orders nothing but itself; the tasks' data is ordered by the job's start, waits and end.
         let mut from = self.next.load(Ordering::Relaxed);
         loop {
             let left = self.count - from;
@@ -216,53 +226,58 @@ impl Tasks {
     }
 }
 
+impl Iterator for Claims<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let run = self.tasks.claim()?;
+        self.claimed += run.len();
+        Some(run)
+    }
+}
+
+impl Drop for Claims<'_> {
+    /// After a panic too: the others must not wait for ever.
+    fn drop(&mut self) {
+        let (tasks, claimed) = (self.tasks, self.claimed);
+        // AcqRel: who finishes last has seen what the others wrote, and hands it on through `done`.
+        if claimed > 0 && tasks.left.fetch_sub(claimed, Ordering::AcqRel) == claimed {
+            tasks.done.advance();
+        }
+    }
+}
+
 impl Shared {
     /// A worker's life: job after job until the pool is dropped.
     fn work(&self, index: usize) {
         let mut seen = 0;
         loop {
             self.start.wait(seen, self.spin);
-            seen = seen.wrapping_add(1); // no job is skipped: the next one starts only after this one's `running` is 0
+            seen = self.start.now();
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            // SAFETY: `start` advanced, so the pointer is set, and its target lives until `running` is 0.
+            // It may be a later job than the one that woke this thread, or even the same once more: no matter.
+            let join = |state| (state & OPEN != 0).then(|| state + 1);
+            if self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, join).is_err() {
+                continue; // the others were through already
+            }
+            // SAFETY: this thread has joined, so the pointer is set, and its target lives until it leaves.
             if let Some(job) = unsafe { *self.job.get() } {
                 self.take_part(index, unsafe { &*job });
             }
-            // AcqRel: the last one to leave has seen what the others wrote, and hands it on through `done`.
-            if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
-                self.done.advance();
+            // AcqRel: the last one to leave has seen what the others wrote, and hands it on through `left`.
+            if self.state.fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.left.advance();
             }
         }
     }
 
-    /// Executes the job on this thread; a panic is kept for the caller and frees those who wait at the barrier.
-    fn take_part(&self, index: usize, job: &(impl Fn(&Worker<'_>) + Sync + ?Sized)) {
-        let worker = Worker { index, threads: self.threads, shared: Some(self) };
+    /// Executes the job on this thread; a panic is kept for the caller.
+    fn take_part(&self, index: usize, job: &(impl Fn(&Worker) + Sync + ?Sized)) {
+        let worker = Worker { index, spin: self.spin };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(&worker))) {
-            if !payload.is::<Broken>() {
-                lock(&self.panic).get_or_insert(payload);
-            }
-            self.broken.store(true, Ordering::Relaxed); // released by `advance`
-            self.passed.advance();
-        }
-    }
-
-    fn barrier(&self) {
-        // Read before `broken`: if the advance that follows a panic was already seen here, so is the flag; if it
-        // comes later, it ends the wait.
-        let seen = self.passed.now();
-        if !self.broken.load(Ordering::Relaxed) {
-            if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.threads {
-                self.arrived.store(0, Ordering::Relaxed); // released by `advance`; nobody arrives again before it
-                self.passed.advance();
-            } else {
-                self.passed.wait(seen, self.spin);
-            }
-        }
-        if self.broken.load(Ordering::Relaxed) {
-            resume_unwind(Box::new(Broken)); // past the panic hook: the first panic was reported already
+            lock(&self.panic).get_or_insert(payload);
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The rows of the present step, and the tables made for them.
 
-use super::memory::{Memory, Shared};
+use super::kernels::Isa;
+use super::kernels::elementwise::rotate;
+use super::memory::Memory;
 use super::pool::Pool;
 use crate::Result;
-use crate::backend::{PAGE_LEN, Plan, Rope, RopeStyle, Row, Step};
+use crate::backend::{PAGE_LEN, Plan, Rope, Row, Step};
 
 /// A copy of the step that [`begin`](crate::backend::Backend::begin) was given.
 #[derive(Default)]
@@ -87,46 +89,19 @@ impl RopeTable {
         });
     }
 
-    /// Rotates the heads of `rows` rows of `width` values each in place.
-    pub fn rotate(&self, x: Shared<f32>, rows: usize, width: usize, head_dim: usize, pool: &Pool) {
+    /// Rotates a row's heads of `dim` values in place.
+    pub fn rotate(&self, isa: Isa, row: usize, x: &mut [f32], dim: usize) {
         let pairs = self.rope.inverse_frequencies.len();
-        if pairs == 0 {
-            return;
+        assert!(2 * pairs <= dim && x.len().is_multiple_of(dim), "heads of {dim} in a row of {}", x.len());
+        let table = &self.table.as_floats((row + 1) * 2 * pairs)[row * 2 * pairs..];
+        let (cos, sin) = table.split_at(pairs);
+        let heads = x.len() / dim;
+        // SAFETY: the backend's ISA; lengths were checked.
+        unsafe {
+            rotate(isa, x.as_mut_ptr(), heads, dim, cos.as_ptr(), sin.as_ptr(), pairs, self.rope.style);
         }
-        let table = self.table.as_floats(rows * 2 * pairs);
-        let least = (SERIAL / width.max(1)).max(1);
-        pool.for_each(rows, least, |row| {
-            // SAFETY: the row lies in the buffer; a row belongs to one task.
-            let x = unsafe { std::slice::from_raw_parts_mut(x.at(row * width), width) };
-            let (cos, sin) = table[row * 2 * pairs..][..2 * pairs].split_at(pairs);
-            for head in x.chunks_exact_mut(head_dim) {
-                rotate_head(self.rope.style, &mut head[..2 * pairs], cos, sin);
-            }
-        });
     }
 }
 
 /// Values that are quicker done by one thread than shared out.
 pub const SERIAL: usize = 16_384;
-
-fn rotate_head(style: RopeStyle, head: &mut [f32], cos: &[f32], sin: &[f32]) {
-    let pairs = cos.len();
-    match style {
-        RopeStyle::Halves => {
-            let (first, second) = head.split_at_mut(pairs);
-            for i in 0..pairs {
-                (first[i], second[i]) = rotate(first[i], second[i], cos[i], sin[i]);
-            }
-        }
-        RopeStyle::Interleaved => {
-            for (i, pair) in head.chunks_exact_mut(2).enumerate() {
-                (pair[0], pair[1]) = rotate(pair[0], pair[1], cos[i], sin[i]);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn rotate(a: f32, b: f32, cos: f32, sin: f32) -> (f32, f32) {
-    (a * cos - b * sin, b * cos + a * sin)
-}

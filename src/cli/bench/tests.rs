@@ -57,6 +57,7 @@ fn row() -> Row {
         backend: "cpu",
         isa: "avx2",
         threads: 2,
+        kv_type: "f16".into(),
         version: "0.1.0",
         n_prompt: 0,
         n_gen: 128,
@@ -75,10 +76,10 @@ fn the_table_has_the_columns_of_llama_bench_then_median_and_share() {
     assert_eq!(
         lines,
         [
-            "| model      |     size |   params | backend  | threads |          test |          t/s | median | of the limit |",
-            "| ---------- | -------: | -------: | -------- | ------: | ------------: | -----------: | -----: | -----------: |",
-            "| a, \"model\" | 1.00 GiB |   1.78 B | cpu avx2 |       2 | tg128 @ d4096 | 10.00 ± 1.00 |  10.00 |          50% |",
-            "| a, \"model\" | 1.00 GiB | 134.52 M | cpu avx2 |       2 |           pp8 | 10.00 ± 1.00 |  10.00 |      unknown |",
+            "| model      |     size |   params | backend  | threads | type_kv |          test |          t/s | median | of the limit |",
+            "| ---------- | -------: | -------: | -------- | ------: | ------: | ------------: | -----------: | -----: | -----------: |",
+            "| a, \"model\" | 1.00 GiB |   1.78 B | cpu avx2 |       2 |     f16 | tg128 @ d4096 | 10.00 ± 1.00 |  10.00 |          50% |",
+            "| a, \"model\" | 1.00 GiB | 134.52 M | cpu avx2 |       2 |     f16 |           pp8 | 10.00 ± 1.00 |  10.00 |      unknown |",
         ]
     );
 }

@@ -385,9 +385,27 @@ impl Activations {
     /// # Panics
     /// If the row does not exist or has another width.
     pub unsafe fn quantize(&self, isa: Isa, row: usize, x: &[f32]) {
-        assert!(row < self.rows && x.len() == self.columns && isa.is_available());
-        let out = self.chunks[row..].as_ptr().cast_mut().cast();
-        // SAFETY: the ISA is available, the shape was checked, and the caller promises that the row is ours.
+        assert_eq!(x.len(), self.columns, "width of a row");
+        // SAFETY: the caller's promise.
+        unsafe { self.quantize_part(isa, row, 0, x) }
+    }
+
+    /// Quantizes the columns of a row from `first` on: whole chunks of [`CHUNK`], or up to the row's end.
+    ///
+    /// # Safety
+    /// No other thread reads or writes this part meanwhile.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub unsafe fn quantize_part(&self, isa: Isa, row: usize, first: usize, x: &[f32]) {
+        let end = first + x.len();
+        assert!(row < self.rows && isa.is_available());
+        assert!(
+            first.is_multiple_of(CHUNK)
+                && (end == self.columns || end < self.columns && end.is_multiple_of(CHUNK))
+        );
+        let out = self.chunks[first / CHUNK * self.rows + row..].as_ptr().cast_mut().cast();
+        // SAFETY: the ISA is available, the shape was checked, and the caller promises that the part is ours.
         unsafe { quantize(isa, x.as_ptr(), x.len(), out, self.rows) }
     }
 

@@ -11,6 +11,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
+pub use generic::formats::{CHUNK, TILE};
 pub use generic::{attention, elementwise, math};
 pub use isa::Isa;
 pub use matrix::{ActivationKind, Activations, Input, Layout, Output, Scratch, WeightMatrix};

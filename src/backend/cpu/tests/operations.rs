@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::Projection;
+use crate::backend::{Heads, Projection, Source};
 use crate::quant;
 
 /// Runs `operation` on rows of the inputs, each [rows, width]; gives the first buffer after it, or the extra one.
@@ -26,67 +26,62 @@ fn f64_norm(x: &[f32], weight: &[f32], epsilon: f64) -> Vec<f64> {
     x.iter().zip(weight).map(|(&v, &w)| f64::from(v) / (mean + epsilon).sqrt() * f64::from(w)).collect()
 }
 
+/// One product of the source's `width` values with an f32 matrix [width, width] of which row i has a 1 in column
+/// i + 1 (the last in the first): what comes out is the source, turned by one place.
+fn turned(
+    mut backend: CpuBackend,
+    inputs: &[&[f32]],
+    width: usize,
+    sum: bool,
+    source: impl Fn(&[Buffer]) -> Source,
+) -> Vec<f32> {
+    let one = |i: usize| f32::from(u8::from(i % width == (i / width + 1) % width));
+    let values: Vec<f32> = (0..width * width).map(one).collect();
+    let matrix = backend.add_matrix(&matrix("turn", &values, width)).expect("a matrix");
+    let to = backend.add_buffer(width);
+    apply(backend, inputs, width, &no_rope(), |backend, b| {
+        let sum = sum.then_some(b[0]);
+        backend.linear(source(b), &[Projection { matrix, bias: None, to, sum }]);
+        sum.unwrap_or(to)
+    })
+}
+
+/// Rows of `width` values, each turned by one place.
+fn turn<T: Copy>(values: &[T], width: usize) -> Vec<T> {
+    let mut values = values.to_vec();
+    values.chunks_mut(width).for_each(|row| row.rotate_left(1));
+    values
+}
+
 #[test]
-fn rms_norm_divides_by_the_root_of_the_mean_square() {
-    for width in [1, 16, 30, 576, 1536] {
-        let (x, weight) = (noise(1, 40 * width, 3.0), noise(2, width, 1.0));
+fn a_norm_divides_by_the_root_of_the_mean_square() {
+    for (rows, width) in [(40, 1), (3, 16), (40, 30), (1, 576), (9, 600)] {
+        let (x, weight) = (noise(1, rows * width, 3.0), noise(2, width, 1.0));
         let values = everywhere(|mut backend| {
-            let vector = backend.add_vector(weight.clone()).unwrap();
-            apply(backend, &[&x], width, &no_rope(), |backend, b| {
-                backend.rms_norm(b[0], vector, 1e-6, b[1]);
-                b[1]
+            let weight = backend.add_vector(weight.clone()).unwrap();
+            turned(backend, &[&x], width, false, |b| Source::RmsNorm {
+                from: b[0],
+                weight,
+                epsilon: 1e-6,
+                to: b[1],
             })
         });
         let expected: Vec<f64> = x.chunks(width).flat_map(|row| f64_norm(row, &weight, 1e-6)).collect();
-        assert_close(&values, &expected, 1e-6);
-    }
-}
-
-#[test]
-fn subtract_takes_the_vector_from_each_row() {
-    let (x, vector) = (noise(5, 70 * 40, 3.0), noise(6, 40, 1.0));
-    let values = everywhere(|mut backend| {
-        let handle = backend.add_vector(vector.clone()).unwrap();
-        apply(backend, &[&x], 40, &no_rope(), |backend, b| {
-            backend.subtract(b[0], handle);
-            b[0]
-        })
-    });
-    let expected = x.iter().zip(vector.iter().cycle()).map(|(x, v)| f64::from(x - v));
-    assert_close(&values, &expected.collect::<Vec<_>>(), 0.0);
-}
-
-#[test]
-fn head_norm_treats_each_head_as_a_row() {
-    for (heads, head_dim) in [(3, 64), (2, 80), (5, 20)] {
-        let width = heads * head_dim;
-        let (x, weight) = (noise(3, 50 * width, 3.0), noise(4, head_dim, 1.0));
-        let values = everywhere(|mut backend| {
-            let vector = backend.add_vector(weight.clone()).unwrap();
-            apply(backend, &[&x], width, &no_rope(), |backend, b| {
-                backend.head_norm(b[0], vector, 1e-5);
-                b[0]
-            })
-        });
-        let expected: Vec<f64> = x.chunks(head_dim).flat_map(|head| f64_norm(head, &weight, 1e-5)).collect();
-        assert_close(&values, &expected, 1e-6);
+        assert_close(&values, &turn(&expected, width), 1e-6);
     }
 }
 
 #[test]
 fn swiglu_is_silu_of_the_gate_times_up() {
-    for (rows, width) in [(1, 8960), (3, 77), (70, 576)] {
+    for (rows, width) in [(1, 900), (3, 77), (70, 300)] {
         let (gate, up) = (noise(5, rows * width, 8.0), noise(6, rows * width, 2.0));
         let values = everywhere(|backend| {
-            apply(backend, &[&gate, &up], width, &no_rope(), |backend, b| {
-                backend.swiglu(b[0], b[1], b[2]);
-                b[2]
-            })
+            turned(backend, &[&gate, &up], width, false, |b| Source::SwiGlu { gate: b[0], up: b[1] })
         });
         let silu = |g: f64| g / (1.0 + (-g).exp());
         let expected: Vec<f64> =
             gate.iter().zip(&up).map(|(&g, &u)| silu(f64::from(g)) * f64::from(u)).collect();
-        assert_close(&values, &expected, 1e-6);
+        assert_close(&values, &turn(&expected, width), 1e-6);
     }
 }
 
@@ -94,25 +89,39 @@ fn swiglu_is_silu_of_the_gate_times_up() {
 fn swiglu_of_huge_gates_is_finite() {
     let (gate, up) = ([-1e30f32, -200.0, -90.0, 0.0, 90.0, 1e30], [1.0f32; 6]);
     let values = everywhere(|backend| {
-        apply(backend, &[&gate, &up], 6, &no_rope(), |backend, b| {
-            backend.swiglu(b[0], b[1], b[0]);
-            b[0]
-        })
+        turned(backend, &[&gate, &up], 6, false, |b| Source::SwiGlu { gate: b[0], up: b[1] })
     });
-    assert_close(&values, &[0.0, 0.0, 0.0, 0.0, 90.0, f64::from(1e30f32)], 1e-6);
+    assert_close(&values, &[0.0, 0.0, 0.0, 90.0, f64::from(1e30f32), 0.0], 1e-6);
 }
 
 #[test]
-fn add_adds_to_its_target() {
-    let (a, b) = (noise(7, 90 * 700, 1.0), noise(8, 90 * 700, 1.0));
-    let values = everywhere(|backend| {
-        apply(backend, &[&a, &b], 700, &no_rope(), |backend, buffers| {
-            backend.add(buffers[0], buffers[1]);
-            buffers[1]
-        })
-    });
-    let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a + b).collect();
-    assert_eq!(values, expected);
+fn a_product_is_added_to_the_residual_stream() {
+    for rows in [1, 90] {
+        let (a, b) = (noise(7, rows * 400, 1.0), noise(8, rows * 400, 1.0));
+        let values = everywhere(|backend| turned(backend, &[&a, &b], 400, true, |b| Source::Buffer(b[1])));
+        let expected: Vec<f32> = a.iter().zip(turn(&b, 400)).map(|(a, b)| a + b).collect();
+        assert_eq!(values, expected);
+    }
+}
+
+#[test]
+fn rope_norms_each_head_before_and_takes_off_the_center_after() {
+    for (heads, dim) in [(3, 64), (2, 80), (5, 20)] {
+        let width = heads * dim;
+        let x = noise(3, 150 * width, 3.0);
+        let (weight, center) = (noise(4, dim, 1.0), noise(6, width, 1.0));
+        let values = everywhere(|mut backend| {
+            let norm = Some((backend.add_vector(weight.clone()).unwrap(), 1e-5));
+            let center = Some(backend.add_vector(center.clone()).unwrap());
+            apply(backend, &[&x], width, &no_rope(), |backend, b| {
+                backend.rope(&[Heads { x: b[0], dim, norm, center }]);
+                b[0]
+            })
+        });
+        let normed = x.chunks(dim).flat_map(|head| f64_norm(head, &weight, 1e-5));
+        let expected: Vec<f64> = normed.zip(center.iter().cycle()).map(|(x, &c)| x - f64::from(c)).collect();
+        assert_close(&values, &expected, 1e-6);
+    }
 }
 
 #[test]
@@ -127,7 +136,7 @@ fn rope_turns_the_first_dimensions_of_each_head_by_its_position() {
             let rope = Rope { inverse_frequencies: frequencies.clone(), magnitude: 1.25, style };
             let values = everywhere(|backend| {
                 apply(backend, &[&x], width, &rope, |backend, b| {
-                    backend.rope(b[0], head_dim);
+                    backend.rope(&[Heads { x: b[0], dim: head_dim, norm: None, center: None }]);
                     b[0]
                 })
             });
@@ -193,12 +202,12 @@ fn products(mut backend: CpuBackend, kinds: [BlockType; 3], count: usize) -> (Ve
         }
         let bias = bias.map(|bias| backend.add_vector(bias).unwrap());
         let matrix = backend.add_matrix(&tensor).unwrap();
-        projections.push(Projection { matrix, bias, to: backend.add_buffer(rows) });
+        projections.push(Projection { matrix, bias, to: backend.add_buffer(rows), sum: None });
     }
     backend.prepare(plan(count, count.div_ceil(PAGE_LEN)), &no_rope()).unwrap();
     begin(&mut backend, &rows(count));
     input.load(&mut backend);
-    backend.linear(input.buffer, &projections);
+    backend.linear(Source::Buffer(input.buffer), &projections);
     (projections.iter().flat_map(|p| backend.read(p.to).to_vec()).collect(), expected)
 }
 
@@ -239,7 +248,8 @@ fn gather_keeps_the_rows_that_want_logits_and_later_operations_work_on_them() {
     for in_place in [false, true] {
         let mut backend = backend(2, best());
         let input = Input::new(&mut backend, &x, width);
-        let other = backend.add_buffer(width);
+        let [other, normed] = [(); 2].map(|()| backend.add_buffer(width));
+        let weight = backend.add_vector(vec![1.0; width]).unwrap();
         backend.prepare(plan(count, 1), &no_rope()).unwrap();
         let mut rows = rows(count);
         rows.iter_mut().for_each(|row| row.wants_logits = row.position % 4 == 2);
@@ -250,9 +260,8 @@ fn gather_keeps_the_rows_that_want_logits_and_later_operations_work_on_them() {
         let kept = [&x[2 * width..3 * width], &x[6 * width..7 * width]].concat();
         assert_eq!(backend.read(to), kept);
 
-        let (sum, doubled): (Buffer, Vec<f32>) = (if in_place { other } else { input.buffer }, kept);
-        backend.swiglu(to, to, sum);
-        assert_eq!(backend.read(sum).len(), doubled.len());
+        backend.linear(Source::RmsNorm { from: to, weight, epsilon: 1e-6, to: normed }, &[]);
+        assert_eq!(backend.read(normed).len(), kept.len());
     }
 }
 

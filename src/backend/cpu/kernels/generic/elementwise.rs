@@ -1,41 +1,99 @@
-//! Norms and activations: what works value by value on f32 rows.
+//! Norms, rotations and activations: what works value by value on f32 rows.
 
 use super::super::{Simd, entry_points};
 use super::math::Lanes;
+use crate::backend::RopeStyle;
 
 entry_points! {
-    /// Root-mean-square norm of `rows` rows of `width` values: `to = from / sqrt(mean(from²) + epsilon) * weight`.
-    /// `to` may be `from`.
-    pub fn rms_norm(from: *const f32, weight: *const f32, to: *mut f32, rows: usize, width: usize, epsilon: f32)
-        = rms_norm_generic;
+    /// `1 / sqrt(mean(x²) + epsilon)` of n values: the factor of their root-mean-square norm.
+    pub fn norm_factor(x: *const f32, n: usize, epsilon: f32) -> f32 = norm_factor_generic;
+    /// `to = from * factor * weight`, n values; `to` may be `from`.
+    pub fn scale(from: *const f32, factor: f32, weight: *const f32, to: *mut f32, n: usize) = scale_generic;
+    /// Root-mean-square norm of `heads` heads of `dim` values, in place.
+    pub fn head_norms(x: *mut f32, weight: *const f32, heads: usize, dim: usize, epsilon: f32) = head_norms_generic;
+    /// Rotates the first `2 * pairs` values of `heads` heads of `dim` values, in place: pair (a, b) becomes
+    /// `(a * cos - b * sin, b * cos + a * sin)`.
+    pub fn rotate(x: *mut f32, heads: usize, dim: usize, cos: *const f32, sin: *const f32, pairs: usize, style: RopeStyle)
+        = rotate_generic;
     /// `to = gate / (1 + exp(-gate)) * up` over n values.
     pub fn swiglu(gate: *const f32, up: *const f32, to: *mut f32, n: usize) = swiglu_generic;
 }
 
 #[inline(always)]
-unsafe fn rms_norm_generic<S: Simd>(
-    from: *const f32,
-    weight: *const f32,
-    to: *mut f32,
-    rows: usize,
-    width: usize,
-    epsilon: f32,
-) {
+unsafe fn norm_factor_generic<S: Simd>(x: *const f32, n: usize, epsilon: f32) -> f32 {
+    // SAFETY: the caller's promise.
+    let mean = unsafe { sum_of_squares::<S>(x, n) } / n as f32;
+    1.0 / (mean + epsilon).sqrt()
+}
+
+#[inline(always)]
+unsafe fn scale_generic<S: Simd>(from: *const f32, factor: f32, weight: *const f32, to: *mut f32, n: usize) {
     // SAFETY: the caller's promise.
     unsafe {
-        let (whole, rest) = (width / 16 * 16, width % 16);
-        for row in 0..rows {
-            let (from, to) = (from.add(row * width), to.add(row * width));
-            let mean = sum_of_squares::<S>(from, width) / width as f32;
-            let scale = Lanes::<S>::splat(1.0 / (mean + epsilon).sqrt());
-            for i in (0..whole).step_by(16) {
-                let x = Lanes::<S>::load(from.add(i));
-                x.mul(scale).mul(Lanes::load(weight.add(i))).store(to.add(i));
+        let (whole, rest) = (n / 16 * 16, n % 16);
+        let factor = Lanes::<S>::splat(factor);
+        for i in (0..whole).step_by(16) {
+            let x = Lanes::<S>::load(from.add(i));
+            x.mul(factor).mul(Lanes::load(weight.add(i))).store(to.add(i));
+        }
+        if rest > 0 {
+            let x = Lanes::<S>::load_part(from.add(whole), rest);
+            let weight = Lanes::load_part(weight.add(whole), rest);
+            x.mul(factor).mul(weight).store_part(to.add(whole), rest);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn head_norms_generic<S: Simd>(
+    x: *mut f32,
+    weight: *const f32,
+    heads: usize,
+    dim: usize,
+    epsilon: f32,
+) {
+    for head in 0..heads {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = x.add(head * dim);
+            scale_generic::<S>(x, norm_factor_generic::<S>(x, dim, epsilon), weight, x, dim);
+        }
+    }
+}
+
+/// Plain loops, which the compiler turns into the instance's vectors: each value is computed for itself.
+#[inline(always)]
+unsafe fn rotate_generic<S: Simd>(
+    x: *mut f32,
+    heads: usize,
+    dim: usize,
+    cos: *const f32,
+    sin: *const f32,
+    pairs: usize,
+    style: RopeStyle,
+) {
+    // SAFETY: the caller's promise.
+    let (x, cos, sin) = unsafe {
+        (
+            std::slice::from_raw_parts_mut(x, heads * dim),
+            std::slice::from_raw_parts(cos, pairs),
+            std::slice::from_raw_parts(sin, pairs),
+        )
+    };
+    for head in x.chunks_exact_mut(dim) {
+        match style {
+            RopeStyle::Halves => {
+                let (first, second) = head[..2 * pairs].split_at_mut(pairs);
+                for i in 0..pairs {
+                    let (a, b) = (first[i], second[i]);
+                    (first[i], second[i]) = (a * cos[i] - b * sin[i], b * cos[i] + a * sin[i]);
+                }
             }
-            if rest > 0 {
-                let x = Lanes::<S>::load_part(from.add(whole), rest);
-                let weight = Lanes::load_part(weight.add(whole), rest);
-                x.mul(scale).mul(weight).store_part(to.add(whole), rest);
+            RopeStyle::Interleaved => {
+                for i in 0..pairs {
+                    let (a, b) = (head[2 * i], head[2 * i + 1]);
+                    (head[2 * i], head[2 * i + 1]) = (a * cos[i] - b * sin[i], b * cos[i] + a * sin[i]);
+                }
             }
         }
     }

@@ -71,19 +71,47 @@ pub unsafe fn quantize<S: Simd>(x: *const f32, columns: usize, out: *mut Quantiz
     unsafe {
         for chunk in 0..columns.div_ceil(CHUNK) {
             let first = chunk * CHUNK;
-            let out = &mut *out.add(chunk * stride);
-            for group in 0..(columns - first).min(CHUNK) / GROUP {
-                quantize_group::<S>(x.add(first + group * GROUP), out, group);
-            }
-            for pair in 0..CHUNK / GROUP / 2 {
-                out.pair_sums[pair] = out.sums[2 * pair] + out.sums[2 * pair + 1];
-            }
+            quantize_chunk::<S>(x.add(first), (columns - first).min(CHUNK), &mut *out.add(chunk * stride));
         }
     }
 }
 
+/// All groups of a chunk go through a stage together, so that they do not wait for each other.
 #[inline(always)]
-unsafe fn quantize_group<S: Simd>(x: *const f32, out: &mut QuantizedChunk, group: usize) {
+unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, out: &mut QuantizedChunk) {
+    unsafe {
+        let groups = columns / GROUP;
+        let mut largest = [0.0; CHUNK / GROUP];
+        for group in 0..groups {
+            largest[group] = largest_magnitude::<S>(x.add(group * GROUP));
+        }
+        let mut inverses = [0.0; CHUNK / GROUP];
+        for group in 0..CHUNK / GROUP {
+            let some = largest[group] > TINY;
+            out.scales[group] = if some { largest[group] / 127.0 } else { 0.0 };
+            inverses[group] = if some { 127.0 / largest[group] } else { 0.0 };
+        }
+        for group in 0..groups {
+            let inverse = S::f_splat(inverses[group]);
+            for part in (group * GROUP..(group + 1) * GROUP).step_by(S::LANES) {
+                let v = S::f_mul(S::f_load(x.add(part)), inverse);
+                S::i_store_u8(out.values.as_mut_ptr().add(part).cast(), S::f_to_i(v));
+            }
+        }
+        let sums = group_sums::<S>(&out.values);
+        for group in 0..CHUNK / GROUP {
+            out.negative_sums[group] = -sums[group];
+            out.sums[group] = out.scales[group] * sums[group] as f32;
+        }
+        for pair in 0..CHUNK / GROUP / 2 {
+            out.pair_sums[pair] = out.sums[2 * pair] + out.sums[2 * pair + 1];
+        }
+    }
+}
+
+/// Of a group.
+#[inline(always)]
+unsafe fn largest_magnitude<S: Simd>(x: *const f32) -> f32 {
     unsafe {
         let magnitude = S::i_splat(0x7fff_ffff);
         let mut largest = S::f_splat(0.0);
@@ -91,20 +119,27 @@ unsafe fn quantize_group<S: Simd>(x: *const f32, out: &mut QuantizedChunk, group
             let v = S::f_bits(S::f_load(x.add(part)));
             largest = S::f_max(S::f_from_bits(S::i_and(v, magnitude)), largest);
         }
-        let largest = S::f_max_lane(largest);
-        let (scale, inverse) = if largest > TINY { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
-        let values = out.values.as_mut_ptr().add(group * GROUP);
-        for part in (0..GROUP).step_by(S::LANES) {
-            let v = S::f_mul(S::f_load(x.add(part)), S::f_splat(inverse));
-            S::i_store_u8(values.add(part).cast(), S::f_to_i(v));
+        S::f_max_lane(largest)
+    }
+}
+
+/// Σ values of each group: dot products with ones give the sums of four.
+#[inline(always)]
+unsafe fn group_sums<S: Simd>(values: &[i8; CHUNK]) -> [i32; CHUNK / GROUP] {
+    unsafe {
+        let mut fours = [0u32; CHUNK / 4];
+        for part in (0..CHUNK / 4).step_by(S::LANES) {
+            let x = S::i_load(values.as_ptr().cast::<u32>().add(part));
+            let sums = S::dot(S::i_splat(0), S::i_splat(0x0101_0101), x);
+            S::i_store(fours.as_mut_ptr().add(part), sums);
         }
-        let mut sum = 0;
-        for i in 0..GROUP {
-            sum += i32::from(*values.add(i));
+        let mut sums = [0; CHUNK / GROUP];
+        for group in 0..CHUNK / GROUP {
+            for i in 0..GROUP / 4 {
+                sums[group] += fours[group * GROUP / 4 + i] as i32;
+            }
         }
-        out.scales[group] = scale;
-        out.negative_sums[group] = -sum;
-        out.sums[group] = scale * sum as f32;
+        sums
     }
 }
 
