@@ -362,7 +362,7 @@ fn config_prints_every_value_with_its_origin_and_all_paths() {
     assert_eq!(config["paths"]["cache"]["origin"], "HF_HOME");
     assert!(config["paths"]["state"]["value"].is_string());
     let text = home.run(&["config"]);
-    for word in ["SETTING", "thought", "one per core", "config.toml", "hf"] {
+    for word in ["SETTING", "thought", "one per fast core", "config.toml", "hf"] {
         assert!(text.succeeds().contains(word), "{word}: {text:?}");
     }
 }

@@ -57,7 +57,7 @@ fn rows(settings: &Settings, entry: Option<&Entry>) -> Vec<Row> {
         row("model", settings.model.as_ref(), "none: name one"),
         row("base", base.as_ref(), "the model's name itself"),
         row("context", settings.context.as_ref(), "the model's own, as far as it fits"),
-        row("threads", settings.threads.as_ref(), "one per core"),
+        row("threads", settings.threads.as_ref(), "one per fast core"),
         row("thought", settings.thought.as_ref(), "fold in a chat, show elsewhere"),
         row("kv-type", settings.kv_type.as_ref(), "f16"),
         row("system", settings.system.as_ref(), "none"),
