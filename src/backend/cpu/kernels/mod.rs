@@ -104,6 +104,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn pin(v: Self::F) -> Self::F;
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
+    /// The same for the second cache level: for what is read only after the first level's worth of other data.
+    unsafe fn prefetch_far(p: *const u8);
 }
 
 /// Compiles a generic algorithm for every ISA: makes `unsafe fn NAME(isa, arguments…)` that runs

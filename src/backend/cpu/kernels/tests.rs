@@ -69,6 +69,7 @@ unsafe fn every_operation<S: Simd>(x: *const Lanes, out: *mut Results) {
             S::i_store_u8(out[narrow].as_mut_ptr().cast::<u8>().add(part), i);
             S::f_store_f16(out[narrow + 1].as_mut_ptr().cast::<u16>().add(part), c);
             S::prefetch(x.f.as_ptr().cast());
+            S::prefetch_far(x.f.as_ptr().cast());
         }
     }
 }
