@@ -266,17 +266,14 @@ impl Call<'_> {
     ) {
         let mut present = None; // the unit whose queries are in `local`
         // A look at the next item claims it: so it is this thread's own that is asked for ahead.
-        let mut items = std::iter::from_fn(|| tasks.claim()).flatten().peekable();
-        while let Some(item) = items.next() {
-            let (unit, chunk) = self.item(blocks, item);
+        let claims = std::iter::from_fn(|| tasks.claim()).flatten();
+        let mut items = claims.map(|item| (item, self.item(blocks, item))).peekable();
+        while let Some((item, (unit, chunk))) = items.next() {
             let queries = (unit.block.rows.start, unit.head);
             if present.replace(queries) != Some(queries) {
                 self.prepare_queries(&unit, local.queries);
             }
-            let next = items.peek().map(|&item| {
-                let (unit, chunk) = self.item(blocks, item);
-                self.cached(&unit, chunk).keys.cast_const()
-            });
+            let next = items.peek().map(|(_, (unit, chunk))| self.cached(unit, *chunk).keys.cast_const());
             let first = self.rows(&unit, chunk).start - unit.block.rows.start;
             // SAFETY: item < items, and `fits`.
             let records = unsafe { shared.at((item * slots + first * unit.heads) * self.record()) };

@@ -49,6 +49,11 @@ pub trait Simd: Copy + 'static {
     unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a * *b + c`, rounded once: [`f_fma`](Simd::f_fma) with a factor from memory that costs no instruction of its own.
+    #[inline(always)]
+    unsafe fn f_fma_by(a: Self::F, b: *const f32, c: Self::F) -> Self::F {
+        unsafe { Self::f_fma(a, Self::f_splat(*b), c) }
+    }
     /// LANES halves to f32.
     unsafe fn f_load_f16(p: *const u16) -> Self::F;
     /// To halves, to nearest even.
