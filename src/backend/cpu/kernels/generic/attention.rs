@@ -4,6 +4,11 @@
 //! belongs to one column (a position; a value dimension) and each sum runs over its terms in ascending order. So a
 //! query's result does not depend on the queries that it shares a tile with.
 //!
+//! The weights exp(score - m), m the chunk's largest score, are added up in 16 partial sums over position mod 16. Chunks
+//! are merged in ascending order, outputs and partial sums alike: the part with the smaller m is multiplied by
+//! exp(its m - the other m) and added to the other, rounded once. At the end the partial sums are added by the fixed tree
+//! of `Lanes::sum`, and the output is divided by their sum.
+//!
 //! What is said here holds for every kind of cache; `floats` and `q8_0` say how keys and values are read.
 
 mod floats;
