@@ -1,8 +1,9 @@
-//! Attention over a long cache and in prefill, and what a step of the thread pool costs.
+//! Attention of one row over a long cache and of many in prefill, and what a step of the thread pool costs.
 //!
-//! `cargo bench --bench attention -- [THREADS [ISA…]]`, as in `2 avx512`. Shapes of a 1.5B model: 28 layers of 12 query
-//! heads over 2 kv heads of 128. Decode is one row at depth 8,192, in GB/s of keys and values read; prefill is 512 rows
-//! at depths 0 and 4,096, in GFLOP/s of the products that a causal mask leaves.
+//! `cargo bench --bench attention -- [NAME…]`: names of shapes, instruction sets and kinds of cache choose from the table,
+//! as in `1.5b avx512 f16`; a number sets the threads of "all". 28 layers, one after the other, as in a decoder. Decode is
+//! one row, in GB/s of keys and values read: the median over the layers, and microseconds a layer. Prefill is 512 rows, in
+//! GFLOP/s of the products that a causal mask leaves: the fastest of some calls.
 
 use std::time::Instant;
 
@@ -16,26 +17,42 @@ use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
 
 const LAYERS: usize = 28;
-const HEADS: usize = 12;
-const SHAPE: KvShape = KvShape { heads: 2, key_dim: 128, value_dim: 128 };
-const DEPTH: usize = 8192;
+const DEPTHS: [usize; 2] = [4096, 8192];
 const PREFILL: usize = 512;
+
+/// Models by name: query heads, and their kv heads.
+const SHAPES: [(&str, usize, KvShape); 3] = [
+    ("135m", 9, KvShape { heads: 3, key_dim: 64, value_dim: 64 }),
+    ("0.5b", 14, KvShape { heads: 2, key_dim: 64, value_dim: 64 }),
+    ("1.5b", 12, KvShape { heads: 2, key_dim: 128, value_dim: 128 }),
+];
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let threads: usize =
-        args.first().map_or(2, |n| n.parse().expect("the first argument is a number of threads"));
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = args.iter().find_map(|a| a.parse().ok()).unwrap_or(cores);
+    // Of names of one sort, those that were given, or all.
+    let chosen =
+        |name: &str, all: &[String]| args.iter().any(|a| a == name) || !args.iter().any(|a| all.contains(a));
+    let shapes = SHAPES.map(|(name, ..)| name.to_string());
+    let isas: Vec<String> = Isa::ALL.iter().map(ToString::to_string).collect();
+    let kinds = KvType::ALL.map(|kind| kind.to_string());
+
     pool(threads);
-    println!(
-        "| isa | kv | decode at {DEPTH}, GB/s | µs a layer | prefill {PREFILL}, GFLOP/s | at depth 4096 |"
-    );
-    println!("|---|---|---|---|---|---|");
-    for isa in Isa::available().filter(|isa| args.len() < 2 || args[1..].iter().any(|a| a == isa.name())) {
-        for kv_type in KvType::ALL {
-            let mut bench = Bench::new(threads, isa, kv_type);
-            let (gigabytes, micros) = bench.decode();
-            let (shallow, deep) = (bench.prefill(0), bench.prefill(4096));
-            println!("| {isa} | {kv_type:?} | {gigabytes:.1} | {micros:.0} | {shallow:.0} | {deep:.0} |");
+    println!("| shape | isa | kv | threads | decode at 4096 | at 8192 | prefill at 0 | at 4096 |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for (name, heads, shape) in SHAPES.into_iter().filter(|(name, ..)| chosen(name, &shapes)) {
+        for isa in Isa::available().filter(|isa| chosen(isa.name(), &isas)) {
+            for kv_type in KvType::ALL.into_iter().filter(|kind| chosen(&kind.to_string(), &kinds)) {
+                for threads in if threads > 1 { vec![1, threads] } else { vec![1] } {
+                    let mut bench = Bench::new(threads, isa, kv_type, heads, shape);
+                    let decode = DEPTHS.map(|depth| bench.decode(depth));
+                    let prefill = [0, 4096].map(|first| bench.prefill(first));
+                    print!("| {name} | {isa} | {kv_type} | {threads} |");
+                    decode.iter().for_each(|(rate, micros)| print!(" {rate:.1} GB/s, {micros:.0} µs |"));
+                    println!(" {:.0} GFLOP/s | {:.0} |", prefill[0], prefill[1]);
+                }
+            }
         }
     }
 }
@@ -71,14 +88,16 @@ fn pool(threads: usize) {
 struct Bench {
     backend: CpuBackend,
     kv_type: KvType,
+    heads: usize,
+    shape: KvShape,
     pages: Vec<u32>,
     query: Buffer,
     out: Buffer,
 }
 
 impl Bench {
-    /// With a cache that is full up to DEPTH.
-    fn new(threads: usize, isa: Isa, kv_type: KvType) -> Self {
+    /// With a full cache of the greatest depth.
+    fn new(threads: usize, isa: Isa, kv_type: KvType, heads: usize, shape: KvShape) -> Self {
         let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() };
         let mut backend = CpuBackend::new(options).expect("the processor has it");
         let table = |backend: &mut CpuBackend, width: usize| {
@@ -87,16 +106,17 @@ impl Bench {
             let tensor = Tensor::from_bytes("table", BlockType::F32, &[16, width], bytes);
             (backend.add_embedding(&tensor).expect("a matrix"), backend.add_buffer(width))
         };
-        let (queries, query) = table(&mut backend, HEADS * SHAPE.key_dim);
-        let (keys, key) = table(&mut backend, SHAPE.heads * SHAPE.key_dim);
-        let out = backend.add_buffer(HEADS * SHAPE.value_dim);
-        (0..LAYERS).for_each(|_| _ = backend.add_kv(SHAPE));
-        let pages: Vec<u32> = (0..(DEPTH / PAGE_LEN) as u32).collect();
+        let (queries, query) = table(&mut backend, heads * shape.key_dim);
+        let (keys, key) = table(&mut backend, shape.heads * shape.key_dim);
+        let out = backend.add_buffer(heads * shape.value_dim);
+        (0..LAYERS).for_each(|_| _ = backend.add_kv(shape));
+        let [_, depth] = DEPTHS;
+        let pages: Vec<u32> = (0..(depth / PAGE_LEN) as u32).collect();
         let plan = Plan { rows: PREFILL, logit_rows: 1, sequences: 1, pages: pages.len(), kv_type };
         let rope = Rope { inverse_frequencies: Vec::new(), magnitude: 1.0, style: RopeStyle::Halves };
         backend.prepare(plan, &rope).expect("memory");
-        let mut bench = Bench { backend, kv_type, pages, query, out };
-        for first in (0..DEPTH).step_by(PREFILL) {
+        let mut bench = Bench { backend, kv_type, heads, shape, pages, query, out };
+        for first in (0..depth).step_by(PREFILL) {
             bench.begin(first, PREFILL);
             bench.backend.embed(keys, key);
             bench.backend.embed(queries, query);
@@ -112,30 +132,32 @@ impl Bench {
         self.backend.begin(&Step { rows: &rows, tables: &[&self.pages] });
     }
 
-    /// Seconds of the fastest of some calls, each on the next layer.
-    fn fastest_layer(&mut self, calls: usize) -> f64 {
-        let attention = Attention { heads: HEADS, scale: 0.09, window: None };
-        let mut layers = (0..LAYERS).cycle();
-        fastest(calls, || {
-            let layer = layers.next().unwrap_or(0);
-            self.backend.attention(layer, self.query, &attention, self.out);
-        })
+    /// Seconds of each of some calls, each on the next layer, ascending.
+    fn seconds(&mut self, calls: usize) -> Vec<f64> {
+        let attention = Attention { heads: self.heads, scale: 0.09, window: None };
+        let mut seconds: Vec<f64> = (0..calls)
+            .map(|call| {
+                fastest(1, || self.backend.attention(call % LAYERS, self.query, &attention, self.out))
+            })
+            .collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds
     }
 
-    /// GB/s, and microseconds a layer.
-    fn decode(&mut self) -> (f64, f64) {
-        self.begin(DEPTH - 1, 1);
-        let seconds = self.fastest_layer(20 * LAYERS);
-        let layer_bytes = SHAPE.page_bytes(self.kv_type) * self.pages.len();
+    /// GB/s, and microseconds a layer, of one row that sees `depth` positions.
+    fn decode(&mut self, depth: usize) -> (f64, f64) {
+        self.begin(depth - 1, 1);
+        let seconds = self.seconds(20 * LAYERS)[10 * LAYERS];
+        let layer_bytes = self.shape.page_bytes(self.kv_type) * (depth / PAGE_LEN);
         (layer_bytes as f64 / seconds / 1e9, seconds * 1e6)
     }
 
     /// GFLOP/s of PREFILL rows from position `first` on.
     fn prefill(&mut self, first: usize) -> f64 {
         self.begin(first, PREFILL);
-        let seconds = self.fastest_layer(10);
+        let seconds = self.seconds(10)[0];
         let seen: usize = (first..first + PREFILL).map(|position| position + 1).sum();
-        let flops = 2 * seen * HEADS * (SHAPE.key_dim + SHAPE.value_dim);
+        let flops = 2 * seen * self.heads * (self.shape.key_dim + self.shape.value_dim);
         flops as f64 / seconds / 1e9
     }
 }

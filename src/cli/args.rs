@@ -162,7 +162,7 @@ pub struct LoadArgs {
     /// Context in tokens [default: the model's own, as far as it fits into memory]
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
-    /// How keys and values are stored [default: f16]
+    /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
     #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
     /// Load even what does not fit into memory
@@ -349,7 +349,7 @@ pub struct BenchArgs {
     /// Context in tokens [default: what the tests need]
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
-    /// How keys and values are stored [default: f16]
+    /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
     #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
     /// Load even what does not fit into memory
@@ -443,7 +443,7 @@ pub enum Thought {
 pub enum KvArg {
     /// 16-bit floats.
     F16,
-    /// 8-bit integers with an f16 scale for each 32 of them.
+    /// 8-bit integers with an f16 scale for each 32 of them; a query is split into two int8 terms (15 bits).
     #[serde(rename = "q8_0")]
     Q8,
     /// 32-bit floats.

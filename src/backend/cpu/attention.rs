@@ -11,7 +11,7 @@ use half::f16;
 
 use super::kernels::Isa;
 use super::kernels::attention::{
-    Cached, Q8_0, Span, chunk as attend_chunk, finish, merge, prepare, record_len,
+    Cached, Chunk, Q8_0, Span, chunk as attend_chunk, finish, merge, prepare, record_len,
 };
 use super::kv::KvCache;
 use super::memory::{Memory, Shared};
@@ -227,7 +227,9 @@ impl Call<'_> {
                 let unit = self.unit(&blocks[index / per_block], index % per_block);
                 self.prepare_queries(&unit, local.queries);
                 for chunk in unit.block.chunks.clone() {
-                    let rows = self.attend(&unit, chunk, &local, local.records);
+                    let next = (chunk + 1 < unit.block.chunks.end)
+                        .then(|| self.cached(&unit, chunk + 1).keys.cast_const());
+                    let rows = self.attend(&unit, chunk, next, &local, local.records);
                     for (i, row) in rows.enumerate() {
                         let first = self.chunks(row).start == chunk;
                         for head in 0..unit.heads {
@@ -262,26 +264,35 @@ impl Call<'_> {
         local: Local,
         shared: Shared<f32>,
     ) {
-        let per_block = self.units_per_block();
         let mut present = None; // the unit whose queries are in `local`
-        for range in tasks.claims() {
-            for item in range {
-                // Items run over blocks, in a block over units, in a unit over chunks.
-                let at = blocks.partition_point(|block| block.chunks_before * per_block <= item) - 1;
-                let block = &blocks[at];
-                let within = item - block.chunks_before * per_block;
-                let (index, chunk) = (within / block.chunks.len(), within % block.chunks.len());
-                let unit = self.unit(block, index);
-                if present.replace((at, index)) != Some((at, index)) {
-                    self.prepare_queries(&unit, local.queries);
-                }
-                let chunk = block.chunks.start + chunk;
-                let first = self.rows(&unit, chunk).start - block.rows.start;
-                // SAFETY: item < items, and `fits`.
-                let records = unsafe { shared.at((item * slots + first * unit.heads) * self.record()) };
-                self.attend(&unit, chunk, &local, records);
+        // A look at the next item claims it: so it is this thread's own that is asked for ahead.
+        let mut items = tasks.claims().flatten().map(|item| (item, self.item(blocks, item))).peekable();
+        while let Some((item, (unit, chunk))) = items.next() {
+            let queries = (unit.block.rows.start, unit.head);
+            if present.replace(queries) != Some(queries) {
+                self.prepare_queries(&unit, local.queries);
             }
+            let next = items.peek().map(|(_, (unit, chunk))| self.cached(unit, *chunk).keys.cast_const());
+            let first = self.rows(&unit, chunk).start - unit.block.rows.start;
+            // SAFETY: item < items, and `fits`.
+            let records = unsafe { shared.at((item * slots + first * unit.heads) * self.record()) };
+            self.attend(&unit, chunk, next, &local, records);
         }
+    }
+
+    /// Items run over blocks, in a block over units, in a unit over chunks.
+    fn item<'b>(&self, blocks: &'b [Block], item: usize) -> (Unit<'b>, usize) {
+        let per_block = self.units_per_block();
+        let at = blocks.partition_point(|block| block.chunks_before * per_block <= item) - 1;
+        let block = &blocks[at];
+        let within = item - block.chunks_before * per_block;
+        (self.unit(block, within / block.chunks.len()), block.chunks.start + within % block.chunks.len())
+    }
+
+    /// Keys and values of a unit's chunk.
+    fn cached(&self, unit: &Unit, chunk: usize) -> Chunk {
+        let sequence = self.step.rows[unit.block.rows.start].sequence;
+        self.cache.chunk(self.layer, self.step.page(sequence, chunk), unit.kv_head)
     }
 
     /// Merges what `single_chunks` left, query by query.
@@ -338,8 +349,16 @@ impl Call<'_> {
         rows.start + from..rows.start + from + seeing
     }
 
-    /// One chunk for the unit's rows that see it; their records go to `records`, one after the other.
-    fn attend(&self, unit: &Unit, chunk: usize, local: &Local, records: *mut f32) -> Range<usize> {
+    /// One chunk for the unit's rows that see it; their records go to `records`, one after the other. `next`: the keys
+    /// that this thread reads next.
+    fn attend(
+        &self,
+        unit: &Unit,
+        chunk: usize,
+        next: Option<*const u8>,
+        local: &Local,
+        records: *mut f32,
+    ) -> Range<usize> {
         let rows = self.rows(unit, chunk);
         if rows.is_empty() {
             return rows; // a window, and rows that lie far apart
@@ -349,12 +368,8 @@ impl Call<'_> {
             let (seen, base) = (self.seen(row), chunk * PAGE_LEN);
             *span = Span { from: seen.start.saturating_sub(base), to: (seen.end - base).min(PAGE_LEN) };
         }
-        let sequence = self.step.rows[rows.start].sequence;
-        let at = |chunk| self.cache.chunk(self.layer, self.step.page(sequence, chunk), unit.kv_head);
-        let mut block = at(chunk);
-        if chunk + 1 < unit.block.chunks.end {
-            block.next = at(chunk + 1).keys;
-        }
+        let mut cached = self.cached(unit, chunk);
+        cached.next = next.unwrap_or(cached.next);
         let spans = &spans[..rows.len()];
         let skipped = (rows.start - unit.block.rows.start) * unit.heads * self.query_bytes();
         let attend = match self.cache.kind {
@@ -365,7 +380,7 @@ impl Call<'_> {
         // SAFETY: at most QUERIES query vectors, for which `local` and `records` have room; the page is the cache's.
         unsafe {
             let queries = local.queries.add(skipped);
-            attend(self.isa, block, spans, unit.heads, queries, local.scores, records);
+            attend(self.isa, cached, spans, unit.heads, queries, local.scores, records);
         }
         rows
     }

@@ -50,6 +50,11 @@ pub trait Simd: Copy + 'static {
     unsafe fn f_min(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     unsafe fn f_fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a * *b + c`, rounded once: [`f_fma`](Simd::f_fma) with a factor from memory that costs no instruction of its own.
+    #[inline(always)]
+    unsafe fn f_fma_by(a: Self::F, b: *const f32, c: Self::F) -> Self::F {
+        unsafe { Self::f_fma(a, Self::f_splat(*b), c) }
+    }
     /// LANES halves to f32.
     unsafe fn f_load_f16(p: *const u16) -> Self::F;
     /// To halves, to nearest even.
@@ -107,6 +112,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn pin(v: Self::F) -> Self::F;
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
+    /// The same for the second cache level: for what is read only after the first level's worth of other data.
+    unsafe fn prefetch_far(p: *const u8);
 }
 
 /// Compiles a generic algorithm for every ISA: makes `unsafe fn NAME(isa, arguments…)` that runs

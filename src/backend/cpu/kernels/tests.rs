@@ -38,6 +38,7 @@ unsafe fn every_operation<S: Simd>(x: *const Lanes, out: *mut Results) {
                 S::f_bits(S::f_max(a, b)),
                 S::f_bits(S::f_min(a, b)),
                 S::f_bits(S::f_fma(a, b, c)),
+                S::f_bits(S::f_fma_by(a, &x.f[0][3], c)),
                 S::f_bits(S::f_load_f16(x.i[0].as_ptr().cast::<u16>().add(part))),
                 S::f_bits(S::f_from_i(i)),
                 S::f_to_i(a),
@@ -69,6 +70,7 @@ unsafe fn every_operation<S: Simd>(x: *const Lanes, out: *mut Results) {
             S::i_store_u8(out[narrow].as_mut_ptr().cast::<u8>().add(part), i);
             S::f_store_f16(out[narrow + 1].as_mut_ptr().cast::<u16>().add(part), c);
             S::prefetch(x.f.as_ptr().cast());
+            S::prefetch_far(x.f.as_ptr().cast());
         }
     }
 }

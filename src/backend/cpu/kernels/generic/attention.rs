@@ -4,6 +4,11 @@
 //! belongs to one column (a position; a value dimension) and each sum runs over its terms in ascending order. So a
 //! query's result does not depend on the queries that it shares a tile with.
 //!
+//! The weights exp(score - m), m the chunk's largest score, are added up in 16 partial sums over position mod 16. Chunks
+//! are merged in ascending order, outputs and partial sums alike: the part with the smaller m is multiplied by
+//! exp(its m - the other m) and added to the other, rounded once. At the end the partial sums are added by the fixed tree
+//! of `Lanes::sum`, and the output is divided by their sum.
+//!
 //! What is said here holds for every kind of cache; `floats` and `q8_0` say how keys and values are read.
 
 mod floats;
@@ -15,24 +20,24 @@ use super::math::Lanes;
 use crate::backend::PAGE_LEN;
 pub use q8_0::Q8_0;
 
-/// Values of a record after its output: the largest score, the sum of the weights, and room up to a full cache line.
-pub const RECORD_TAIL: usize = 16;
+/// Values of a record after its output: 16 sums of weights, the largest score, and room up to a full cache line.
+pub const RECORD_TAIL: usize = 32;
 
 /// What attention over some chunks leaves of one query, in memory: the weighted sum of the values [value_stride], not
-/// yet divided; the largest score m; the sum of the weights exp(score - m).
+/// yet divided; the weights exp(score - m) as 16 partial sums over position mod 16; the largest score m.
 #[derive(Clone, Copy)]
 struct Record(*mut f32, usize);
 
 impl Record {
     #[inline(always)]
-    unsafe fn largest(self) -> *mut f32 {
+    unsafe fn sums(self) -> *mut f32 {
         // SAFETY: a record is RECORD_TAIL values longer than its output.
         unsafe { self.0.add(self.1) }
     }
     #[inline(always)]
-    unsafe fn sum(self) -> *mut f32 {
+    unsafe fn largest(self) -> *mut f32 {
         // SAFETY: as above.
-        unsafe { self.0.add(self.1 + 1) }
+        unsafe { self.0.add(self.1 + 16) }
     }
 }
 
@@ -189,45 +194,52 @@ unsafe fn chunk_generic<S: Simd, C: Cached>(
     }
 }
 
-/// Scores [PAGE_LEN] to weights exp(score - largest), 0 where not seen; the sum has 16 partial sums over position mod 16.
+/// Scores [PAGE_LEN] to weights exp(score - largest), 0 where not seen. What lies outside the blocks of 16 positions
+/// that the span touches stays as it is.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(scores: *mut f32, span: Span, record: Record) {
+    let (from, to) = (span.from / 16 * 16, span.to.next_multiple_of(16));
     // SAFETY: the caller's promise.
     unsafe {
-        for hidden in (0..span.from).chain(span.to..PAGE_LEN) {
+        for hidden in (from..span.from).chain(span.to..to) {
             *scores.add(hidden) = f32::NEG_INFINITY;
         }
-        let mut largest = Lanes::<S>::load(scores);
-        for i in (16..PAGE_LEN).step_by(16) {
+        let mut largest = Lanes::<S>::splat(f32::NEG_INFINITY);
+        for i in (from..to).step_by(16) {
             largest = Lanes::load(scores.add(i)).max(largest);
         }
         let largest = largest.largest();
-        let mut sum = Lanes::<S>::splat(0.0);
-        for i in (0..PAGE_LEN).step_by(16) {
+        let mut sums = Lanes::<S>::splat(0.0);
+        for i in (from..to).step_by(16) {
             let weights = Lanes::load(scores.add(i)).sub(Lanes::splat(largest)).exp();
             weights.store(scores.add(i));
-            sum = sum.add(weights);
+            sums = sums.add(weights);
         }
+        sums.store(record.sums());
         *record.largest() = largest;
-        *record.sum() = sum.sum();
     }
 }
 
+/// The part with the smaller m is scaled down as it is added: fma(value, exp(its m - other m), other value).
 #[inline(always)]
 unsafe fn merge_generic<S: Simd>(state: *mut f32, next: *const f32, value_stride: usize) {
     // SAFETY: the caller's promise; `next` is only read.
     unsafe {
         let (state, next) = (Record(state, value_stride), Record(next.cast_mut(), value_stride));
-        let largest = Lanes::<S>::splat(*state.largest()).max(Lanes::splat(*next.largest()));
-        let keep = Lanes::splat(*state.largest()).sub(largest).exp();
-        let take = Lanes::splat(*next.largest()).sub(largest).exp();
-        for i in (0..value_stride).step_by(16) {
-            let taken = Lanes::load(next.0.add(i)).mul(take);
-            Lanes::load(state.0.add(i)).fma(keep, taken).store(state.0.add(i));
+        let (before, other) = (*state.largest(), *next.largest());
+        let values = (0..value_stride + 16).step_by(16); // and the sums behind them
+        if other > before {
+            let factor = Lanes::<S>::splat(before - other).exp();
+            for i in values {
+                Lanes::load(state.0.add(i)).fma(factor, Lanes::load(next.0.add(i))).store(state.0.add(i));
+            }
+            *state.largest() = other;
+        } else {
+            let factor = Lanes::<S>::splat(other - before).exp();
+            for i in values {
+                Lanes::load(next.0.add(i)).fma(factor, Lanes::load(state.0.add(i))).store(state.0.add(i));
+            }
         }
-        let taken = Lanes::splat(*next.sum()).mul(take);
-        Lanes::splat(*state.sum()).fma(keep, taken).store_part(state.sum(), 1);
-        largest.store_part(state.largest(), 1);
     }
 }
 
@@ -236,7 +248,7 @@ unsafe fn finish_generic<S: Simd>(record: *const f32, value_stride: usize, to: *
     // SAFETY: the caller's promise; the record is only read.
     unsafe {
         let record = Record(record.cast_mut(), value_stride);
-        let sum = Lanes::<S>::splat(*record.sum());
+        let sum = Lanes::<S>::splat(Lanes::<S>::load(record.sums()).sum());
         let whole = width / 16 * 16;
         for i in (0..whole).step_by(16) {
             Lanes::load(record.0.add(i)).div(sum).store(to.add(i));

@@ -109,18 +109,17 @@ impl<S: Simd> Lanes<S> {
         a[0]
     }
 
-    /// The largest lane.
+    /// The largest lane, of none that is NaN.
     #[inline(always)]
     pub unsafe fn largest(self) -> f32 {
-        let mut a = [0.0f32; 16];
-        // SAFETY: 16 values of room.
-        unsafe { self.store(a.as_mut_ptr()) };
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                a[i] = if a[i] > a[i + half] { a[i] } else { a[i + half] };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut most = self.0[0];
+            for i in 1..16 / S::LANES {
+                most = S::f_max(most, self.0[i]);
             }
+            S::f_max_lane(most)
         }
-        a[0]
     }
 }
 

@@ -58,6 +58,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
+    unsafe fn f_fma_by(a: Self::F, b: *const f32, c: Self::F) -> Self::F {
+        unsafe { fma_by(a, b, c) }
+    }
+    #[inline(always)]
     unsafe fn f_load_f16(p: *const u16) -> Self::F {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
@@ -189,6 +193,23 @@ impl Simd for Avx512 {
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+}
+
+/// See [`Simd::f_fma_by`]. The compiler would load a factor that is used twice by an instruction of its own, which
+/// takes a place among the multiply-adds.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn fma_by(a: __m512, b: *const f32, mut c: __m512) -> __m512 {
+    // SAFETY: the caller's promise that b is readable.
+    unsafe {
+        asm!("vfmadd231ps {c}, {a}, dword ptr [{b}]{{1to16}}", c = inout(zmm_reg) c, a = in(zmm_reg) a, b = in(reg) b,
+            options(pure, readonly, nostack, preserves_flags))
+    };
+    c
 }
 
 /// See [`Simd::pin`].

@@ -56,16 +56,13 @@ pub trait Tiles<S: Simd>: Copy {
     unsafe fn tile<const R: usize, const V: usize>(self, row: usize, column: usize);
 }
 
-/// Most rows of a tile. With 4 vectors of columns it fills 24 of 32 vector registers, with 2 12 of AVX2's 16.
-const TILE_ROWS: usize = 6;
-
 /// Computes all tiles. Columns are a multiple of 16.
 ///
 /// # Safety
 /// The CPU has the ISA; the product is [rows, columns].
 #[inline(always)]
 pub unsafe fn compute<S: Simd, T: Tiles<S>>(rows: usize, columns: usize, product: T) {
-    let tiles = rows.div_ceil(TILE_ROWS);
+    let tiles = if rows <= tile_rows::<S>() { 1 } else { rows.div_ceil(6) };
     for tile in 0..tiles {
         let (from, to) = (tile * rows / tiles, (tile + 1) * rows / tiles); // 7 rows are 3 and 4, not 6 and 1
         // SAFETY: the caller's promise; from..to is in 0..rows.
@@ -76,10 +73,17 @@ pub unsafe fn compute<S: Simd, T: Tiles<S>>(rows: usize, columns: usize, product
                 3 => tile_row::<S, T, 3>(from, columns, product),
                 4 => tile_row::<S, T, 4>(from, columns, product),
                 5 => tile_row::<S, T, 5>(from, columns, product),
-                _ => tile_row::<S, T, TILE_ROWS>(from, columns, product),
+                7 if tile_rows::<S>() > 6 => tile_row::<S, T, 7>(from, columns, product),
+                8 if tile_rows::<S>() > 6 => tile_row::<S, T, 8>(from, columns, product),
+                _ => tile_row::<S, T, 6>(from, columns, product),
             }
         }
     }
+}
+
+/// Most rows of a tile: 6 rows of 4 vectors, or 8 of 2, leave room for operands in 32 registers; 6 of 2 in 16.
+const fn tile_rows<S: Simd>() -> usize {
+    if S::REGISTERS >= 32 { 8 } else { 6 }
 }
 
 /// Tiles side by side, as wide as three quarters of the registers allow.
@@ -150,16 +154,15 @@ impl<S: Simd, T: Load> Tiles<S> for Product<T> {
             for k in 0..depth {
                 let from = b.0.add(k * b.1 + column);
                 for line in 0..bytes.div_ceil(64) {
-                    S::prefetch(ahead.wrapping_add(k * bytes + line * 64));
+                    S::prefetch_far(ahead.wrapping_add(k * bytes + line * 64));
                 }
                 let mut vectors = [S::f_splat(0.0); V];
                 for v in 0..V {
                     vectors[v] = T::load::<S>(from.add(v * S::LANES));
                 }
                 for r in 0..R {
-                    let x = S::f_splat(*a.0.add(r * a.1 + k));
                     for v in 0..V {
-                        sums[r][v] = S::f_fma(x, vectors[v], sums[r][v]);
+                        sums[r][v] = S::f_fma_by(vectors[v], a.0.add(r * a.1 + k), sums[r][v]);
                     }
                 }
             }

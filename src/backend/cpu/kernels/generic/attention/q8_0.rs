@@ -172,7 +172,7 @@ impl Cached for Q8_0 {
             for block in 0..chunk.value_stride / BLOCK {
                 let Block { scales, values } = Block::at(chunk.values, block);
                 for line in (0..PAGE_LEN).step_by(32) {
-                    S::prefetch(chunk.ahead(scales.add(line)));
+                    S::prefetch_far(chunk.ahead(scales.add(line)));
                 }
                 for i in (span.from / 16 * 16..span.to.next_multiple_of(16)).step_by(S::LANES) {
                     let scale = S::f_load_f16(scales.add(i));
@@ -246,7 +246,7 @@ impl<S: Simd> Tiles<S> for Scores<'_> {
                 }
                 for i in 0..BLOCK / 4 {
                     for line in (0..V * S::LANES).step_by(16) {
-                        S::prefetch(self.chunk.ahead(lanes.add(i * PAGE_LEN + line)));
+                        S::prefetch_far(self.chunk.ahead(lanes.add(i * PAGE_LEN + line)));
                     }
                     for r in 0..R {
                         let x = S::i_splat((*query(r)).high.as_ptr().cast::<u32>().add(i).read_unaligned());
@@ -270,7 +270,7 @@ impl<S: Simd> Tiles<S> for Scores<'_> {
                         }
                     }
                 }
-                S::prefetch(self.chunk.ahead(keys.scales.add(column)));
+                S::prefetch_far(self.chunk.ahead(keys.scales.add(column)));
                 for v in 0..V {
                     let scale = S::f_load_f16(keys.scales.add(column + v * S::LANES));
                     for r in 0..R {
