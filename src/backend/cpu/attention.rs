@@ -266,7 +266,9 @@ impl Call<'_> {
     ) {
         let mut present = None; // the unit whose queries are in `local`
         // A look at the next item claims it: so it is this thread's own that is asked for ahead.
-        let mut items = tasks.claims().flatten().map(|item| (item, self.item(blocks, item))).peekable();
+        // `claims` outlives the iterator, which lets go of what it iterates over before its last item is done.
+        let mut claims = tasks.claims();
+        let mut items = claims.by_ref().flatten().map(|item| (item, self.item(blocks, item))).peekable();
         while let Some((item, (unit, chunk))) = items.next() {
             let queries = (unit.block.rows.start, unit.head);
             if present.replace(queries) != Some(queries) {
