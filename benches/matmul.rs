@@ -113,6 +113,7 @@ impl Product {
         // SAFETY: as below; the first product copies all that is to be interleaved.
         unsafe {
             self.matrix.begin(u64::MAX);
+            let mut scratch = scratch[0].lock().expect("no thread panics");
             self.matrix.multiply(self.isa, 0..self.matrix.tiles(), input, None, to, &mut scratch);
             self.matrix.finish();
         }

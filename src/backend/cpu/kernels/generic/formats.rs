@@ -439,7 +439,20 @@ pub struct Q6K;
 unsafe impl Format for Q6K {
     const KIND: BlockType = BlockType::Q6_K;
     const HALVES: &'static [usize] = &[208];
-    const WORDS: &'static [(usize, usize)] = &[(0, 52)];
+    // In the order of use: what is read one after the other is asked for ahead by the processor itself.
+    const WORDS: &'static [(usize, usize)] = &[
+        (192, 4),
+        (0, 4),
+        (128, 4),
+        (16, 4),
+        (144, 4),
+        (32, 8),
+        (64, 4),
+        (160, 4),
+        (80, 4),
+        (176, 4),
+        (96, 8),
+    ];
     const SCALE_LEN: usize = 16;
     const UNIT: usize = 128;
     const MINIMA: bool = false;
@@ -450,7 +463,7 @@ unsafe impl Format for Q6K {
         unsafe {
             let scale = half::<S>(b, 0);
             for i in 0..4 {
-                let w = word::<S>(b, 48 + i);
+                let w = word::<S>(b, i);
                 let signed = [S::i_shl::<24>(w), S::i_shl::<16>(w), S::i_shl::<8>(w), w];
                 for j in 0..4 {
                     to.scales[4 * i + j] = S::f_mul(scale, S::f_from_i(S::i_sar::<24>(signed[j])));
@@ -460,11 +473,13 @@ unsafe impl Format for Q6K {
     }
     #[inline(always)]
     unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
-        let (j, first) = (group / 2, 4 * (group % 2));
+        // A unit's words: low nibbles of columns 0..16, their high bits; the same of 16..32; low nibbles of 32..64.
+        let (j, first) = (group / 2, 4 + 24 * unit);
+        let low = if j % 2 == 0 { 8 * (group % 2) } else { 16 + 4 * (group % 2) };
         unsafe {
-            let low = nibbles::<S>(b, 16 * unit + j % 2 * 8 + first, j / 2);
+            let low = nibbles::<S>(b, first + low, j / 2);
             four!(i => {
-                let w = word::<S>(b, 32 + 8 * unit + first + i);
+                let w = word::<S>(b, first + 4 + 8 * (group % 2) + i);
                 let high = match j {
                     0 => S::i_shl::<4>(w),
                     1 => S::i_shl::<2>(w),
