@@ -92,7 +92,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads` threads, the caller included; `None`: as many as [`cores::count`] says.
+    /// A pool of `threads` threads, the caller included; `None`: one for each fast physical core that this process may use.
     ///
     /// # Errors
     /// The operating system refuses a thread.

@@ -173,7 +173,7 @@ pub struct Product {
     pub out: *mut f32,
     /// See `out`.
     pub out_stride: usize,
-    /// [PASS]
+    /// `[PASS]`
     pub unpacked: *mut Unpacked,
     /// `[PASS][tokens][16]`: the running sums.
     pub sums: *mut f32,
