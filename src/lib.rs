@@ -21,7 +21,7 @@
 //! [`Model`], [`Generation`] and [`Chat`] are the face; the modules below them are open to programs that want less of it
 //! or more: [`engine::Engine`] runs steps of many sequences, [`backend::Backend`] is what a decoder is written against.
 //!
-//! Features, all on by default: `cli` (the command line), `hub` (downloads), `pocket` (reserved for an embedded model).
+//! Features, all on by default: `cli` (the command line), `hub` (downloads), `pocket` (the small reasoner inside).
 //! Without them the crate is the engine alone: no network, no terminal.
 #![warn(missing_docs)]
 

@@ -268,6 +268,7 @@ fn a_missing_model_is_not_pulled_unasked_and_the_error_has_the_command() {
     home.run(&["tokenize", "deepseek-r1:7b", "a"]).fails(1, &["`pensive pull deepseek-r1:7b`"]);
 }
 
+#[cfg(not(feature = "pocket"))]
 #[test]
 fn without_any_model_pensive_alone_says_what_to_do() {
     Home::new().run(&[]).fails(2, &["pensive chat deepseek-r1", "config.toml"]);
@@ -684,4 +685,39 @@ fn a_text_without_one_window_is_refused() {
     let file = home.file("short.txt", "a few words\n");
     home.run(&["perplexity", model.to_str().expect("UTF-8"), "--text", &file])
         .fails(2, &["3 tokens", "window 512"]);
+}
+
+#[cfg(feature = "pocket")]
+#[test]
+fn the_model_inside_the_binary_answers_with_nothing_downloaded() {
+    let home = Home::new();
+    let answer = home.run(&["run", "pocket", "--json", "What is 12 + 30?"]);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    let report: serde_json::Value = serde_json::from_str(&answer.stdout).expect("JSON");
+    assert!(report["answer"].as_str().is_some_and(|text| text.contains("\\boxed{42}")), "{report}");
+    assert!(report["thought"].as_str().is_some_and(|text| !text.is_empty()), "{report}");
+}
+
+#[cfg(feature = "pocket")]
+#[test]
+fn a_chat_opens_with_pocket_where_no_model_was_pulled_and_says_how_to_get_a_real_one() {
+    let home = Home::new();
+    let answer = home.run_with_stdin(&[], b"What is 12 + 30?\n");
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(answer.stdout.contains("42"), "{answer:?}");
+    assert_eq!(answer.stderr.matches("pensive chat deepseek-r1").count(), 1, "{answer:?}");
+    let config = home.run(&["config"]);
+    assert!(!config.stdout.contains("last used"), "it is not remembered: {config:?}");
+}
+
+#[cfg(feature = "pocket")]
+#[test]
+fn pocket_is_shown_and_hashed_like_any_model() {
+    let home = Home::new();
+    let shown = home.run(&["show", "pocket", "--json"]);
+    let facts: serde_json::Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    assert_eq!((facts["architecture"].as_str(), facts["runnable"].as_bool()), (Some("qwen2"), Some(true)));
+    assert_eq!(facts["licence"].as_str().map(str::to_lowercase).as_deref(), Some("mit"));
+    let tokens = home.run(&["tokenize", "pocket", "9.11", "--json"]);
+    assert_eq!(tokens.json().as_array().map(Vec::len), Some(4), "a token a character");
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::embedded;
 use crate::{Error, Result};
 
 /// Bytes that are read at a time.
@@ -18,11 +19,17 @@ const PIECE: usize = 1 << 20;
 pub(super) fn sha256(files: &[PathBuf], mut progress: impl FnMut(u64, u64)) -> Result<String> {
     let mut total = 0;
     for path in files {
-        total += path.metadata().map_err(|e| Error::io(path, e))?.len();
+        total += match embedded::bytes(path) {
+            Some(bytes) => bytes.len() as u64,
+            None => path.metadata().map_err(|e| Error::io(path, e))?.len(),
+        };
     }
     let (mut hash, mut piece, mut done) = (Sha256::new(), vec![0; PIECE], 0);
     for path in files {
-        let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut file: Box<dyn Read> = match embedded::bytes(path) {
+            Some(bytes) => Box::new(bytes),
+            None => Box::new(File::open(path).map_err(|e| Error::io(path, e))?),
+        };
         loop {
             let count = file.read(&mut piece).map_err(|e| Error::io(path, e))?;
             if count == 0 {

@@ -10,7 +10,9 @@ use super::{Chat, Generation, Message, Options, Prompt};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Device, KvType, Plan};
 use crate::catalog::{self, Entry};
-use crate::checkpoint::{Checkpoint, Metadata};
+#[cfg(not(feature = "hub"))]
+use crate::checkpoint::embedded;
+use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
 use crate::model::{Decoder, Hyperparameters};
@@ -261,7 +263,8 @@ impl ModelBuilder {
         if self.download {
             return Err(Error::Unsupported("this build cannot download: it was made without `hub`".into()));
         }
-        Ok(Found { path: PathBuf::from(&self.name), entry: None })
+        let path = embedded::path(&self.name).map_or_else(|| PathBuf::from(&self.name), Path::to_owned);
+        Ok(Found { path, entry: None })
     }
 }
 
@@ -299,9 +302,13 @@ impl Text {
     }
 }
 
-/// Sampling that a Hugging Face repository recommends in generation_config.json.
+/// Sampling that a checkpoint recommends: a Hugging Face repository in generation_config.json, a GGUF file under
+/// `general.sampling`.
 pub(crate) fn generation_config(metadata: &Metadata) -> SamplingOverrides {
-    let Metadata::HuggingFace { folder, .. } = metadata else { return SamplingOverrides::default() };
+    let folder = match metadata {
+        Metadata::HuggingFace { folder, .. } => folder,
+        Metadata::Gguf(pairs) => return gguf_sampling(pairs),
+    };
     let Some(config) = std::fs::read(folder.join("generation_config.json"))
         .ok()
         .and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok())
@@ -315,6 +322,19 @@ pub(crate) fn generation_config(metadata: &Metadata) -> SamplingOverrides {
         top_p: number("top_p"),
         min_p: number("min_p"),
         repeat_penalty: number("repetition_penalty"),
+        ..SamplingOverrides::default()
+    }
+}
+
+/// `general.sampling.temp` and its like; what is not a number is left out.
+fn gguf_sampling(pairs: &GgufMetadata) -> SamplingOverrides {
+    let number = |key: &str| pairs.find::<f32>(&format!("general.sampling.{key}")).ok().flatten();
+    SamplingOverrides {
+        temperature: number("temp"),
+        top_k: pairs.find::<usize>("general.sampling.top_k").ok().flatten(),
+        top_p: number("top_p"),
+        min_p: number("min_p"),
+        repeat_penalty: number("penalty_repeat"),
         ..SamplingOverrides::default()
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
+use super::embedded;
 use crate::{Error, Result};
 
 /// Where the bytes of tensors lie.
@@ -15,18 +16,27 @@ pub(super) enum Storage {
     File(Mmap),
     /// Memory of our own.
     Memory(Vec<u8>),
+    /// A part of the binary.
+    Embedded(&'static [u8]),
 }
 
 impl fmt::Debug for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = if matches!(self, Storage::File(_)) { "file" } else { "memory" };
+        let place = match self {
+            Storage::File(_) => "file",
+            Storage::Memory(_) => "memory",
+            Storage::Embedded(_) => "the binary",
+        };
         write!(f, "{} bytes of {place}", self.bytes().len())
     }
 }
 
 impl Storage {
-    /// Maps a file, read only.
+    /// Maps a file, read only; or finds what is embedded under this path.
     pub(super) fn map(path: &Path) -> Result<Self> {
+        if let Some(bytes) = embedded::bytes(path) {
+            return Ok(Storage::Embedded(bytes));
+        }
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         // SAFETY: assumes that nobody truncates or rewrites the file while it is mapped, as with every mapping;
         // model files are replaced as a whole (a new file under the old name), which leaves the mapping intact.
@@ -38,6 +48,7 @@ impl Storage {
         match self {
             Storage::File(map) => map,
             Storage::Memory(bytes) => bytes,
+            Storage::Embedded(bytes) => bytes,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Files become hyperparameters and tensors: GGUF and safetensors, memory-mapped, checked, never trusted.
 
+pub mod embedded;
 pub mod gguf;
 mod mapping;
 mod metadata;
@@ -122,12 +123,15 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Opens a GGUF file (of a split one any part: the others are found beside it), a safetensors file or its
-    /// index (config.json lies beside it), or a folder laid out as a Hugging Face repository.
+    /// index (config.json lies beside it), a folder laid out as a Hugging Face repository, or what is [`embedded`].
     ///
     /// # Errors
     /// A file that is missing, truncated or inconsistent; the error names the file and the field.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if embedded::bytes(path).is_some() {
+            return split::open(path);
+        }
         let kind = path.metadata().map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::file(path, "there is no such file or folder"),
             _ => Error::io(path, e),

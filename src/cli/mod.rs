@@ -27,8 +27,9 @@ use std::process::ExitCode;
 
 use args::{ChatArgs, Cli, Command};
 use render::{Console, RESET, error_line, is_closed_pipe};
-use settings::{Flags, Settings};
+use settings::{Flags, Origin, Settings};
 
+use crate::checkpoint::embedded;
 use crate::{Error, Result};
 
 /// Exit code of wrong usage.
@@ -79,7 +80,19 @@ fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
 /// Opens a chat; also what `pensive run MODEL` without a prompt does on a terminal.
 fn open_chat(args: &ChatArgs, console: &Console) -> Result<ExitCode> {
     let settings = Settings::from_env(Flags::from(args))?;
-    chat::run(&settings, console)
+    if settings.model.is_some() || embedded::path(embedded::NAME).is_none() || has_models()? {
+        return chat::run(&settings, console);
+    }
+    console.note(
+        "no model was pulled yet: this is pocket, a small reasoner inside pensive that counts letters, compares and \
+         calculates. A real one: `pensive chat deepseek-r1` (about 1.1 GB to download once)",
+    );
+    chat::run(&settings.with_model(embedded::NAME, Origin::BuiltIn)?, console)
+}
+
+/// Whether the cache holds a model that can be run.
+fn has_models() -> Result<bool> {
+    Ok(pull::hub(true)?.list()?.iter().any(|model| model.runnable.is_ok()))
 }
 
 /// Reports what went wrong. A reader that is gone (`| head`) is no failure: it has what it wanted.

@@ -9,6 +9,7 @@ use super::interrupt::{self, Second};
 use super::memory;
 use super::render::{Bar, Console, bytes, print};
 use super::session::model_name;
+use crate::checkpoint::embedded;
 use crate::hub::{Hub, HubReference, Located, Phase, Plan, Progress, Reference, Settings};
 use crate::{Error, Result};
 
@@ -27,6 +28,11 @@ pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
     } else {
         let reference = match reference {
             Reference::Hub(reference) => reference,
+            Reference::Path(path) if embedded::bytes(&path).is_some() => {
+                return Err(Error::Hub(format!(
+                    "{name} is a part of pensive itself: there is nothing to pull"
+                )));
+            }
             Reference::Path(path) => {
                 return Err(Error::file(path, "it is on this machine already: there is nothing to pull"));
             }

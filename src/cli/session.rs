@@ -5,6 +5,7 @@ use super::pull;
 use super::render::{Console, Unit};
 use super::settings::{Flags, Settings};
 use crate::api::Progress;
+use crate::checkpoint::embedded;
 use crate::hub::{Located, Reference};
 use crate::{Error, Model, Result};
 
@@ -14,7 +15,8 @@ use crate::{Error, Model, Result};
 /// No model is named, it cannot be pulled or must not be without `--yes`, or it cannot be loaded.
 pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
     let model = load_once(settings, console)?;
-    if let Some(called) = &settings.model {
+    // The embedded model is there where no other is; it must not stand before one that is pulled later.
+    if let Some(called) = settings.model.as_ref().filter(|called| embedded::path(&called.value).is_none()) {
         settings.paths.remember_model(&called.value);
     }
     Ok(model)

@@ -153,6 +153,8 @@ pub enum Origin {
     Catalog,
     /// pensive's own.
     Default,
+    /// The model inside the binary, where there is no other.
+    BuiltIn,
 }
 
 impl fmt::Display for Origin {
@@ -165,6 +167,7 @@ impl fmt::Display for Origin {
             Origin::LastUsed => f.write_str("last used"),
             Origin::Catalog => f.write_str("catalog"),
             Origin::Default => f.write_str("default"),
+            Origin::BuiltIn => f.write_str("built in"),
         }
     }
 }
@@ -313,9 +316,9 @@ impl Settings {
     ///
     /// # Errors
     /// A system file that cannot be read.
-    pub fn with_model(&self, name: &str) -> Result<Settings> {
+    pub fn with_model(&self, name: &str, origin: Origin) -> Result<Settings> {
         let mut settings = self.clone();
-        settings.name_model(Some(Setting { value: name.to_owned(), origin: Origin::Flag }))?;
+        settings.name_model(from(origin, Some(name.to_owned())))?;
         Ok(settings)
     }
 

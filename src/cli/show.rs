@@ -1,6 +1,7 @@
 //! `pensive show MODEL`: what is known of a model, from its files or, before a download, from the catalog.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -11,7 +12,7 @@ use super::render::{Console, bytes, print, table};
 use super::session::{Named, missing};
 use crate::api::generation_config;
 use crate::catalog::{self, Entry};
-use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value};
+use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value, embedded};
 use crate::hub::{Located, Reference, Select};
 use crate::quant::BlockType;
 use crate::text::ChatTemplate;
@@ -186,7 +187,10 @@ fn memory_at(
 }
 
 fn size_on_disk(checkpoint: &Checkpoint) -> Result<u64> {
-    let size = |file| std::fs::metadata(file).map(|m| m.len()).map_err(|e| Error::io(file, e));
+    let size = |file: &PathBuf| match embedded::bytes(file) {
+        Some(bytes) => Ok(bytes.len() as u64),
+        None => std::fs::metadata(file).map(|m| m.len()).map_err(|e| Error::io(file, e)),
+    };
     checkpoint.files.iter().map(size).sum()
 }
 

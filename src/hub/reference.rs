@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::settings::PUBLIC_HUB;
 use crate::catalog::{self, Entry, quantization};
+use crate::checkpoint::embedded;
 use crate::{Error, Result};
 
 /// What a name means.
@@ -46,6 +47,7 @@ pub(super) const MAIN: &str = "main";
 impl Reference {
     /// What `name` means; the first that holds:
     ///
+    /// - the [embedded](crate::checkpoint::embedded) model's name, `pocket` (a file of this name is `./pocket`);
     /// - an existing file or folder;
     /// - a catalog name: `deepseek-r1`, `deepseek-r1:7b`, `deepseek-r1:7b-q8_0`;
     /// - a hub id: `owner/repo[@revision][:QUANT]`, `owner/repo[@revision]/path/file.gguf`;
@@ -57,6 +59,9 @@ impl Reference {
     pub fn parse(name: &str, endpoint: &str) -> Result<Reference> {
         if name.trim().is_empty() {
             return Err(Error::Hub("the name of the model is empty".into()));
+        }
+        if let Some(path) = embedded::path(name) {
+            return Ok(Reference::Path(path.to_owned()));
         }
         let path = Path::new(name);
         if path.exists() {

@@ -9,6 +9,7 @@ use super::cache::{CachedRepo, files_below, last_used_notes, link_target, names_
 use super::cached::{find, partials};
 use super::reference::HubReference;
 use super::{Reference, Settings};
+use crate::checkpoint::embedded;
 use crate::{Error, Result};
 
 /// What a removal will delete; nothing is deleted yet.
@@ -30,6 +31,9 @@ pub struct Removal {
 pub(super) fn plan(settings: &Settings, reference: &Reference) -> Result<Removal> {
     let reference = match reference {
         Reference::Hub(reference) => reference,
+        Reference::Path(path) if embedded::bytes(path).is_some() => {
+            return Err(Error::Hub("it is a part of pensive itself: there is no file to remove".into()));
+        }
         Reference::Path(path) => {
             return Err(Error::Hub(format!(
                 "{} is a file of yours: pensive removes only what it pulled into {}",

@@ -21,7 +21,7 @@ use turn::Screen;
 use super::args::Thought;
 use super::render::{Console, knows_escape_codes, stdout_error};
 use super::session;
-use super::settings::Settings;
+use super::settings::{Origin, Settings};
 use crate::api::{Chat, Event};
 use crate::{Message, Options, Result, Sampling, Think};
 
@@ -104,7 +104,7 @@ impl Talk for ModelChat {
     }
 
     fn switch(&mut self, name: &str, options: &mut Options) -> Result<()> {
-        let settings = self.settings.with_model(name)?;
+        let settings = self.settings.with_model(name, Origin::Flag)?;
         self.chat.set_model(session::load(&settings, &self.console)?);
         if let Some(system) = &settings.system {
             self.chat.set_system(Some(system.value.clone()));

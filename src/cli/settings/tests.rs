@@ -107,7 +107,8 @@ fn a_flag_goes_before_a_preset() {
 
 #[test]
 fn another_model_leaves_the_preset_behind() {
-    let settings = resolve(flags("-t 2"), config(PRESET), &[]).unwrap().with_model("other").unwrap();
+    let settings =
+        resolve(flags("-t 2"), config(PRESET), &[]).unwrap().with_model("other", Origin::Flag).unwrap();
     assert_eq!(settings.model_name().unwrap(), "other");
     assert_eq!((&settings.system, settings.think), (&None, None));
     assert_eq!(settings.threads, from(Origin::Flag, Some(2)));

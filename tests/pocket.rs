@@ -1,0 +1,97 @@
+//! The model inside the binary: the whole way from a question to an answer, without files and without a network.
+#![cfg(feature = "pocket")]
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use pensive::{Event, Finish, Message, Model, Options, Stats, Think};
+
+/// Loaded once; its own sampling is greedy.
+static POCKET: LazyLock<Model> =
+    LazyLock::new(|| Model::load("pocket").expect("pocket is a part of pensive"));
+
+/// Problems of each kind that are tried here; `cargo bench --bench pocket` tries them all.
+const TRIED: usize = 20;
+
+fn ask(question: &str, options: &Options) -> Stats {
+    done(POCKET.generate(question, options).unwrap())
+}
+
+fn done(events: impl Iterator<Item = pensive::Result<Event>>) -> Stats {
+    match events.last() {
+        Some(Ok(Event::Done(stats))) => *stats,
+        other => panic!("the last event is {other:?}"),
+    }
+}
+
+fn boxed(answer: &str) -> Option<&str> {
+    answer.rsplit_once("\\boxed{")?.1.split('}').next()
+}
+
+#[test]
+fn the_questions_that_everybody_asks_are_thought_through_and_answered_right() {
+    for (question, answer) in [
+        ("How many r's are in strawberry?", "3"),
+        ("Which is bigger, 9.9 or 9.11?", "9.9"),
+        ("What is 47 * 86?", "4042"),
+    ] {
+        let stats = ask(question, &Options::new());
+        assert_eq!(boxed(&stats.answer), Some(answer), "{question}\n{}\n{}", stats.thought, stats.answer);
+        assert!(stats.thought_tokens > 10, "{question} was thought through: {}", stats.thought);
+        assert_eq!(stats.finish, Finish::Stop);
+    }
+}
+
+#[test]
+fn held_out_problems_of_every_kind_are_mostly_answered_right() {
+    #[derive(serde::Deserialize)]
+    struct Problem {
+        kind: String,
+        prompt: String,
+        answer: String,
+    }
+    let mut tallies: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for line in include_str!("../models/pocket/heldout.jsonl").lines() {
+        let problem: Problem = serde_json::from_str(line).unwrap();
+        let (tried, right) = tallies.entry(problem.kind.clone()).or_default();
+        if *tried < TRIED && problem.kind != "other" {
+            *tried += 1;
+            let stats = ask(&problem.prompt, &Options::new().max_tokens(1500));
+            *right += usize::from(boxed(&stats.answer) == Some(problem.answer.as_str()));
+        }
+    }
+    tallies.remove("other");
+    assert!(tallies.len() >= 7, "{tallies:?}");
+    assert!(tallies.values().all(|(tried, right)| right * 10 >= tried * 8), "{tallies:?}");
+}
+
+#[test]
+fn without_a_thought_there_is_an_answer_all_the_same() {
+    let stats = ask("What is 3 + 4?", &Options::new().think(Think::Off));
+    assert_eq!(stats.thought_tokens, 0);
+    assert!(boxed(&stats.answer).is_some(), "{}", stats.answer);
+}
+
+#[test]
+fn anything_else_is_answered_by_what_pocket_is() {
+    let stats = ask("What is the capital of France?", &Options::new());
+    assert!(stats.answer.contains("pocket"), "{}", stats.answer);
+}
+
+#[test]
+fn a_second_question_of_a_chat_is_answered_by_itself() {
+    let mut chat = POCKET.chat();
+    let first = done(chat.ask("What is 12 + 30?", &Options::new()).unwrap());
+    let second = done(chat.ask("Which is bigger, 2.5 or 2.45?", &Options::new()).unwrap());
+    assert_eq!((boxed(&first.answer), boxed(&second.answer)), (Some("42"), Some("2.5")));
+    assert!(second.cached_tokens > 0, "the first turn was still in the cache");
+}
+
+#[test]
+fn the_same_seed_draws_the_same_tokens() {
+    let options = Options::new().temperature(1.0).seed(5);
+    let messages = || vec![Message::user("Sort 5, 3 and 9.")];
+    let one = done(POCKET.generate(messages(), &options).unwrap());
+    let two = done(POCKET.generate(messages(), &options).unwrap());
+    assert_eq!(one.tokens, two.tokens);
+}
