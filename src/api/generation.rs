@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::stream::Channel;
 use super::{Model, Options};
@@ -11,6 +11,8 @@ use crate::Result;
 use crate::engine::lookup::Lookup;
 use crate::engine::sampling::{Sampler, Sampling};
 use crate::engine::{Engine, Feed, Sequence, Wants};
+use crate::reasoning::control::{Act, Control, ControlEvent, Decision, Position};
+use crate::reasoning::guard::LoopGuard;
 use crate::reasoning::{Part, Piece, ThoughtParser};
 
 /// Stops a generation between two steps; clones share the switch.
@@ -48,6 +50,8 @@ pub enum Finish {
     Stop,
     /// The bound on tokens, or the context, was reached.
     Length,
+    /// The answer repeated itself.
+    Loop,
     /// It was cancelled.
     Interrupted,
 }
@@ -59,10 +63,16 @@ pub enum Finish {
 pub enum ThoughtEnd {
     /// The model closed it (or ended the text within it).
     Natural,
-    /// The bound on tokens cut it.
+    /// Its budget was spent.
+    Budget,
+    /// Its time was up.
+    Time,
+    /// The bound on tokens was near.
     Length,
-    /// The end of the context cut it.
+    /// The end of the context was near.
     Context,
+    /// It went on repeating itself.
+    Guard,
     /// It was cancelled.
     User,
 }
@@ -106,6 +116,8 @@ pub struct Stats {
     pub finish: Finish,
     /// How the thought ended; none if there was no thought.
     pub thought_end: Option<ThoughtEnd>,
+    /// What the control of the thought did, in order.
+    pub control: Vec<ControlEvent>,
     /// Where the time went.
     pub seconds: Seconds,
 }
@@ -146,6 +158,8 @@ pub enum Event {
         /// Seconds it took.
         seconds: f64,
     },
+    /// The control of the thought acted.
+    Control(ControlEvent),
     /// A piece of the answer.
     Answer(String),
     /// Oldest turns left the conversation because it outgrew the context ([`Chat`](super::Chat) only).
@@ -188,6 +202,11 @@ pub struct Generation {
     cancel: CancelHandle,
     hook: Option<super::LogitsHook>,
     sampler: Sampler,
+    /// None for raw prompts.
+    control: Option<Control>,
+    /// Watches the part that is being written.
+    guard: Option<(Part, LoopGuard)>,
+    forced: VecDeque<u32>, // tokens that are written next, whatever their logits
     parser: ThoughtParser,
     thought: Channel,
     answer: Channel,
@@ -222,15 +241,24 @@ impl Generation {
             answer_tokens: 0,
             finish: Finish::Interrupted,
             thought_end: None,
+            control: Vec::new(),
             seconds: Seconds { load: model.load_seconds(), ..Seconds::default() },
         };
         let room = context - start.prompt.len();
+        let limit = options.max_tokens.map_or(room, |max| max.min(room));
+        let limit_is = if limit < room { Act::Length } else { Act::Context };
+        let control = (!start.verbatim)
+            .then(|| Control::new(options.thought, model.inner.control_tokens.clone(), limit, limit_is));
         Generation {
             sequence,
             slot: start.slot,
             cancel: options.cancel.clone().unwrap_or_default(),
             hook: options.logits_hook.clone(),
             sampler: Sampler::new(start.sampling, start.seed, start.sequence),
+            guard: (control.is_some() && options.loop_guard)
+                .then(|| (start.parser.part(), LoopGuard::default())),
+            control,
+            forced: VecDeque::new(),
             parser: start.parser,
             thought: Channel::new(false, vec![]),
             answer: Channel::new(start.verbatim, options.stop.clone()),
@@ -240,7 +268,7 @@ impl Generation {
             history: start.prompt,
             lookup: options.speculate.then(Lookup::default),
             draft: Vec::new(),
-            limit: options.max_tokens.map_or(room, |max| max.min(room)),
+            limit,
             thought_began: None,
             stats,
             model,
@@ -259,6 +287,7 @@ impl Generation {
         stats.answer = self.answer.text().to_owned();
         stats.thought_tokens = self.parser.thought_tokens();
         stats.answer_tokens = self.parser.answer_tokens();
+        stats.control = self.control.as_ref().map_or(Vec::new(), |c| c.events().to_vec());
         stats
     }
 
@@ -293,9 +322,20 @@ impl Generation {
         let mut engine = lock(&model.inner.engine);
         // a draft must leave room for the token that is chosen after it
         let most = (self.limit - self.stats.tokens.len() - 1).min(engine.max_logit_rows() - 1);
-        match self.lookup.as_mut().map(|lookup| lookup.draft(&self.history, most)) {
-            Some(draft) if !draft.is_empty() => self.speculate(&mut engine, draft)?,
-            _ => self.advance(&mut engine, self.history.len() - 1)?,
+        self.draft.clear();
+        self.draft.push(self.history[self.history.len() - 1]);
+        if !self.forced.is_empty() {
+            self.draft.extend(self.forced.iter().take(most));
+            self.verify(&mut engine)?;
+        } else if let Some(lookup) = &mut self.lookup {
+            let draft = lookup.draft(&self.history, most);
+            self.draft.extend_from_slice(&self.history[draft]);
+            let right = self.verify(&mut engine)?;
+            if let Some(lookup) = self.lookup.as_mut().filter(|_| self.draft.len() > 1) {
+                lookup.report(self.draft.len() - 1, right);
+            }
+        } else {
+            self.advance(&mut engine, self.history.len() - 1)?;
         }
         drop(engine);
         self.stats.seconds.decode += began.elapsed().as_secs_f64();
@@ -310,12 +350,10 @@ impl Generation {
         Ok(())
     }
 
-    /// Feeds the last token and a draft of those after it; takes as many tokens as the draft has right, and one more.
-    fn speculate(&mut self, engine: &mut Engine, draft: std::ops::Range<usize>) -> Result<()> {
+    /// Feeds the draft: the last token and perhaps some of those after it. Takes as many tokens as it has right, which
+    /// is returned, and one more.
+    fn verify(&mut self, engine: &mut Engine) -> Result<usize> {
         let known = self.history.len();
-        self.draft.clear();
-        self.draft.push(self.history[known - 1]);
-        self.draft.extend_from_slice(&self.history[draft]);
         let drafted = self.draft.len() - 1;
         let feed = Feed { sequence: &mut self.sequence, tokens: &self.draft, wants: Wants::All };
         let logits = engine.step(&mut [feed])?;
@@ -329,23 +367,74 @@ impl Generation {
             right += 1;
         }
         self.sequence.truncate(known + right);
-        if let Some(lookup) = &mut self.lookup {
-            lookup.report(drafted, right);
-        }
-        Ok(())
+        Ok(right)
     }
 
-    /// Chooses the next token from its logits.
+    /// Chooses the next token: the one that is due, or one by its logits.
     fn choose(&mut self, logits: &mut [f32]) -> u32 {
-        if let Some(hook) = &self.hook {
-            hook(&self.stats.tokens, logits);
-        }
-        let index = self.stats.tokens.len() as u64;
-        let token = self.sampler.sample(logits, &self.history, index);
+        let token = match self.forced.pop_front() {
+            Some(token) => token,
+            None => self.draw(logits),
+        };
         self.history.push(token);
         self.stats.tokens.push(token);
         self.take(token);
         token
+    }
+
+    /// Draws a token, within what the control allows.
+    fn draw(&mut self, logits: &mut [f32]) -> u32 {
+        if let Some(hook) = &self.hook {
+            hook(&self.stats.tokens, logits);
+        }
+        let index = self.stats.tokens.len();
+        let position = self.standing();
+        let Some(control) = &mut self.control else {
+            return self.sampler.sample(logits, &self.history, index as u64);
+        };
+        let acts = control.events().len();
+        let decision = control.before(&position, logits);
+        if decision == Decision::DrawVisible {
+            self.model.blank_tokens().iter().for_each(|&id| logits[id as usize] = f32::NEG_INFINITY);
+        }
+        let token = match decision {
+            Decision::Write(tokens) => self.force(tokens),
+            Decision::Draw | Decision::DrawVisible => {
+                let token = self.sampler.sample(logits, &self.history, index as u64);
+                match control.instead(&position, token) {
+                    Some(tokens) => self.force(tokens),
+                    None => token,
+                }
+            }
+        };
+        let acts = self.control.iter().flat_map(|c| &c.events()[acts..]);
+        self.events.extend(acts.map(|&event| Event::Control(event)));
+        token
+    }
+
+    /// The first of some tokens; the others are due next.
+    fn force(&mut self, tokens: Vec<u32>) -> u32 {
+        let mut tokens = tokens.into_iter();
+        let first = tokens.next().expect("there is always an end marker or a word");
+        self.forced.extend(tokens);
+        first
+    }
+
+    /// Where the trace stands before its next token.
+    fn standing(&self) -> Position {
+        let last = self.stats.tokens.last().map_or(&b"\n"[..], |&id| self.model.tokenizer().bytes(id));
+        Position {
+            part: self.parser.part(),
+            has_thought: self.parser.has_thought(),
+            thought_tokens: self.parser.thought_tokens(),
+            answer_tokens: self.parser.answer_tokens(),
+            answer_visible: self.parser.answer_visible(),
+            written: self.stats.tokens.len(),
+            thought_time: Duration::from_secs_f64(
+                self.seconds() - self.thought_began.unwrap_or(self.seconds()),
+            ),
+            sentence_end: ends_sentence(last),
+        }
     }
 
     /// What a token means for thought and answer.
@@ -354,15 +443,37 @@ impl Generation {
         let tokenizer = model.tokenizer();
         if tokenizer.ends().contains(&token) {
             self.end(Finish::Stop);
-        } else if !tokenizer.is_control(token) || model.inner.marker_tokens.contains(&token) {
+        } else if !tokenizer.is_control(token) || model.inner.control_tokens.markers.contains(&Some(token)) {
             self.parser.push(tokenizer.bytes(token), &mut self.pieces);
             if self.parser.part() == Part::Thought {
                 self.thought_began.get_or_insert(self.seconds());
             }
             if self.deliver() {
                 self.end(Finish::Stop);
+            } else if self.repeats(token) {
+                self.end(Finish::Loop);
             }
         }
+    }
+
+    /// Shows a token to the loop guard. Sees to a thought that is a loop; true for an answer that is one.
+    fn repeats(&mut self, token: u32) -> bool {
+        let part = self.parser.part();
+        let (Some((watched, guard)), Some(control)) = (&mut self.guard, &mut self.control) else {
+            return false;
+        };
+        if *watched != part {
+            (*watched, *guard) = (part, LoopGuard::default());
+        }
+        if !guard.push(self.model.tokenizer().bytes(token)) || !self.forced.is_empty() {
+            return false;
+        }
+        if part == Part::Answer {
+            return true;
+        }
+        self.forced.extend(control.looped(self.stats.tokens.len()));
+        self.events.extend(control.events().last().map(|&event| Event::Control(event)));
+        false
     }
 
     fn seconds(&self) -> f64 {
@@ -402,7 +513,18 @@ impl Generation {
     }
 
     fn thought_done(&mut self) {
-        self.stats.thought_end = Some(ThoughtEnd::Natural);
+        let last = self
+            .control
+            .as_ref()
+            .and_then(|c| c.events().iter().rfind(|e| !matches!(e.what, Act::Wait | Act::Repeating)));
+        self.stats.thought_end = Some(match last.map(|e| e.what) {
+            Some(Act::Budget) => ThoughtEnd::Budget,
+            Some(Act::Time) => ThoughtEnd::Time,
+            Some(Act::Length) => ThoughtEnd::Length,
+            Some(Act::Context) => ThoughtEnd::Context,
+            Some(Act::Guard) => ThoughtEnd::Guard,
+            _ => ThoughtEnd::Natural,
+        });
         let seconds = self.seconds() - self.thought_began.take().unwrap_or_default();
         self.events.push_back(Event::ThoughtDone { tokens: self.parser.thought_tokens(), seconds });
     }
@@ -427,7 +549,7 @@ impl Generation {
         self.event(Part::Answer, answer);
         if thinking && !self.stats.tokens.is_empty() {
             self.stats.thought_end = Some(match finish {
-                Finish::Stop => ThoughtEnd::Natural,
+                Finish::Stop | Finish::Loop => ThoughtEnd::Natural,
                 Finish::Length if self.history.len() < self.stats.context => ThoughtEnd::Length,
                 Finish::Length => ThoughtEnd::Context,
                 Finish::Interrupted => ThoughtEnd::User,
@@ -470,6 +592,16 @@ impl Drop for Generation {
     fn drop(&mut self) {
         *lock(&self.slot) = Some(std::mem::take(&mut self.sequence));
     }
+}
+
+/// Whether bytes end a sentence or a line.
+fn ends_sentence(bytes: &[u8]) -> bool {
+    let text = bytes.trim_ascii_end();
+    text.len() < bytes.len() && bytes[text.len()..].contains(&b'\n')
+        || text.ends_with(b".")
+        || text.ends_with(b"!")
+        || text.ends_with(b"?")
+        || text.ends_with("。".as_bytes())
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -9,6 +9,7 @@ mod model;
 mod options;
 mod stream;
 
+pub use crate::reasoning::control::{Act, ControlEvent, ThoughtBounds};
 pub use chat::{Chat, Turn};
 pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, ThoughtEnd};
 #[cfg(feature = "cli")]

@@ -1,7 +1,7 @@
 //! A loaded model.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::generation::{Slot, Start, lock};
@@ -16,7 +16,8 @@ use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
 use crate::model::{Decoder, Hyperparameters};
-use crate::reasoning::{Markers, Think, ThoughtParser};
+use crate::reasoning::control::{self, ControlTokens};
+use crate::reasoning::{Markers, Part, Think, ThoughtParser};
 use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
 use crate::{Error, Result};
 
@@ -152,8 +153,7 @@ impl ModelBuilder {
             start: e.think_start.clone(),
             end: e.think_end.clone(),
         });
-        let marker_tokens =
-            [&markers.start, &markers.end].iter().filter_map(|m| text.tokenizer.id(m)).collect();
+        let control_tokens = control_tokens(&text.tokenizer, &markers)?;
         let inner = Inner {
             name: self.name,
             weight_bytes: checkpoint.total_bytes(),
@@ -166,7 +166,8 @@ impl ModelBuilder {
             tokenizer: text.tokenizer,
             template: text.template,
             markers,
-            marker_tokens,
+            control_tokens,
+            blank_tokens: OnceLock::new(),
             sampling: self.sampling.or(recommended).or(own).over(Sampling::default()),
             think: self.think.or(entry.map(|e| e.think)).unwrap_or_default(),
             path: found.path,
@@ -339,6 +340,20 @@ fn gguf_sampling(pairs: &GgufMetadata) -> SamplingOverrides {
     }
 }
 
+/// What the control of thoughts writes and looks for, in this vocabulary.
+fn control_tokens(tokenizer: &Tokenizer, markers: &Markers) -> Result<ControlTokens> {
+    let encode = |text: &str| tokenizer.encode(text, Special::Parse);
+    Ok(ControlTokens {
+        sentence: encode(control::CLOSING)?,
+        line_end: encode("\n")?,
+        end: encode(&format!("{}\n\n", markers.end))?,
+        wait: encode(control::WAIT)?,
+        repeating: encode(control::REPEATING)?,
+        markers: [tokenizer.id(&markers.start), tokenizer.id(&markers.end)],
+        ends: tokenizer.ends().to_vec(),
+    })
+}
+
 pub(crate) struct Inner {
     name: String,
     path: PathBuf,
@@ -352,7 +367,9 @@ pub(crate) struct Inner {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     markers: Markers,
-    pub(super) marker_tokens: Vec<u32>,
+    pub(super) control_tokens: ControlTokens,
+    /// Tokens of which nothing can be seen, found when they are needed.
+    blank_tokens: OnceLock<Vec<u32>>,
     sampling: Sampling,
     think: Think,
     pub(super) engine: Mutex<Engine>,
@@ -450,14 +467,29 @@ impl Model {
     pub(super) fn start(&self, prompt: &Prompt, options: &Options) -> Result<Start> {
         let sampling = options.sampling.over(self.inner.sampling);
         sampling.check()?;
+        let think = match options.thought.budget {
+            Some(0) => Think::Off,
+            _ => options.think.unwrap_or(self.inner.think),
+        };
         let verbatim = !matches!(prompt, Prompt::Messages(_));
         let (tokens, parser) = match prompt {
-            Prompt::Messages(messages) => self.render(messages, options.think.unwrap_or(self.inner.think))?,
+            Prompt::Messages(messages) => self.render(messages, think)?,
             Prompt::Raw(text) => (self.encode_raw(text)?, ThoughtParser::verbatim()),
             Prompt::Tokens(tokens) => (tokens.clone(), ThoughtParser::verbatim()),
         };
         let seed = options.seed.unwrap_or_else(random_seed);
         Ok(Start { prompt: tokens, parser, verbatim, sampling, seed, sequence: 0, slot: Slot::default() })
+    }
+
+    /// Tokens of which nothing can be seen: white space and control tokens.
+    pub(super) fn blank_tokens(&self) -> &[u32] {
+        self.inner.blank_tokens.get_or_init(|| {
+            let tokenizer = self.tokenizer();
+            let blank = |&id: &u32| {
+                tokenizer.is_control(id) || tokenizer.bytes(id).iter().all(u8::is_ascii_whitespace)
+            };
+            (0..tokenizer.len() as u32).filter(blank).collect()
+        })
     }
 
     /// Starts a generation that takes over the sequence in `slot`.
@@ -467,6 +499,14 @@ impl Model {
         }
         if start.prompt.len() >= self.context() {
             return Err(Error::Context { prompt: start.prompt.len(), context: self.context() });
+        }
+        let (room, least) = (self.context() - start.prompt.len(), self.inner.control_tokens.least_limit());
+        let limit = options.max_tokens.map_or(room, |most| most.min(room));
+        if start.parser.part() == Part::Thought && limit < least {
+            let what = if limit < room { "max-tokens" } else { "room in the context" };
+            return Err(Error::Usage(format!(
+                "{what} of {limit}: the end of a thought and an answer need at least {least}, or no thought (think off)"
+            )));
         }
         Ok(Generation::new(self.clone(), Start { slot, ..start }, options))
     }

@@ -1,10 +1,12 @@
 //! What to generate from, and how.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::CancelHandle;
 use crate::engine::sampling::SamplingOverrides;
 use crate::reasoning::Think;
+use crate::reasoning::control::ThoughtBounds;
 
 /// Who says a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -109,7 +111,10 @@ pub type LogitsHook = Arc<dyn Fn(&[u32], &mut [f32]) + Send + Sync>;
 pub struct Options {
     /// Sampling parameters that differ from the model's own.
     pub sampling: SamplingOverrides,
-    /// Bound on generated tokens, thought and answer together; none: what the context holds.
+    /// Bounds on the thought; a budget of 0 is `think: Off`. They do not go for raw prompts.
+    pub thought: ThoughtBounds,
+    /// Bound on generated tokens, thought and answer together; none: what the context holds. A quarter of it, at most
+    /// 512, is kept for the answer.
     pub max_tokens: Option<usize>,
     /// Seed of the draws; none: random, and reported in [`Stats`](super::Stats).
     pub seed: Option<u64>,
@@ -121,6 +126,8 @@ pub struct Options {
     pub logits_hook: Option<LogitsHook>,
     /// Cancels the generation from another thread.
     pub cancel: Option<CancelHandle>,
+    /// Whether a thought or an answer that repeats itself is stopped (on; never for raw prompts).
+    pub loop_guard: bool,
     /// Whether tokens are drafted from the text so far and verified several at a time (on). Changes speed, never a
     /// token.
     pub speculate: bool,
@@ -130,12 +137,14 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             sampling: SamplingOverrides::default(),
+            thought: ThoughtBounds::default(),
             max_tokens: None,
             seed: None,
             think: None,
             stop: Vec::new(),
             logits_hook: None,
             cancel: None,
+            loop_guard: true,
             speculate: true,
         }
     }
@@ -177,6 +186,24 @@ impl Options {
         self
     }
 
+    /// Most tokens of the thought: near them its end is favoured, at them it is closed and the answer begins.
+    pub fn think_budget(mut self, tokens: usize) -> Self {
+        self.thought.budget = Some(tokens);
+        self
+    }
+
+    /// Tokens before which the thought is not let end.
+    pub fn min_think(mut self, tokens: usize) -> Self {
+        self.thought.min = Some(tokens);
+        self
+    }
+
+    /// Longest time of the thought. What it cuts depends on the machine's speed.
+    pub fn think_time(mut self, time: Duration) -> Self {
+        self.thought.time = Some(time);
+        self
+    }
+
     /// Adds a string that ends the answer.
     pub fn stop(mut self, text: impl Into<String>) -> Self {
         self.stop.push(text.into());
@@ -186,6 +213,12 @@ impl Options {
     /// Sees and may edit the logits of each token.
     pub fn logits_hook(mut self, hook: impl Fn(&[u32], &mut [f32]) + Send + Sync + 'static) -> Self {
         self.logits_hook = Some(Arc::new(hook));
+        self
+    }
+
+    /// Whether a thought or an answer that repeats itself is stopped.
+    pub fn loop_guard(mut self, guard: bool) -> Self {
+        self.loop_guard = guard;
         self
     }
 

@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use super::words::arrange;
+use crate::api::ThoughtBounds;
 use crate::backend::KvType;
 use crate::{Error, Result, Sampling, SamplingOverrides, Think};
 
@@ -139,7 +141,7 @@ pub struct RunArgs {
     #[arg(long, conflicts_with = "json")]
     pub json_stream: bool,
     /// Take the prompt exactly as it is: no chat template, special tokens parsed
-    #[arg(long, conflicts_with_all = ["system", "system_file", "think", "no_think"])]
+    #[arg(long, conflicts_with_all = ["system", "system_file", "think", "no_think", "think_budget", "min_think", "think_time", "no_loop_guard"])]
     pub raw: bool,
     /// Print the speed on stderr
     #[arg(long)]
@@ -198,6 +200,18 @@ pub struct GenerateArgs {
     /// Answer at once; the same as --think off
     #[arg(long, conflicts_with = "think")]
     pub no_think: bool,
+    /// Most tokens of the thought: near them its end is favoured, at them the answer begins; 0 is --no-think
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
+    pub think_budget: Option<usize>,
+    /// Tokens that the thought takes at least: what would end it earlier becomes "Wait,"
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
+    pub min_think: Option<usize>,
+    /// Longest time of the thought, as in 30s or 2m
+    #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = parse_time)]
+    pub think_time: Option<Duration>,
+    /// Let thoughts and answers repeat themselves
+    #[arg(long)]
+    pub no_loop_guard: bool,
     /// End the answer at this string, which is not printed; may be given several times
     #[arg(long, value_name = "STRING", aliases = ["reverse-prompt"], allow_hyphen_values = true, value_parser = parse_stop)]
     pub stop: Vec<String>,
@@ -461,6 +475,11 @@ impl From<KvArg> for KvType {
 }
 
 impl GenerateArgs {
+    /// Bounds on the thought.
+    pub fn thought(&self) -> ThoughtBounds {
+        ThoughtBounds { budget: self.think_budget, min: self.min_think, time: self.think_time }
+    }
+
     /// `--think`, with `--no-think` as `off`.
     pub fn think(&self) -> Option<Think> {
         if self.no_think { Some(Think::Off) } else { self.think }
@@ -511,6 +530,12 @@ fn parse_whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
 
 fn parse_real(text: &str) -> Result<f32, String> {
     text.parse().map_err(|_| "it must be a number, such as 0.6".into())
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().map(jiff::SignedDuration::from_secs);
+    let time = seconds.or_else(|| text.parse().ok()).and_then(|time| Duration::try_from(time).ok());
+    time.filter(|time| !time.is_zero()).ok_or_else(|| "it must be a time, such as 30s or 2m".into())
 }
 
 fn parse_stop(text: &str) -> Result<String, String> {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::args::Thought;
 use super::render::{Console, DIM, RESET, harmless, stdout_error};
-use crate::api::{Seconds, ThoughtEnd};
+use crate::api::{Act, ControlEvent, Seconds, ThoughtEnd};
 use crate::{Event, Finish, Model, Result, Sampling, Stats};
 
 /// Thought and answer on two writers, as they stream in.
@@ -195,6 +195,7 @@ pub(super) struct Report<'a> {
     answer_tokens: usize,
     finish: Finish,
     thought_end: Option<ThoughtEnd>,
+    control: &'a [ControlEvent],
     seconds: Seconds,
     tokens_per_second: Speed,
 }
@@ -231,6 +232,7 @@ impl<'a> Report<'a> {
             answer_tokens: stats.answer_tokens,
             finish: stats.finish,
             thought_end: stats.thought_end,
+            control: &stats.control,
             seconds: stats.seconds,
             tokens_per_second: Speed {
                 prefill: stats.prefill_tokens_per_second(),
@@ -247,6 +249,7 @@ pub(super) enum StreamedEvent<'a> {
     Prefill { done: usize, total: usize },
     Thought { text: &'a str },
     ThoughtDone { tokens: usize, seconds: f64 },
+    Control { at: usize, what: Act },
     Answer { text: &'a str },
     Forgotten { turns: usize },
 }
@@ -260,6 +263,7 @@ impl<'a> StreamedEvent<'a> {
             Event::ThoughtDone { tokens, seconds } => {
                 StreamedEvent::ThoughtDone { tokens: *tokens, seconds: *seconds }
             }
+            Event::Control(ControlEvent { at, what }) => StreamedEvent::Control { at: *at, what: *what },
             Event::Answer(text) => StreamedEvent::Answer { text },
             Event::Forgotten { turns } => StreamedEvent::Forgotten { turns: *turns },
             Event::Done(_) => return None,

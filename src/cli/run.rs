@@ -153,6 +153,9 @@ fn unfinished(stats: &Stats, max_tokens: Option<usize>) -> Option<String> {
         Finish::Length => {
             Some(format!("cut after {tokens} tokens: the context of {} tokens is full", stats.context))
         }
+        Finish::Loop => {
+            Some("the answer repeated itself and was stopped; --no-loop-guard lets it go on".into())
+        }
         Finish::Stop if stats.answer.trim().is_empty() && !stats.thought.trim().is_empty() => {
             Some("the whole reply was a thought; --think off asks for an answer alone".into())
         }

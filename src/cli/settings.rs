@@ -360,6 +360,8 @@ impl Settings {
     /// How to generate by these settings. What they do not say is the model's.
     pub fn options(&self) -> Options {
         let mut options = Options::new().sampling(self.sampling());
+        options.thought = self.flags.generate.thought();
+        options.loop_guard = !self.flags.generate.no_loop_guard;
         options.max_tokens = self.flags.generate.max_tokens;
         options.seed = self.flags.generate.seed;
         options.think = self.think.as_ref().map(|t| t.value);

@@ -1,5 +1,7 @@
-//! Thoughts: what of a trace is thought and what is answer.
+//! Thoughts: what of a trace is thought and what is answer, and what keeps a thought within bounds.
 
+pub mod control;
+pub mod guard;
 mod thought;
 
 pub use thought::{Part, Piece, ThoughtParser};

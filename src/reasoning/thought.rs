@@ -115,6 +115,11 @@ impl ThoughtParser {
         self.answer_tokens
     }
 
+    /// Whether something of the answer can be seen.
+    pub fn answer_visible(&self) -> bool {
+        self.answer_visible
+    }
+
     /// Takes a token's bytes; what is decided by them is added to `out`.
     pub fn push(&mut self, bytes: &[u8], out: &mut Vec<Piece>) {
         if bytes.is_empty() {

@@ -20,6 +20,8 @@ pub(super) enum Setting {
     RepeatLastN,
     Seed,
     MaxTokens,
+    ThinkBudget,
+    MinThink,
 }
 
 /// All settings: name and meaning.
@@ -34,10 +36,13 @@ pub(super) const SETTINGS: &[(Setting, &str, &str)] = &[
     (Setting::RepeatLastN, "repeat-last-n", "tokens that the penalties look back at"),
     (Setting::Seed, "seed", "of the draws"),
     (Setting::MaxTokens, "max-tokens", "thought and answer together"),
+    (Setting::ThinkBudget, "think-budget", "most tokens of the thought; 0: none"),
+    (Setting::MinThink, "min-think", "least tokens of the thought"),
 ];
 
 /// Other names for habits' sake.
-const ALIASES: &[(&str, Setting)] = &[("temp", Setting::Temperature), ("n-predict", Setting::MaxTokens)];
+const ALIASES: &[(&str, Setting)] =
+    &[("temp", Setting::Temperature), ("n-predict", Setting::MaxTokens), ("budget", Setting::ThinkBudget)];
 
 impl Setting {
     /// The setting of this name.
@@ -93,15 +98,20 @@ impl Setting {
             Setting::RepeatLastN => assign(&mut s.repeat_last_n, value),
             Setting::Seed => assign(&mut options.seed, value),
             Setting::MaxTokens => assign(&mut options.max_tokens, value),
+            Setting::ThinkBudget => assign(&mut options.thought.budget, value),
+            Setting::MinThink => assign(&mut options.thought.min, value),
         }
     }
 
     fn kind(self) -> &'static str {
         match self {
-            Setting::TopK | Setting::RepeatLastN | Setting::Seed | Setting::MaxTokens => {
-                "it must be a whole number, or `default`"
-            }
-            _ => "it must be a number, or `default`",
+            Setting::Temperature
+            | Setting::TopP
+            | Setting::MinP
+            | Setting::RepeatPenalty
+            | Setting::PresencePenalty
+            | Setting::FrequencyPenalty => "it must be a number, or `default`",
+            _ => "it must be a whole number, or `default`",
         }
     }
 
@@ -119,6 +129,8 @@ impl Setting {
             Setting::RepeatLastN => value(s.repeat_last_n, model.repeat_last_n),
             Setting::Seed => value(options.seed, "random"),
             Setting::MaxTokens => value(options.max_tokens, "no bound"),
+            Setting::ThinkBudget => value(options.thought.budget, "no bound"),
+            Setting::MinThink => value(options.thought.min, "no bound"),
         }
     }
 }

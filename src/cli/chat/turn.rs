@@ -277,6 +277,7 @@ fn remark(stats: &Stats, max_tokens: Option<usize>, forgotten: bool) -> Option<S
             "stopped: the context of {} is full (/clear begins anew)",
             count(stats.context, "token")
         )),
+        Finish::Loop => Some("stopped: the answer repeated itself (--no-loop-guard lets it go on)".into()),
         Finish::Stop if stats.answer_tokens == 0 && stats.thought_tokens > 0 => {
             Some("the model stopped in its thought, without an answer: /thought shows it".into())
         }

@@ -154,6 +154,7 @@ pub(in crate::cli) fn stats() -> Stats {
         answer_tokens: 1,
         finish: Finish::Stop,
         thought_end: Some(ThoughtEnd::Natural),
+        control: Vec::new(),
         seconds: Seconds { load: 0.5, prefill: 2.0, decode: 0.25 },
     }
 }
@@ -165,7 +166,7 @@ fn the_json_object_has_exactly_the_promised_fields_in_order() {
     let text = serde_json::to_string(&report).unwrap();
     let value: serde_json::Map<_, _> = serde_json::from_str(&text).unwrap();
     let fields = "version model architecture device seed sampling context prompt_tokens thought answer tokens \
-                  thought_tokens answer_tokens finish thought_end seconds tokens_per_second";
+                  thought_tokens answer_tokens finish thought_end control seconds tokens_per_second";
     assert_eq!(value.keys().collect::<Vec<_>>(), fields.split_whitespace().collect::<Vec<_>>());
     assert_eq!(value["tokens"], serde_json::json!([1, 2, 3, 4]));
     assert_eq!(value["finish"], "stop");

@@ -20,6 +20,7 @@ pub(in crate::cli::chat) fn stats(finish: Finish, thought_tokens: usize, answer_
         answer_tokens,
         finish,
         thought_end: (thought_tokens > 0).then_some(ThoughtEnd::Natural),
+        control: Vec::new(),
         seconds: Seconds { load: 0.0, prefill: 0.1, decode: 2.0 },
     }
 }

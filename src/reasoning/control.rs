@@ -1,0 +1,257 @@
+//! What keeps a thought within its bounds, and makes an answer follow it.
+//!
+//! Before each token the control sees where the trace stands. It edits logits (the soft end of a budget; no end of text
+//! and no marker where an answer is due), or has tokens written that nobody drew: a closing sentence and the end marker
+//! (the hard end), or "Wait," in place of the end marker (budget forcing, Muennighoff et al. 2025, "s1: Simple
+//! test-time scaling").
+
+use std::time::Duration;
+
+use super::Part;
+
+/// The sentence that ends a thought whose bounds are reached.
+pub const CLOSING: &str = "\n\nMy time is up; I answer now.\n";
+/// What a thought that repeats itself is told, once.
+pub const REPEATING: &str =
+    "\n\nI am repeating myself; I should look at it another way, or come to an end.\n";
+/// What is written in place of an end marker that comes too early.
+pub const WAIT: &str = "Wait,";
+
+/// From this share of the budget on the end of the thought is favoured.
+const SOFT: f64 = 0.8;
+/// What is added to the logit of the end marker at the end of a sentence, at the end of the budget; it grows from 0.
+const FAVOUR: f32 = 20.0;
+/// Most tokens that are kept for the answer.
+const MOST_RESERVED: usize = 512;
+/// Tokens that an answer must have room for.
+const LEAST_RESERVED: usize = 16;
+/// Blank tokens that may stand before an answer's first visible one.
+const BLANKS: usize = 8;
+
+/// Bounds on a thought, as asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ThoughtBounds {
+    /// Most tokens of the thought, the closing sentence included where it fits.
+    pub budget: Option<usize>,
+    /// Tokens before which it is not let end; every upper bound goes before it.
+    pub min: Option<usize>,
+    /// Longest time of the thought.
+    pub time: Option<Duration>,
+}
+
+/// What the control did, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Act {
+    /// Closed the thought: its budget was spent.
+    Budget,
+    /// Closed the thought: its time was up.
+    Time,
+    /// Closed the thought: the bound on tokens was near.
+    Length,
+    /// Closed the thought: the end of the context was near.
+    Context,
+    /// Closed the thought: the model ended the text within it.
+    EndOfText,
+    /// Wrote "Wait," in place of the end of the thought.
+    Wait,
+    /// Told a thought that it repeats itself.
+    Repeating,
+    /// Closed the thought: it went on repeating itself.
+    Guard,
+}
+
+/// An act of the control, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ControlEvent {
+    /// Index of the generated token at which it began.
+    pub at: usize,
+    /// What was done.
+    pub what: Act,
+}
+
+/// Tokens of a vocabulary that the control needs to know.
+#[derive(Clone, Debug, Default)]
+pub struct ControlTokens {
+    /// [`CLOSING`].
+    pub sentence: Vec<u32>,
+    /// A line end.
+    pub line_end: Vec<u32>,
+    /// The end marker and a blank line.
+    pub end: Vec<u32>,
+    /// [`WAIT`].
+    pub wait: Vec<u32>,
+    /// [`REPEATING`].
+    pub repeating: Vec<u32>,
+    /// The markers that are tokens: start, end.
+    pub markers: [Option<u32>; 2],
+    /// What ends a text.
+    pub ends: Vec<u32>,
+}
+
+impl ControlTokens {
+    /// The smallest bound on generated tokens that leaves room for an answer.
+    pub fn least_limit(&self) -> usize {
+        self.line_end.len() + self.end.len() + LEAST_RESERVED
+    }
+}
+
+/// Where a trace stands before its next token.
+#[derive(Clone, Copy, Debug)]
+pub struct Position {
+    /// What the next token belongs to.
+    pub part: Part,
+    /// Whether there was a thought, closed or not.
+    pub has_thought: bool,
+    /// Tokens of the thought so far.
+    pub thought_tokens: usize,
+    /// Tokens of the answer so far.
+    pub answer_tokens: usize,
+    /// Whether something of the answer can be seen.
+    pub answer_visible: bool,
+    /// Tokens generated so far.
+    pub written: usize,
+    /// How long the thought took so far.
+    pub thought_time: Duration,
+    /// Whether the last token ended a sentence or a line.
+    pub sentence_end: bool,
+}
+
+/// What is to be done about the next token.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// It is drawn.
+    Draw,
+    /// It is drawn among those that can be seen.
+    DrawVisible,
+    /// These are written.
+    Write(Vec<u32>),
+}
+
+/// Keeps one trace within its bounds.
+#[derive(Clone, Debug)]
+pub struct Control {
+    bounds: ThoughtBounds,
+    tokens: ControlTokens,
+    /// Generated tokens that thought and end marker may take, and what else is the reason to close.
+    room: usize,
+    room_is: Act,
+    events: Vec<ControlEvent>,
+}
+
+impl Control {
+    /// A control for at most `limit` generated tokens; `limit_is` says of what: [`Act::Length`] or [`Act::Context`].
+    pub fn new(bounds: ThoughtBounds, tokens: ControlTokens, limit: usize, limit_is: Act) -> Self {
+        let reserved = (limit / 4).clamp(LEAST_RESERVED, MOST_RESERVED);
+        Control {
+            bounds,
+            tokens,
+            room: limit.saturating_sub(reserved),
+            room_is: limit_is,
+            events: Vec::new(),
+        }
+    }
+
+    /// What it did, in order.
+    pub fn events(&self) -> &[ControlEvent] {
+        &self.events
+    }
+
+    /// Decides on the next token and edits its logits `[vocabulary]`.
+    pub fn before(&mut self, p: &Position, logits: &mut [f32]) -> Decision {
+        match p.part {
+            Part::Thought => match self.must_close(p) {
+                Some(why) => Decision::Write(self.close(p.written, why)),
+                None => {
+                    self.favour_end(p, logits);
+                    Decision::Draw
+                }
+            },
+            Part::Answer => {
+                if p.has_thought {
+                    self.tokens.markers.iter().flatten().for_each(|&id| forbid(logits, id));
+                }
+                if p.answer_visible {
+                    return Decision::Draw;
+                }
+                self.tokens.ends.iter().for_each(|&id| forbid(logits, id));
+                if p.answer_tokens < BLANKS { Decision::Draw } else { Decision::DrawVisible }
+            }
+        }
+    }
+
+    /// What is written in place of a token that was drawn.
+    pub fn instead(&mut self, p: &Position, token: u32) -> Option<Vec<u32>> {
+        if p.part != Part::Thought {
+            return None;
+        }
+        let ends_text = self.tokens.ends.contains(&token);
+        let ends_thought = self.tokens.markers[1] == Some(token);
+        let ControlTokens { wait, line_end, end, .. } = &self.tokens;
+        let room = p.written + wait.len() + line_end.len() + end.len() < self.room;
+        if (ends_text || ends_thought) && self.too_early(p) && room {
+            self.events.push(ControlEvent { at: p.written, what: Act::Wait });
+            return Some(self.tokens.wait.clone());
+        }
+        ends_text.then(|| self.close(p.written, Act::EndOfText))
+    }
+
+    /// What a thought is told, or ended with, that was found to repeat itself before token `at`.
+    pub fn looped(&mut self, at: usize) -> Vec<u32> {
+        let ControlTokens { repeating, line_end, end, .. } = &self.tokens;
+        let told = self.events.iter().any(|event| event.what == Act::Repeating);
+        if told || at + repeating.len() + line_end.len() + end.len() >= self.room {
+            return self.close(at, Act::Guard);
+        }
+        self.events.push(ControlEvent { at, what: Act::Repeating });
+        repeating.clone()
+    }
+
+    fn too_early(&self, p: &Position) -> bool {
+        self.bounds.min.is_some_and(|min| p.thought_tokens < min)
+    }
+
+    /// Why the thought must be closed here.
+    fn must_close(&self, p: &Position) -> Option<Act> {
+        let ThoughtBounds { budget, time, .. } = self.bounds;
+        if p.written + self.words(p.written, self.room_is).len() + self.tokens.end.len() >= self.room {
+            Some(self.room_is)
+        } else if budget.is_some_and(|b| p.thought_tokens + self.words(p.written, Act::Budget).len() >= b) {
+            Some(Act::Budget)
+        } else {
+            time.filter(|&time| p.thought_time >= time).map(|_| Act::Time)
+        }
+    }
+
+    /// What stands before the end marker: the sentence, where there is room for it.
+    fn words(&self, at: usize, why: Act) -> &[u32] {
+        let ControlTokens { sentence, line_end, end, .. } = &self.tokens;
+        let in_budget = why != Act::Budget || self.bounds.budget.is_some_and(|b| sentence.len() < b);
+        let fits = in_budget && at + sentence.len() + end.len() <= self.room;
+        if fits && why != Act::EndOfText { sentence } else { line_end }
+    }
+
+    fn close(&mut self, at: usize, what: Act) -> Vec<u32> {
+        self.events.push(ControlEvent { at, what });
+        [self.words(at, what), &self.tokens.end].concat()
+    }
+
+    /// The soft end: at the end of a sentence the end marker gains, the more the nearer the budget.
+    fn favour_end(&self, p: &Position, logits: &mut [f32]) {
+        let (Some(budget), Some(end)) = (self.bounds.budget, self.tokens.markers[1]) else { return };
+        let over = p.thought_tokens as f64 / budget as f64 - SOFT;
+        if over >= 0.0 && p.sentence_end && !self.too_early(p) {
+            logits[end as usize] += FAVOUR * (over / (1.0 - SOFT)) as f32;
+        }
+    }
+}
+
+fn forbid(logits: &mut [f32], id: u32) {
+    if let Some(logit) = logits.get_mut(id as usize) {
+        *logit = f32::NEG_INFINITY;
+    }
+}
+
+#[cfg(test)]
+mod tests;
