@@ -95,3 +95,24 @@ fn the_same_seed_draws_the_same_tokens() {
     let two = done(POCKET.generate(messages(), &options).unwrap());
     assert_eq!(one.tokens, two.tokens);
 }
+
+#[test]
+fn a_chat_s_keys_and_values_are_saved_and_taken_back_to_the_bit() {
+    let options = Options::new().temperature(2.0).seed(9);
+    let mut chat = POCKET.chat();
+    done(chat.ask("What is 12 + 30?", &options).unwrap());
+    let mut saved = Vec::new();
+    chat.save_cache(&mut saved).unwrap();
+    let mut other = POCKET.chat();
+    other.set_messages(chat.messages().to_vec());
+    other.load_cache(&saved[..]).unwrap();
+    assert_eq!(other.cached(), chat.cached());
+    let question = "Which is bigger, 2.5 or 2.45?";
+    let (here, there) =
+        (done(chat.ask(question, &options).unwrap()), done(other.ask(question, &options).unwrap()));
+    assert_eq!((here.tokens, here.cached_tokens), (there.tokens, there.cached_tokens));
+    assert!(there.cached_tokens > 0);
+    let at = saved.len() / 2;
+    saved[at] ^= 1;
+    assert!(other.load_cache(&saved[..]).is_err(), "a changed byte is found");
+}

@@ -165,3 +165,61 @@ fn whatever_the_bounds_a_run_ends_with_an_answer() {
         assert!(stats.tokens.len() <= options.max_tokens.unwrap_or(usize::MAX));
     }
 }
+
+/// Generates until some of the thought is there.
+fn thinking(options: &Options, tokens: usize) -> pensive::Generation {
+    let mut generation = POCKET.generate(LONG, options).unwrap();
+    while generation.stats().thought_tokens < tokens {
+        generation.next().expect("it goes on").unwrap();
+    }
+    generation
+}
+
+#[test]
+fn a_user_who_wants_the_answer_gets_it() {
+    let mut generation = thinking(&Options::new(), 30);
+    assert!(generation.is_thinking());
+    generation.answer_now();
+    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    assert_eq!((acts(&stats), stats.thought_end), (vec![Act::User], Some(ThoughtEnd::User)));
+    assert!(stats.thought_tokens < 50 && !stats.answer.is_empty(), "{stats:?}");
+}
+
+#[test]
+fn an_edited_thought_goes_on_from_the_first_change() {
+    let options = Options::new().record(true);
+    let mut generation = thinking(&options, 60);
+    let first_line = generation.thought().lines().next().unwrap().to_owned();
+    let edited = first_line.clone() + "\nf9e6d8c5b7a4+a1\n";
+    assert!(generation.set_thought(&edited).unwrap());
+    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    assert!(stats.thought.starts_with(edited.trim_end()), "{}", stats.thought);
+    assert_eq!(stats.control[0].what, Act::Edit);
+    assert!(stats.control[0].at >= first_line.len(), "what stands before the change was kept");
+    assert!(!stats.answer.is_empty());
+    let receipt = pensive::api::Receipt::new(&POCKET, &[*stats], |_, _| ()).unwrap();
+    for decode in [false, true] {
+        let verdict = receipt.verify(&POCKET, decode, |_, _| ()).unwrap();
+        assert!(verdict.is_identical(), "{verdict}");
+    }
+}
+
+#[test]
+fn a_thought_that_was_not_changed_goes_on_as_if_nothing_was() {
+    let untouched = ask(LONG, &Options::new());
+    let mut generation = thinking(&Options::new(), 40);
+    let thought = generation.thought().to_owned();
+    generation.set_thought(&thought).unwrap();
+    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    assert_eq!((stats.tokens, stats.control), (untouched.tokens, vec![]));
+}
+
+#[test]
+fn outside_of_a_thought_there_is_nothing_to_steer() {
+    let mut generation = POCKET.generate(LONG, &Options::new().think_budget(0)).unwrap();
+    generation.next();
+    assert!(!generation.is_thinking() && !generation.set_thought("hm").unwrap());
+    generation.answer_now();
+    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    assert_eq!(stats.control, []);
+}

@@ -1,7 +1,10 @@
 //! A conversation: a thin history over [`Model::generate`].
 
-use super::generation::Slot;
+use std::io::{self, Read, Write};
+
+use super::generation::{Slot, lock};
 use super::{CancelHandle, Event, Generation, Message, Model, Options, Role};
+use crate::engine::Sequence;
 use crate::{Error, Result};
 
 /// A conversation. Keeps the messages, and the KV cache of what turns have in common.
@@ -49,6 +52,34 @@ impl Chat {
         self.model = model;
         self.slot = Slot::default(); // the cache was the other model's
         self.forgotten = 0;
+    }
+
+    /// Tokens whose keys and values are kept from the last turn, and the bytes that saving them takes, about.
+    pub fn cached(&self) -> (usize, u64) {
+        let tokens = lock(&self.slot).as_ref().map_or(0, Sequence::len);
+        (tokens, (tokens * lock(&self.model.inner.engine).kv_bytes()) as u64)
+    }
+
+    /// Writes the keys and values of what the turns have in common, under a hash
+    /// ([`Engine::save`](crate::engine::Engine::save)).
+    ///
+    /// # Errors
+    /// What `to` says.
+    pub fn save_cache(&self, to: impl Write) -> io::Result<()> {
+        let slot = lock(&self.slot);
+        let empty = Sequence::new();
+        lock(&self.model.inner.engine).save(slot.as_ref().unwrap_or(&empty), to)
+    }
+
+    /// Takes back what [`save_cache`](Self::save_cache) wrote; what follows is equal to the bit. Without it, or where the
+    /// messages differ, keys and values are computed anew.
+    ///
+    /// # Errors
+    /// As [`Engine::restore`](crate::engine::Engine::restore).
+    pub fn load_cache(&mut self, from: impl Read) -> Result<()> {
+        let sequence = lock(&self.model.inner.engine).restore(from)?;
+        *lock(&self.slot) = Some(sequence);
+        Ok(())
     }
 
     /// Forgets all but the system message.
@@ -152,6 +183,16 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
+    /// The generation of this reply.
+    pub fn generation(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// The generation of this reply, to steer it.
+    pub fn generation_mut(&mut self) -> &mut Generation {
+        &mut self.generation
+    }
+
     /// A handle that cancels this reply.
     pub fn cancel_handle(&self) -> CancelHandle {
         self.generation.cancel_handle()

@@ -1,19 +1,17 @@
 //! A generation: an owned iterator of events.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::stream::Channel;
+use super::receipt::{Opening, Record};
+use super::trace::Trace;
 use super::{Model, Options};
 use crate::Result;
-use crate::engine::lookup::Lookup;
-use crate::engine::sampling::{Sampler, Sampling};
-use crate::engine::{Engine, Feed, Sequence, Wants};
-use crate::reasoning::control::{Act, Control, ControlEvent, Decision, Position};
-use crate::reasoning::guard::LoopGuard;
-use crate::reasoning::{Part, Piece, ThoughtParser};
+use crate::engine::Sequence;
+use crate::engine::sampling::Sampling;
+use crate::reasoning::ThoughtParser;
+use crate::reasoning::control::ControlEvent;
 
 /// Stops a generation between two steps; clones share the switch.
 #[derive(Clone, Debug, Default)]
@@ -120,6 +118,8 @@ pub struct Stats {
     pub control: Vec<ControlEvent>,
     /// Where the time went.
     pub seconds: Seconds,
+    /// What a receipt needs, if it was asked for.
+    pub record: Option<Box<Record>>,
 }
 
 impl Stats {
@@ -175,11 +175,12 @@ pub enum Event {
 pub(super) type Slot = Arc<Mutex<Option<Sequence>>>;
 
 /// What a generation starts from, all resolved.
+#[derive(Clone)]
 pub(super) struct Start {
     pub prompt: Vec<u32>,
     pub parser: ThoughtParser,
-    /// Whether the answer is given as it is, not trimmed.
-    pub verbatim: bool,
+    /// What the text begins as.
+    pub opening: Opening,
     pub sampling: Sampling,
     pub seed: u64,
     /// Number of the sequence among those of the seed.
@@ -187,92 +188,23 @@ pub(super) struct Start {
     pub slot: Slot,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Prefill,
-    Decode,
-    Over,
-}
-
 /// A running generation: owned, `Send`, and stopped by dropping it.
 pub struct Generation {
     model: Model,
-    sequence: Sequence,
+    trace: Trace,
     slot: Slot,
     cancel: CancelHandle,
-    hook: Option<super::LogitsHook>,
-    sampler: Sampler,
-    /// None for raw prompts.
-    control: Option<Control>,
-    /// Watches the part that is being written.
-    guard: Option<(Part, LoopGuard)>,
-    forced: VecDeque<u32>, // tokens that are written next, whatever their logits
-    parser: ThoughtParser,
-    thought: Channel,
-    answer: Channel,
-    events: VecDeque<Event>,
-    pieces: Vec<Piece>,
-    phase: Phase,
-    history: Vec<u32>, // prompt and generated tokens
-    lookup: Option<Lookup>,
-    draft: Vec<u32>, // reused
-    limit: usize,    // of generated tokens
-    thought_began: Option<f64>,
-    stats: Stats,
+    failed: bool,
 }
 
 impl Generation {
     pub(super) fn new(model: Model, start: Start, options: &Options) -> Generation {
-        let mut sequence = lock(&start.slot).take().unwrap_or_default();
+        let slot = start.slot.clone();
+        let mut sequence = lock(&slot).take().unwrap_or_default();
         // at least one token must be fed to have logits
-        let keep = sequence.common_prefix(&start.prompt[..start.prompt.len() - 1]);
-        sequence.truncate(keep);
-        let context = model.context();
-        let stats = Stats {
-            seed: start.seed,
-            sampling: start.sampling,
-            context,
-            prompt_tokens: start.prompt.len(),
-            cached_tokens: keep,
-            thought: String::new(),
-            answer: String::new(),
-            tokens: Vec::new(),
-            thought_tokens: 0,
-            answer_tokens: 0,
-            finish: Finish::Interrupted,
-            thought_end: None,
-            control: Vec::new(),
-            seconds: Seconds { load: model.load_seconds(), ..Seconds::default() },
-        };
-        let room = context - start.prompt.len();
-        let limit = options.max_tokens.map_or(room, |max| max.min(room));
-        let limit_is = if limit < room { Act::Length } else { Act::Context };
-        let control = (!start.verbatim)
-            .then(|| Control::new(options.thought, model.inner.control_tokens.clone(), limit, limit_is));
-        Generation {
-            sequence,
-            slot: start.slot,
-            cancel: options.cancel.clone().unwrap_or_default(),
-            hook: options.logits_hook.clone(),
-            sampler: Sampler::new(start.sampling, start.seed, start.sequence),
-            guard: (control.is_some() && options.loop_guard)
-                .then(|| (start.parser.part(), LoopGuard::default())),
-            control,
-            forced: VecDeque::new(),
-            parser: start.parser,
-            thought: Channel::new(false, vec![]),
-            answer: Channel::new(start.verbatim, options.stop.clone()),
-            events: VecDeque::new(),
-            pieces: Vec::new(),
-            phase: Phase::Prefill,
-            history: start.prompt,
-            lookup: options.speculate.then(Lookup::default),
-            draft: Vec::new(),
-            limit,
-            thought_began: None,
-            stats,
-            model,
-        }
+        sequence.truncate(sequence.common_prefix(&start.prompt[..start.prompt.len() - 1]));
+        let trace = Trace::new(model.clone(), start, options, sequence);
+        Generation { model, trace, slot, cancel: options.cancel.clone().unwrap_or_default(), failed: false }
     }
 
     /// A handle that cancels this generation.
@@ -282,282 +214,54 @@ impl Generation {
 
     /// What it has come to so far.
     pub fn stats(&self) -> Stats {
-        let mut stats = self.stats.clone();
-        stats.thought = self.thought.text().to_owned();
-        stats.answer = self.answer.text().to_owned();
-        stats.thought_tokens = self.parser.thought_tokens();
-        stats.answer_tokens = self.parser.answer_tokens();
-        stats.control = self.control.as_ref().map_or(Vec::new(), |c| c.events().to_vec());
-        stats
+        self.trace.stats()
     }
 
-    fn prefill(&mut self) -> Result<()> {
+    /// Whether it is in the middle of a thought: what the following act on.
+    pub fn is_thinking(&self) -> bool {
+        self.trace.is_thinking()
+    }
+
+    /// Closes the thought: the answer comes next.
+    pub fn answer_now(&mut self) {
+        self.trace.answer_now();
+    }
+
+    /// The thought so far.
+    pub fn thought(&self) -> &str {
+        self.trace.thought()
+    }
+
+    /// Goes on from `text` as if the model had thought that so far. The KV cache is kept up to the first change; events
+    /// follow for what comes after it. False, and nothing happens, outside a thought.
+    ///
+    /// # Errors
+    /// A text that cannot be encoded.
+    pub fn set_thought(&mut self, text: &str) -> Result<bool> {
+        self.trace.set_thought(text)
+    }
+
+    /// Runs one step.
+    fn step(&mut self) -> Result<()> {
         let began = Instant::now();
-        let model = self.model.clone();
-        let mut engine = lock(&model.inner.engine);
-        let done = self.sequence.len();
-        let total = self.history.len();
-        let end = total.min(done + engine.max_rows());
-        if end < total {
-            let tokens = &self.history[done..end];
-            engine.step(&mut [Feed { sequence: &mut self.sequence, tokens, wants: Wants::Nothing }])?;
-        } else if self.limit == 0 {
-            self.end(Finish::Length);
-        } else {
-            self.advance(&mut engine, done)?;
-            self.phase = Phase::Decode;
+        let trace = &mut self.trace;
+        let mut engine = lock(&self.model.inner.engine);
+        let (left, most) = (trace.prompt_left().len(), engine.max_rows());
+        if left > most {
+            engine.step(&mut [trace.prompt_feed(most)])?;
+        } else if trace.prepare(engine.max_logit_rows()) {
+            let logits = engine.step(&mut [trace.feed()])?;
+            trace.take(logits);
         }
-        self.stats.seconds.prefill += began.elapsed().as_secs_f64();
-        self.events.push_front(Event::Prefill { done: end, total });
-        Ok(())
-    }
-
-    fn decode(&mut self) -> Result<()> {
-        if self.stats.tokens.len() >= self.limit {
-            self.end(Finish::Length);
+        let seconds = began.elapsed().as_secs_f64();
+        if left == 0 {
+            trace.stats.seconds.decode += seconds;
             return Ok(());
         }
-        let began = Instant::now();
-        let model = self.model.clone();
-        let mut engine = lock(&model.inner.engine);
-        // a draft must leave room for the token that is chosen after it
-        let most = (self.limit - self.stats.tokens.len() - 1).min(engine.max_logit_rows() - 1);
-        self.draft.clear();
-        self.draft.push(self.history[self.history.len() - 1]);
-        if !self.forced.is_empty() {
-            self.draft.extend(self.forced.iter().take(most));
-            self.verify(&mut engine)?;
-        } else if let Some(lookup) = &mut self.lookup {
-            let draft = lookup.draft(&self.history, most);
-            self.draft.extend_from_slice(&self.history[draft]);
-            let right = self.verify(&mut engine)?;
-            if let Some(lookup) = self.lookup.as_mut().filter(|_| self.draft.len() > 1) {
-                lookup.report(self.draft.len() - 1, right);
-            }
-        } else {
-            self.advance(&mut engine, self.history.len() - 1)?;
-        }
-        drop(engine);
-        self.stats.seconds.decode += began.elapsed().as_secs_f64();
+        trace.stats.seconds.prefill += seconds;
+        let total = trace.stats.prompt_tokens;
+        trace.events.push_front(Event::Prefill { done: total - left.saturating_sub(most), total });
         Ok(())
-    }
-
-    /// Feeds the history from position `from` and takes the next token.
-    fn advance(&mut self, engine: &mut Engine, from: usize) -> Result<()> {
-        let tokens = &self.history[from..];
-        let logits = engine.step(&mut [Feed { sequence: &mut self.sequence, tokens, wants: Wants::Last }])?;
-        self.choose(logits);
-        Ok(())
-    }
-
-    /// Feeds the draft: the last token and perhaps some of those after it. Takes as many tokens as it has right, which
-    /// is returned, and one more.
-    fn verify(&mut self, engine: &mut Engine) -> Result<usize> {
-        let known = self.history.len();
-        let drafted = self.draft.len() - 1;
-        let feed = Feed { sequence: &mut self.sequence, tokens: &self.draft, wants: Wants::All };
-        let logits = engine.step(&mut [feed])?;
-        let vocabulary = logits.len() / (drafted + 1);
-        let mut right = 0;
-        for row in logits.chunks_mut(vocabulary) {
-            let token = self.choose(row);
-            if self.phase == Phase::Over || self.draft.get(right + 1) != Some(&token) {
-                break;
-            }
-            right += 1;
-        }
-        self.sequence.truncate(known + right);
-        Ok(right)
-    }
-
-    /// Chooses the next token: the one that is due, or one by its logits.
-    fn choose(&mut self, logits: &mut [f32]) -> u32 {
-        let token = match self.forced.pop_front() {
-            Some(token) => token,
-            None => self.draw(logits),
-        };
-        self.history.push(token);
-        self.stats.tokens.push(token);
-        self.take(token);
-        token
-    }
-
-    /// Draws a token, within what the control allows.
-    fn draw(&mut self, logits: &mut [f32]) -> u32 {
-        if let Some(hook) = &self.hook {
-            hook(&self.stats.tokens, logits);
-        }
-        let index = self.stats.tokens.len();
-        let position = self.standing();
-        let Some(control) = &mut self.control else {
-            return self.sampler.sample(logits, &self.history, index as u64);
-        };
-        let acts = control.events().len();
-        let decision = control.before(&position, logits);
-        if decision == Decision::DrawVisible {
-            self.model.blank_tokens().iter().for_each(|&id| logits[id as usize] = f32::NEG_INFINITY);
-        }
-        let token = match decision {
-            Decision::Write(tokens) => self.force(tokens),
-            Decision::Draw | Decision::DrawVisible => {
-                let token = self.sampler.sample(logits, &self.history, index as u64);
-                match control.instead(&position, token) {
-                    Some(tokens) => self.force(tokens),
-                    None => token,
-                }
-            }
-        };
-        let acts = self.control.iter().flat_map(|c| &c.events()[acts..]);
-        self.events.extend(acts.map(|&event| Event::Control(event)));
-        token
-    }
-
-    /// The first of some tokens; the others are due next.
-    fn force(&mut self, tokens: Vec<u32>) -> u32 {
-        let mut tokens = tokens.into_iter();
-        let first = tokens.next().expect("there is always an end marker or a word");
-        self.forced.extend(tokens);
-        first
-    }
-
-    /// Where the trace stands before its next token.
-    fn standing(&self) -> Position {
-        let last = self.stats.tokens.last().map_or(&b"\n"[..], |&id| self.model.tokenizer().bytes(id));
-        Position {
-            part: self.parser.part(),
-            has_thought: self.parser.has_thought(),
-            thought_tokens: self.parser.thought_tokens(),
-            answer_tokens: self.parser.answer_tokens(),
-            answer_visible: self.parser.answer_visible(),
-            written: self.stats.tokens.len(),
-            thought_time: Duration::from_secs_f64(
-                self.seconds() - self.thought_began.unwrap_or(self.seconds()),
-            ),
-            sentence_end: ends_sentence(last),
-        }
-    }
-
-    /// What a token means for thought and answer.
-    fn take(&mut self, token: u32) {
-        let model = self.model.clone();
-        let tokenizer = model.tokenizer();
-        if tokenizer.ends().contains(&token) {
-            self.end(Finish::Stop);
-        } else if !tokenizer.is_control(token) || model.inner.control_tokens.markers.contains(&Some(token)) {
-            self.parser.push(tokenizer.bytes(token), &mut self.pieces);
-            if self.parser.part() == Part::Thought {
-                self.thought_began.get_or_insert(self.seconds());
-            }
-            if self.deliver() {
-                self.end(Finish::Stop);
-            } else if self.repeats(token) {
-                self.end(Finish::Loop);
-            }
-        }
-    }
-
-    /// Shows a token to the loop guard. Sees to a thought that is a loop; true for an answer that is one.
-    fn repeats(&mut self, token: u32) -> bool {
-        let part = self.parser.part();
-        let (Some((watched, guard)), Some(control)) = (&mut self.guard, &mut self.control) else {
-            return false;
-        };
-        if *watched != part {
-            (*watched, *guard) = (part, LoopGuard::default());
-        }
-        if !guard.push(self.model.tokenizer().bytes(token)) || !self.forced.is_empty() {
-            return false;
-        }
-        if part == Part::Answer {
-            return true;
-        }
-        self.forced.extend(control.looped(self.stats.tokens.len()));
-        self.events.extend(control.events().last().map(|&event| Event::Control(event)));
-        false
-    }
-
-    fn seconds(&self) -> f64 {
-        self.stats.seconds.prefill + self.stats.seconds.decode
-    }
-
-    /// Turns the parser's pieces into events; true if a stop string ended the answer.
-    fn deliver(&mut self) -> bool {
-        let mut pieces = std::mem::take(&mut self.pieces);
-        let mut stopped = false;
-        for piece in pieces.drain(..) {
-            match piece {
-                Piece::Text(Part::Thought, bytes) => {
-                    let (text, _) = self.thought.push(&bytes);
-                    self.event(Part::Thought, text);
-                }
-                Piece::Text(Part::Answer, bytes) if !stopped => {
-                    let (text, end) = self.answer.push(&bytes);
-                    self.event(Part::Answer, text);
-                    stopped = end;
-                }
-                Piece::Text(Part::Answer, _) => {}
-                Piece::Closed => {
-                    let rest = self.thought.finish();
-                    self.event(Part::Thought, rest);
-                    self.thought_done();
-                }
-                Piece::WasThought => {
-                    let text = self.answer.take();
-                    self.thought.append(&text);
-                    self.thought_done();
-                }
-            }
-        }
-        self.pieces = pieces;
-        stopped
-    }
-
-    fn thought_done(&mut self) {
-        let last = self
-            .control
-            .as_ref()
-            .and_then(|c| c.events().iter().rfind(|e| !matches!(e.what, Act::Wait | Act::Repeating)));
-        self.stats.thought_end = Some(match last.map(|e| e.what) {
-            Some(Act::Budget) => ThoughtEnd::Budget,
-            Some(Act::Time) => ThoughtEnd::Time,
-            Some(Act::Length) => ThoughtEnd::Length,
-            Some(Act::Context) => ThoughtEnd::Context,
-            Some(Act::Guard) => ThoughtEnd::Guard,
-            _ => ThoughtEnd::Natural,
-        });
-        let seconds = self.seconds() - self.thought_began.take().unwrap_or_default();
-        self.events.push_back(Event::ThoughtDone { tokens: self.parser.thought_tokens(), seconds });
-    }
-
-    fn event(&mut self, part: Part, text: String) {
-        if !text.is_empty() {
-            self.events.push_back(match part {
-                Part::Thought => Event::Thought(text),
-                Part::Answer => Event::Answer(text),
-            });
-        }
-    }
-
-    /// Gives out what was held back, and the end.
-    fn end(&mut self, finish: Finish) {
-        self.stats.finish = finish;
-        self.parser.finish(&mut self.pieces);
-        self.deliver();
-        let thinking = self.parser.part() == Part::Thought;
-        let (thought, answer) = (self.thought.finish(), self.answer.finish());
-        self.event(Part::Thought, thought);
-        self.event(Part::Answer, answer);
-        if thinking && !self.stats.tokens.is_empty() {
-            self.stats.thought_end = Some(match finish {
-                Finish::Stop | Finish::Loop => ThoughtEnd::Natural,
-                Finish::Length if self.history.len() < self.stats.context => ThoughtEnd::Length,
-                Finish::Length => ThoughtEnd::Context,
-                Finish::Interrupted => ThoughtEnd::User,
-            });
-        }
-        self.phase = Phase::Over;
-        self.stats = self.stats();
-        self.events.push_back(Event::Done(Box::new(self.stats.clone())));
     }
 }
 
@@ -566,21 +270,17 @@ impl Iterator for Generation {
 
     fn next(&mut self) -> Option<Result<Event>> {
         loop {
-            if let Some(event) = self.events.pop_front() {
+            if let Some(event) = self.trace.events.pop_front() {
                 return Some(Ok(event));
             }
-            if self.phase != Phase::Over && self.cancel.is_cancelled() {
-                self.end(Finish::Interrupted);
-                continue;
+            if self.failed || self.trace.is_over {
+                return None;
             }
-            let result = match self.phase {
-                Phase::Prefill => self.prefill(),
-                Phase::Decode => self.decode(),
-                Phase::Over => return None,
-            };
-            if let Err(error) = result {
-                self.phase = Phase::Over;
-                self.events.clear();
+            if self.cancel.is_cancelled() {
+                self.trace.end(Finish::Interrupted);
+            } else if let Err(error) = self.step() {
+                self.failed = true;
+                self.trace.events.clear();
                 return Some(Err(error));
             }
         }
@@ -590,18 +290,8 @@ impl Iterator for Generation {
 impl Drop for Generation {
     /// Leaves the sequence for the next generation that shares a prefix.
     fn drop(&mut self) {
-        *lock(&self.slot) = Some(std::mem::take(&mut self.sequence));
+        *lock(&self.slot) = Some(std::mem::take(&mut self.trace.sequence));
     }
-}
-
-/// Whether bytes end a sentence or a line.
-fn ends_sentence(bytes: &[u8]) -> bool {
-    let text = bytes.trim_ascii_end();
-    text.len() < bytes.len() && bytes[text.len()..].contains(&b'\n')
-        || text.ends_with(b".")
-        || text.ends_with(b"!")
-        || text.ends_with(b"?")
-        || text.ends_with("。".as_bytes())
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -7,8 +7,12 @@ pub mod measure;
 pub mod memory;
 mod model;
 mod options;
+mod receipt;
 mod stream;
+mod trace;
+mod votes;
 
+pub use crate::reasoning::answers::{Count, FinalAnswer};
 pub use crate::reasoning::control::{Act, ControlEvent, ThoughtBounds};
 pub use chat::{Chat, Turn};
 pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, ThoughtEnd};
@@ -16,3 +20,5 @@ pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, Th
 pub(crate) use model::generation_config;
 pub use model::{Model, ModelBuilder, Progress};
 pub use options::{LogitsHook, Message, Options, Prompt, Role};
+pub use receipt::{Difference, Opening, Receipt, ReceiptModel, Record, RecordedSequence, SCHEMA, Verdict};
+pub use votes::{BOXED, Outcome, VoteEvent, VoteOptions, Votes};

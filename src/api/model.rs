@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::generation::{Slot, Start, lock};
 use super::memory::{self, Needs};
+use super::receipt::Opening;
 use super::{Chat, Generation, Message, Options, Prompt};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Device, KvType, Plan};
@@ -55,6 +56,7 @@ pub struct ModelBuilder {
     threads: Option<usize>,
     chunk: usize,
     sequences: usize,
+    logit_rows: usize,
     kv_type: KvType,
     force: bool,
     download: bool,
@@ -86,6 +88,12 @@ impl ModelBuilder {
     /// and chats that keep theirs, share it.
     pub fn sequences(mut self, sequences: usize) -> Self {
         self.sequences = sequences.max(1);
+        self
+    }
+
+    /// Rows whose logits one step can give (16): drafts are that long at most, and receipts are checked in such pieces.
+    pub fn logit_rows(mut self, rows: usize) -> Self {
+        self.logit_rows = rows.max(1);
         self
     }
 
@@ -189,7 +197,7 @@ impl ModelBuilder {
         })?;
         let plan = Plan {
             rows: self.chunk.min(context),
-            logit_rows: LOGIT_ROWS.min(self.chunk).min(context),
+            logit_rows: self.logit_rows.max(self.sequences).min(self.chunk).min(context),
             sequences: self.sequences,
             pages: memory::pages(context) * self.sequences,
             kv_type: self.kv_type,
@@ -204,7 +212,7 @@ impl ModelBuilder {
         }
         let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
         let widths = 5 * h.width + 2 * (h.heads + h.kv_heads) * h.head_dim + 2 * h.feed_forward;
-        let buffers = 4 * (self.chunk * widths + LOGIT_ROWS * h.vocabulary) as u64;
+        let buffers = 4 * (self.chunk * widths + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
         let needs = Needs { weights, buffers, page };
         let available = memory::available_and_total_bytes().0;
         let context = needs.context(self.context, h.context, available, self.force)?;
@@ -399,6 +407,7 @@ impl Model {
             threads: None,
             chunk: CHUNK,
             sequences: 1,
+            logit_rows: LOGIT_ROWS,
             kv_type: KvType::default(),
             force: false,
             download: false,
@@ -471,14 +480,19 @@ impl Model {
             Some(0) => Think::Off,
             _ => options.think.unwrap_or(self.inner.think),
         };
-        let verbatim = !matches!(prompt, Prompt::Messages(_));
         let (tokens, parser) = match prompt {
             Prompt::Messages(messages) => self.render(messages, think)?,
             Prompt::Raw(text) => (self.encode_raw(text)?, ThoughtParser::verbatim()),
             Prompt::Tokens(tokens) => (tokens.clone(), ThoughtParser::verbatim()),
         };
         let seed = options.seed.unwrap_or_else(random_seed);
-        Ok(Start { prompt: tokens, parser, verbatim, sampling, seed, sequence: 0, slot: Slot::default() })
+        let opening = match (prompt, parser.part()) {
+            (Prompt::Raw(_) | Prompt::Tokens(_), _) => Opening::Raw,
+            (_, Part::Thought) => Opening::Thought,
+            _ if parser.has_thought() => Opening::Answer,
+            _ => Opening::Open,
+        };
+        Ok(Start { prompt: tokens, parser, opening, sampling, seed, sequence: 0, slot: Slot::default() })
     }
 
     /// Tokens of which nothing can be seen: white space and control tokens.
@@ -494,11 +508,21 @@ impl Model {
 
     /// Starts a generation that takes over the sequence in `slot`.
     pub(super) fn begin(&self, start: Start, options: &Options, slot: Slot) -> Result<Generation> {
+        self.check(&start, options)?;
+        Ok(Generation::new(self.clone(), Start { slot, ..start }, options))
+    }
+
+    /// Whether there is room for what `start` asks for.
+    pub(super) fn check(&self, start: &Start, options: &Options) -> Result<()> {
         if start.prompt.is_empty() {
             return Err(Error::Usage("the prompt is empty".into()));
         }
         if start.prompt.len() >= self.context() {
             return Err(Error::Context { prompt: start.prompt.len(), context: self.context() });
+        }
+        if options.thought.min.is_some() && self.inner.control_tokens.markers[1].is_none() {
+            let end = &self.inner.markers.end;
+            return Err(Error::Unsupported(format!("min-think: `{end}` is no token of {}", self.name())));
         }
         let (room, least) = (self.context() - start.prompt.len(), self.inner.control_tokens.least_limit());
         let limit = options.max_tokens.map_or(room, |most| most.min(room));
@@ -508,7 +532,7 @@ impl Model {
                 "{what} of {limit}: the end of a thought and an answer need at least {least}, or no thought (think off)"
             )));
         }
-        Ok(Generation::new(self.clone(), Start { slot, ..start }, options))
+        Ok(())
     }
 
     /// The conversation as tokens, and the parser of what follows.
@@ -611,9 +635,19 @@ impl Model {
         self.inner.vocabulary
     }
 
+    /// How its keys and values are stored.
+    pub fn kv_type(&self) -> KvType {
+        lock(&self.inner.engine).kv_type()
+    }
+
     /// Its tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.tokenizer
+    }
+
+    /// The source of its chat template.
+    pub fn template_source(&self) -> Option<&str> {
+        self.inner.template.as_ref().map(ChatTemplate::source)
     }
 
     /// The strings between which it thinks.

@@ -128,6 +128,8 @@ pub struct Options {
     pub cancel: Option<CancelHandle>,
     /// Whether a thought or an answer that repeats itself is stopped (on; never for raw prompts).
     pub loop_guard: bool,
+    /// Whether what a [`Receipt`](super::Receipt) needs is kept in the [`Stats`](super::Stats) (off).
+    pub record: bool,
     /// Whether tokens are drafted from the text so far and verified several at a time (on). Changes speed, never a
     /// token.
     pub speculate: bool,
@@ -145,6 +147,7 @@ impl Default for Options {
             logits_hook: None,
             cancel: None,
             loop_guard: true,
+            record: false,
             speculate: true,
         }
     }
@@ -192,7 +195,7 @@ impl Options {
         self
     }
 
-    /// Tokens before which the thought is not let end.
+    /// Tokens before which the thought is not let end; for models whose end marker is a token.
     pub fn min_think(mut self, tokens: usize) -> Self {
         self.thought.min = Some(tokens);
         self
@@ -219,6 +222,12 @@ impl Options {
     /// Whether a thought or an answer that repeats itself is stopped.
     pub fn loop_guard(mut self, guard: bool) -> Self {
         self.loop_guard = guard;
+        self
+    }
+
+    /// Whether what a [`Receipt`](super::Receipt) needs is kept.
+    pub fn record(mut self, record: bool) -> Self {
+        self.record = record;
         self
     }
 

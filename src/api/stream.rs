@@ -17,6 +17,11 @@ impl Channel {
         Channel { verbatim, stops: Stops::new(stops), ..Channel::default() }
     }
 
+    /// An empty one of the same kind.
+    pub fn fresh(&self) -> Self {
+        Channel::new(self.verbatim, self.stops.stops.clone())
+    }
+
     /// All the text so far.
     pub fn text(&self) -> &str {
         &self.text

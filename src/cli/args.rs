@@ -100,6 +100,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure how well a model predicts a text, or how far it is from a reference
     Perplexity(PerplexityArgs),
+    /// Check a receipt: repeat the run and compare every bit
+    Replay(ReplayArgs),
     /// Print the settings, where each comes from, and all paths
     Config(ConfigArgs),
     /// Print a completion script for a shell
@@ -146,12 +148,33 @@ pub struct RunArgs {
     /// Print the speed on stderr
     #[arg(long)]
     pub stats: bool,
+    /// Write a receipt of the run, which `pensive replay` checks
+    #[arg(long, value_name = "FILE")]
+    pub receipt: Option<PathBuf>,
+    /// Several thoughts at once.
+    #[command(flatten)]
+    pub vote: VoteArgs,
     /// How to load the model.
     #[command(flatten)]
     pub load: LoadArgs,
     /// How to generate.
     #[command(flatten)]
     pub generate: GenerateArgs,
+}
+
+/// Several thoughts at once.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = "Votes")]
+pub struct VoteArgs {
+    /// Think K times at once and take the answer that most come to
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = parse_votes, conflicts_with_all = ["raw", "json_stream"])]
+    pub votes: Option<usize>,
+    /// Stop when M agree, or no other answer can catch up
+    #[arg(long, value_name = "M", requires = "votes", value_parser = parse_count)]
+    pub until_agree: Option<usize>,
+    /// Do not ask for the final answer within \boxed{}
+    #[arg(long, requires = "votes")]
+    pub no_boxed: bool,
 }
 
 /// How to load a model.
@@ -248,6 +271,28 @@ pub struct SamplingArgs {
     /// How many recent tokens the penalties look at; 0 is none
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
     pub repeat_last_n: Option<usize>,
+}
+
+/// `pensive replay`
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Exit codes: 0 identical, 1 not identical or it could not be replayed, 2 wrong usage."
+)]
+pub struct ReplayArgs {
+    /// Receipt that `pensive run --receipt` wrote
+    pub file: PathBuf,
+    /// Generate anew, token by token, instead of feeding what was recorded
+    #[arg(long)]
+    pub decode: bool,
+    /// Model to replay on [default: the receipt's]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Threads to compute with [default: one per fast core]
+    #[arg(short, long, value_name = "N", value_parser = parse_count)]
+    pub threads: Option<usize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pensive pull`
@@ -522,6 +567,10 @@ fn parse_count(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err("it must be a whole number from 1 up".into()),
         Ok(n) => Ok(n),
     }
+}
+
+fn parse_votes(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|k| (2..=64).contains(k)).ok_or_else(|| "it must be from 2 to 64".into())
 }
 
 fn parse_whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {

@@ -14,12 +14,14 @@ mod perplexity;
 mod pull;
 mod remove;
 pub mod render;
+mod replay;
 mod run;
 mod session;
 pub mod settings;
 mod show;
 mod text;
 mod tokenize;
+mod votes;
 mod words;
 
 use std::ffi::OsString;
@@ -72,6 +74,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
         Some(Command::Tokenize(args)) => tokenize::run(&args, console),
         Some(Command::Bench(args)) => bench::run(&args, console),
         Some(Command::Perplexity(args)) => perplexity::run(&args, console),
+        Some(Command::Replay(args)) => replay::run(&args, console),
         Some(Command::Config(args)) => config::run(&args),
         Some(Command::Completions(args)) => completions::run(args),
     }

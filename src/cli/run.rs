@@ -8,9 +8,12 @@ use super::interrupt::{self, EXIT_INTERRUPTED, Second};
 use super::keyboard;
 use super::output::{Report, Screen, StreamedEvent};
 use super::render::{Bar, Console, Unit, error_line, stdout_error};
+use super::replay;
 use super::session;
 use super::settings::{Flags, Settings};
 use super::text::read_stdin;
+use super::votes::{self, VoteReport};
+use crate::api::{Outcome, VoteOptions};
 use crate::{CancelHandle, Error, Event, Finish, Generation, Message, Model, Prompt, Result, Stats};
 
 pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
@@ -24,19 +27,53 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
 
     let model = session::load(&settings, console)?;
     let cancel = CancelHandle::new();
-    let options = settings.options().cancel(&cancel);
+    let options = settings.options().cancel(&cancel).record(args.receipt.is_some());
     let _armed = interrupt::arm(Second::Ends, move || cancel.cancel());
     // Beside a pager the terminal is not this process's to change.
     let _quiet = console.stdout_terminal.then(keyboard::quiet);
-    let generation = if args.raw {
-        model.generate(Prompt::raw(prompt), &options)?
+    let prompt = if args.raw {
+        Prompt::raw(prompt)
     } else {
         let system = settings.system.iter().map(|system| Message::system(&system.value));
-        model.generate(system.chain([Message::user(prompt)]).collect::<Vec<_>>(), &options)?
+        system.chain([Message::user(prompt)]).collect::<Vec<_>>().into()
     };
+    if let Some(how) = votes::options(&args.vote) {
+        let outcome = votes::run(model.vote(prompt, &options, how)?, console)?;
+        write_receipt(args, &model, &outcome.traces, console)?;
+        return show_vote(&outcome, &model, how, args, thought, console);
+    }
+    let generation = model.generate(prompt, &options)?;
     let stats = write(generation, &model, args, thought, console)?;
+    write_receipt(args, &model, std::slice::from_ref(&stats), console)?;
     remark(&stats, args, console);
     Ok(if stats.finish == Finish::Interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+fn write_receipt(args: &RunArgs, model: &Model, traces: &[Stats], console: &Console) -> Result<()> {
+    args.receipt.as_ref().map_or(Ok(()), |path| replay::write(path, model, traces, console))
+}
+
+/// What a vote came to: an answer for people, or JSON.
+fn show_vote(
+    outcome: &Outcome,
+    model: &Model,
+    how: VoteOptions,
+    args: &RunArgs,
+    thought: Thought,
+    console: &Console,
+) -> Result<ExitCode> {
+    let mut screen =
+        Screen::new(votes::answer_writer(args.json), Box::new(io::stderr()), thought, false, console);
+    if args.json {
+        write_line(&VoteReport::new(outcome, model, how))?;
+    } else {
+        votes::show(outcome, &mut screen, console)?;
+    }
+    if args.stats {
+        votes::speed(outcome);
+    }
+    let stopped = outcome.traces[outcome.shown].finish == Finish::Interrupted;
+    Ok(if stopped { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
 /// Without a prompt, on a terminal: a chat.

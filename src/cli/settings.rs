@@ -89,6 +89,9 @@ impl Paths {
     }
 }
 
+/// Rows with logits of a step that checks a receipt.
+const CHECKED_ROWS: usize = 128;
+
 const LAST_MODEL: &str = "last-model";
 
 impl Config {
@@ -197,6 +200,10 @@ pub struct Flags {
     pub generate: GenerateArgs,
     /// What to do with thoughts.
     pub thought: Option<Thought>,
+    /// Sequences at once, if more than one.
+    pub votes: Option<usize>,
+    /// Whether receipts are checked: many rows want logits at once.
+    pub checks: bool,
 }
 
 impl From<&RunArgs> for Flags {
@@ -206,6 +213,8 @@ impl From<&RunArgs> for Flags {
             load: args.load.clone(),
             generate: args.generate.clone(),
             thought: args.thought,
+            votes: args.vote.votes,
+            checks: false,
         }
     }
 }
@@ -217,6 +226,8 @@ impl From<&ChatArgs> for Flags {
             load: args.load.clone(),
             generate: args.generate.clone(),
             thought: args.thought,
+            votes: None,
+            checks: false,
         }
     }
 }
@@ -228,6 +239,8 @@ impl From<&ConfigArgs> for Flags {
             load: args.load.clone(),
             generate: args.generate.clone(),
             thought: args.thought,
+            votes: None,
+            checks: false,
         }
     }
 }
@@ -375,6 +388,12 @@ impl Settings {
     /// As [`Settings::model_name`].
     pub fn builder(&self) -> Result<ModelBuilder> {
         let mut builder = Model::builder(self.model_name()?).force(self.flags.load.force);
+        if self.flags.checks {
+            builder = builder.logit_rows(CHECKED_ROWS);
+        }
+        if let Some(sequences) = self.flags.votes {
+            builder = builder.sequences(sequences);
+        }
         if let Some(context) = &self.context {
             builder = builder.context(context.value);
         }

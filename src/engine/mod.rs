@@ -145,6 +145,11 @@ impl Engine {
         self.plan.rows
     }
 
+    /// Most sequences of a step.
+    pub fn max_sequences(&self) -> usize {
+        self.plan.sequences
+    }
+
     /// Most rows of a step that want logits.
     pub fn max_logit_rows(&self) -> usize {
         self.plan.logit_rows

@@ -60,6 +60,10 @@ pub enum Act {
     Repeating,
     /// Closed the thought: it went on repeating itself.
     Guard,
+    /// Closed the thought: the user wanted the answer.
+    User,
+    /// Wrote what the user made of the thought.
+    Edit,
 }
 
 /// An act of the control, and where.
@@ -138,6 +142,8 @@ pub struct Control {
     room: usize,
     room_is: Act,
     events: Vec<ControlEvent>,
+    /// In a repetition: what the clock and the user did, and where.
+    recorded: Option<Vec<ControlEvent>>,
 }
 
 impl Control {
@@ -150,7 +156,30 @@ impl Control {
             room: limit.saturating_sub(reserved),
             room_is: limit_is,
             events: Vec::new(),
+            recorded: None,
         }
+    }
+
+    /// Makes it repeat a recorded one: time is up where it was then, whatever the clock says, and so with the user.
+    pub fn repeat(&mut self, limit: (usize, Act), events: &[ControlEvent]) {
+        let Control { bounds, tokens, .. } = self.clone();
+        *self = Control { recorded: Some(events.to_vec()), ..Control::new(bounds, tokens, limit.0, limit.1) };
+    }
+
+    /// Closes the thought before token `at`, because the user wants the answer.
+    pub fn answer_now(&mut self, at: usize) -> Vec<u32> {
+        self.close(at, Act::User)
+    }
+
+    /// Notes that the thought goes on from token `at` as the user wrote it; what was done later is forgotten.
+    pub fn edited(&mut self, at: usize) {
+        self.events.retain(|event| event.at < at);
+        self.events.push(ControlEvent { at, what: Act::Edit });
+    }
+
+    /// Goes back to these acts.
+    pub fn restore(&mut self, events: Vec<ControlEvent>) {
+        self.events = events;
     }
 
     /// What it did, in order.
@@ -220,7 +249,14 @@ impl Control {
         } else if budget.is_some_and(|b| p.thought_tokens + self.words(p.written, Act::Budget).len() >= b) {
             Some(Act::Budget)
         } else {
-            time.filter(|&time| p.thought_time >= time).map(|_| Act::Time)
+            match &self.recorded {
+                Some(recorded) => {
+                    let here =
+                        |e: &&ControlEvent| e.at == p.written && matches!(e.what, Act::Time | Act::User);
+                    recorded.iter().find(here).map(|event| event.what)
+                }
+                None => time.filter(|&time| p.thought_time >= time).map(|_| Act::Time),
+            }
         }
     }
 

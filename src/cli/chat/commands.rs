@@ -33,8 +33,10 @@ pub(super) enum Command {
     Thought(Option<Thought>),
     /// None says what is set.
     Think(Option<Think>),
-    /// None saves under the name used last.
-    Save(Option<String>),
+    /// None saves under the name used last; and whether keys and values are saved too.
+    Save(Option<String>, bool),
+    /// None ends it.
+    Receipt(Option<String>),
     /// None lists the saved chats.
     Load(Option<String>),
     Copy,
@@ -67,9 +69,10 @@ pub(super) const COMMANDS: &[Spec] = &[
     spec("/read", "FILE", "put a text file before the next message"),
     spec("/thought", "[show|fold|hide]", "how thoughts look; alone: show the last one again"),
     spec("/think", "[on|off|auto]", "whether the model thinks before it answers"),
-    spec("/budget", "[N|default]", "most tokens of a thought, then the answer begins; 0: no thought"),
-    spec("/save", "[NAME]", "save the conversation under a name, or to a .json path"),
+    spec("/budget", "[N|default]", "most tokens of a thought; 0: no thought"),
+    spec("/save", "[NAME] [--kv]", "save the conversation; --kv: with its keys and values"),
     spec("/load", "[NAME]", "load a saved conversation; alone: list them"),
+    spec("/receipt", "[FILE]", "write each answer's receipt there; alone: no more"),
     spec("/copy", "", "copy the last answer to the clipboard"),
     spec("/stats", "", "speed and context use of the last answer"),
     spec("/model", "[NAME]", "switch to another model; alone: describe this one"),
@@ -152,8 +155,14 @@ fn command(name: &str, argument: Option<String>) -> Result<Command, String> {
         "/thought" => Command::Thought(choice(name, argument, &THOUGHT)?),
         "/think" => Command::Think(choice(name, argument, &THINK)?),
         "/budget" => Command::Set(Some(("think-budget".into(), argument))),
-        "/save" => Command::Save(argument),
+        "/save" => {
+            let words = argument.unwrap_or_default();
+            let with_cache = words.split_whitespace().any(|word| word == "--kv");
+            let name = words.split_whitespace().filter(|word| *word != "--kv").collect::<Vec<_>>().join(" ");
+            Command::Save(Some(name).filter(|name| !name.is_empty()), with_cache)
+        }
         "/load" => Command::Load(argument),
+        "/receipt" => Command::Receipt(argument),
         "/copy" => Command::Copy,
         "/stats" => Command::Stats,
         "/model" => Command::Model(argument),

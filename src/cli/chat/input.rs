@@ -161,7 +161,8 @@ impl Editor {
     }
 }
 
-fn run_editor(draft: &std::path::Path) -> Result<()> {
+/// Lets $VISUAL or $EDITOR have a file.
+pub(super) fn run_editor(draft: &std::path::Path) -> Result<()> {
     let set = |name| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
     let default = if cfg!(windows) { "notepad" } else { "vi" };
     let editor = set("VISUAL").or_else(|| set("EDITOR")).unwrap_or_else(|| default.into());
@@ -173,7 +174,7 @@ fn run_editor(draft: &std::path::Path) -> Result<()> {
     if status.success() {
         Ok(())
     } else {
-        Err(Error::Usage(format!("the editor {program} failed ({status}); the message is as it was")))
+        Err(Error::Usage(format!("the editor {program} failed ({status}); the text is as it was")))
     }
 }
 

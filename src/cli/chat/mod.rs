@@ -6,24 +6,29 @@ mod input;
 mod live;
 mod repl;
 mod set;
+mod steer;
 mod store;
 mod turn;
 
-use std::io::{self, BufReader};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use input::{Editor, Input};
 use live::Size;
 use repl::{Repl, Talk};
-use store::Store;
+use steer::Reply;
+use store::{Store, open_private};
 use turn::Screen;
 
 use super::args::Thought;
 use super::render::{Console, knows_escape_codes, stdout_error};
+use super::replay;
 use super::session;
 use super::settings::{Origin, Settings};
-use crate::api::{Chat, Event};
-use crate::{Message, Options, Result, Sampling, Think};
+use crate::api::Chat;
+use crate::{Error, Message, Options, Result, Sampling, Stats, Think};
 
 /// Chats until the user leaves or the input ends.
 ///
@@ -64,7 +69,8 @@ pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
         Some(Thought::Fold) | None => Thought::Fold,
     };
     let talk = ModelChat { chat, settings: settings.clone(), console: *console };
-    Repl::new(talk, screen, input, settings.options(), thought, store).run()
+    let draft = settings.paths.state.join("thought.md");
+    Repl::new(talk, screen, input, settings.options(), thought, store, draft).run()
 }
 
 /// A conversation with a loaded model.
@@ -95,11 +101,11 @@ impl Talk for ModelChat {
         self.chat.undo()
     }
 
-    fn ask(&mut self, text: String, options: &Options) -> Result<impl Iterator<Item = Result<Event>>> {
+    fn ask(&mut self, text: String, options: &Options) -> Result<impl Reply> {
         self.chat.ask(text, options)
     }
 
-    fn regenerate(&mut self, options: &Options) -> Result<impl Iterator<Item = Result<Event>>> {
+    fn regenerate(&mut self, options: &Options) -> Result<impl Reply> {
         self.chat.regenerate(options)
     }
 
@@ -114,6 +120,35 @@ impl Talk for ModelChat {
         options.think = settings.think.as_ref().map(|t| t.value);
         self.settings = settings;
         Ok(())
+    }
+
+    fn cached(&self) -> (usize, u64) {
+        self.chat.cached()
+    }
+
+    fn save_cache(&self, path: &Path) -> Result<()> {
+        // Written aside first: what stands under the name is whole.
+        let aside = path.with_extension("kv.part");
+        let written = open_private(OpenOptions::new().write(true).truncate(true), &aside)
+            .and_then(|file| {
+                let mut file = BufWriter::new(file);
+                self.chat.save_cache(&mut file)?;
+                file.flush()
+            })
+            .and_then(|()| std::fs::rename(&aside, path));
+        written.map_err(|e| {
+            let _ = std::fs::remove_file(&aside);
+            Error::io(path, e)
+        })
+    }
+
+    fn load_cache(&mut self, path: &Path) -> Result<()> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        self.chat.load_cache(BufReader::new(file)).map_err(|e| Error::file(path, e.to_string()))
+    }
+
+    fn write_receipt(&self, path: &Path, stats: &Stats) -> Result<()> {
+        replay::write(path, self.chat.model(), std::slice::from_ref(stats), &self.console)
     }
 
     fn name(&self) -> &str {

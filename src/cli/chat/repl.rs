@@ -1,6 +1,7 @@
 //! The loop: read, do what was said, show.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crossterm::clipboard::CopyToClipboard;
@@ -8,13 +9,14 @@ use crossterm::clipboard::CopyToClipboard;
 use super::commands::{self, Command, Entry, THINK, THOUGHT, help, word};
 use super::input::{Input, Line};
 use super::set::{self, Setting};
-use super::store::{Saved, Store, expand_home};
+use super::steer::{Pause, Reply};
+use super::store::{Saved, Store, cache_path, expand_home};
 use super::turn::{Screen, count, duration, show};
-use crate::api::{Event, Stats};
+use crate::api::Stats;
 use crate::cli::args::Thought;
-use crate::cli::interrupt::{self, EXIT_INTERRUPTED, Second};
+use crate::cli::interrupt::{EXIT_INTERRUPTED, Second};
 use crate::cli::keyboard;
-use crate::cli::render::{harmless, stdout_error};
+use crate::cli::render::{bytes, harmless, stdout_error};
 use crate::cli::text::read_file;
 use crate::{CancelHandle, Message, Options, Result, Role, Sampling, Think};
 
@@ -25,10 +27,15 @@ pub(super) trait Talk {
     fn set_system(&mut self, system: Option<String>);
     fn clear(&mut self);
     fn undo(&mut self) -> Option<String>;
-    fn ask(&mut self, text: String, options: &Options) -> Result<impl Iterator<Item = Result<Event>>>;
-    fn regenerate(&mut self, options: &Options) -> Result<impl Iterator<Item = Result<Event>>>;
+    fn ask(&mut self, text: String, options: &Options) -> Result<impl Reply>;
+    fn regenerate(&mut self, options: &Options) -> Result<impl Reply>;
     /// Goes on with another model, whose sampling and thinking replace those of `options`.
     fn switch(&mut self, name: &str, options: &mut Options) -> Result<()>;
+    /// Tokens in the KV cache, and their bytes.
+    fn cached(&self) -> (usize, u64);
+    fn save_cache(&self, path: &Path) -> Result<()>;
+    fn load_cache(&mut self, path: &Path) -> Result<()>;
+    fn write_receipt(&self, path: &Path, stats: &Stats) -> Result<()>;
     fn name(&self) -> &str;
     /// The model in some lines.
     fn describe(&self) -> String;
@@ -49,6 +56,10 @@ pub(super) struct Repl<T, O, E> {
     /// Name under which the chat was saved or loaded last.
     saved_as: Option<String>,
     last: Option<Stats>,
+    /// Where the receipt of each answer goes.
+    receipt: Option<PathBuf>,
+    /// Holds a thought while $EDITOR has it.
+    draft: PathBuf,
     /// A turn or a command failed.
     failed: bool,
 }
@@ -61,6 +72,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         options: Options,
         thought: Thought,
         store: Store,
+        draft: PathBuf,
     ) -> Self {
         Repl {
             talk,
@@ -72,6 +84,8 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             attached: String::new(),
             saved_as: None,
             last: None,
+            receipt: None,
+            draft,
             failed: false,
         }
     }
@@ -134,24 +148,40 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         let cancel = CancelHandle::new();
         self.options.cancel = Some(cancel.clone());
         let interactive = self.screen.console.stdin_terminal;
-        let _caught = interrupt::arm(if interactive { Second::Waits } else { Second::Ends }, {
-            let cancel = cancel.clone();
-            move || cancel.cancel()
-        });
+        let second = if interactive { Second::Waits } else { Second::Ends };
+        let can_ask = interactive && self.screen.rich;
+        let mut pause = Pause::new(cancel.clone(), second, can_ask, self.draft.clone());
+        let is_new = message.is_some();
         let _quiet = self.screen.rich.then(keyboard::quiet);
         let (view, most) = (self.thought, self.options.max_tokens);
         let shown = match message {
-            Some(text) => {
-                self.talk.ask(text, &self.options).map(|turn| show(turn, view, most, &mut self.screen))
-            }
-            None => self.talk.regenerate(&self.options).map(|turn| show(turn, view, most, &mut self.screen)),
+            Some(text) => self
+                .talk
+                .ask(text, &self.options)
+                .map(|turn| show(turn, view, most, &mut pause, &mut self.screen)),
+            None => self
+                .talk
+                .regenerate(&self.options)
+                .map(|turn| show(turn, view, most, &mut pause, &mut self.screen)),
         };
         let result = match shown {
             Ok(shown) => shown?,
             Err(error) => Err(error),
         };
         match result {
-            Ok(stats) => self.last = Some(stats),
+            Ok(_) if pause.dropped => {
+                if is_new {
+                    self.talk.undo();
+                }
+            }
+            Ok(stats) => {
+                let receipt = self.receipt.as_deref();
+                let written = receipt.map_or(Ok(()), |path| self.talk.write_receipt(path, &stats));
+                self.last = Some(stats);
+                if let Err(error) = written {
+                    self.trouble(&error.to_string())?;
+                }
+            }
             Err(error) => self.trouble(&error.to_string())?,
         }
         if interactive {
@@ -178,8 +208,9 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             Command::Read(file) => self.read(&file),
             Command::Thought(view) => self.thought(view),
             Command::Think(think) => Ok(self.think(think)),
-            Command::Save(name) => self.save(name),
+            Command::Save(name, with_cache) => self.save(name, with_cache),
             Command::Load(name) => self.load(name),
+            Command::Receipt(file) => Ok(self.receipt(file)),
             Command::Copy => self.copy(),
             Command::Stats => self.last.as_ref().map(stats).ok_or("there was no answer yet".into()),
             Command::Model(None) => Ok(self.talk.describe()),
@@ -262,12 +293,33 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         format!("thinking: {}\n", word(&THINK, think))
     }
 
-    fn save(&mut self, name: Option<String>) -> Result<String, String> {
+    fn save(&mut self, name: Option<String>, with_cache: bool) -> Result<String, String> {
         let name = name.or_else(|| self.saved_as.clone()).ok_or("/save NAME: give the chat a name")?;
         let saved = Saved { model: self.talk.name().to_owned(), messages: self.talk.messages().to_vec() };
         let path = self.store.save(&name, &saved).map_err(|e| e.to_string())?;
         self.saved_as = Some(name);
-        Ok(format!("saved to {}\n", path.display()))
+        let mut text = format!("saved to {}\n", path.display());
+        let cache = cache_path(&path);
+        if !with_cache {
+            // one of an earlier save is not this conversation's
+            let _ = std::fs::remove_file(&cache);
+            return Ok(text);
+        }
+        let (tokens, size) = self.talk.cached();
+        let what = format!("keys and values of {}, {}\n", count(tokens, "token"), bytes(size));
+        self.screen.say(&what).map_err(|e| e.to_string())?;
+        self.talk.save_cache(&cache).map_err(|e| e.to_string())?;
+        text.push_str(&format!("and to {}\n", cache.display()));
+        Ok(text)
+    }
+
+    fn receipt(&mut self, file: Option<String>) -> String {
+        self.receipt = file.map(|file| expand_home(&file));
+        self.options.record = self.receipt.is_some();
+        match &self.receipt {
+            Some(path) => format!("the receipt of each answer from now on goes to {}\n", path.display()),
+            None => "no receipts are written\n".into(),
+        }
     }
 
     fn load(&mut self, name: Option<String>) -> Result<String, String> {
@@ -278,7 +330,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
                 false => Ok(names.iter().map(|name| format!("  {name}\n")).collect()),
             };
         };
-        let saved = self.store.load(&name).map_err(|e| e.to_string())?;
+        let (path, saved) = self.store.load(&name).map_err(|e| e.to_string())?;
         let said = saved.messages.iter().rfind(|m| m.role == Role::User).map(|m| first_line(&m.content));
         let mut text = format!("loaded {name}: {}", count(saved.messages.len(), "message"));
         if let Some(said) = said {
@@ -289,6 +341,13 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             text.push_str(&format!("it was held with {}; this is {}\n", saved.model, self.talk.name()));
         }
         self.talk.set_messages(saved.messages);
+        let cache = cache_path(&path);
+        if cache.exists() {
+            text.push_str(&match self.talk.load_cache(&cache) {
+                Ok(()) => format!("with the keys and values of {}\n", count(self.talk.cached().0, "token")),
+                Err(error) => format!("{error}: keys and values are computed anew\n"),
+            });
+        }
         self.attached.clear();
         self.saved_as = Some(name);
         self.last = None;

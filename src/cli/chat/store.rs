@@ -48,16 +48,17 @@ impl Store {
         Ok(path)
     }
 
-    /// Loads what was saved under a name or to a path.
+    /// Loads what was saved under a name or to a path; with its file.
     ///
     /// # Errors
     /// Where there is none, or the file is no saved chat.
-    pub(super) fn load(&self, name: &str) -> Result<Saved> {
+    pub(super) fn load(&self, name: &str) -> Result<(PathBuf, Saved)> {
         let path = self.path(name)?;
         if !path.exists() {
             return Err(Error::file(&path, "there is no such chat: /load alone lists the saved ones"));
         }
-        read(&path)
+        let saved = read(&path)?;
+        Ok((path, saved))
     }
 
     /// Names of the saved chats, sorted.
@@ -82,6 +83,11 @@ impl Store {
         }
         Ok(self.folder.join(format!("{name}.json")))
     }
+}
+
+/// Where the keys and values of a saved conversation are.
+pub(super) fn cache_path(chat: &Path) -> PathBuf {
+    chat.with_extension("kv")
 }
 
 fn read(path: &Path) -> Result<Saved> {
@@ -158,7 +164,7 @@ mod tests {
         assert_eq!(store.names(), Vec::<String>::new());
         store.save("sums", &chat()).unwrap();
         store.save("a b", &chat()).unwrap();
-        assert_eq!(store.load("sums").unwrap(), chat());
+        assert_eq!(store.load("sums").unwrap().1, chat());
         assert_eq!(store.names(), ["a b", "sums"]);
     }
 
@@ -167,7 +173,7 @@ mod tests {
         let (folder, store) = store();
         let path = folder.path().join("elsewhere.json");
         assert_eq!(store.save(path.to_str().unwrap(), &chat()).unwrap(), path);
-        assert_eq!(store.load(path.to_str().unwrap()).unwrap(), chat());
+        assert_eq!(store.load(path.to_str().unwrap()).unwrap(), (path, chat()));
         assert_eq!(store.names(), Vec::<String>::new());
     }
 
@@ -185,7 +191,7 @@ mod tests {
         let (folder, store) = store();
         store.save("sums", &Saved { model: "m".into(), messages: vec![] }).unwrap();
         store.save("sums", &chat()).unwrap();
-        assert_eq!(store.load("sums").unwrap(), chat());
+        assert_eq!(store.load("sums").unwrap().1, chat());
 
         let other = folder.path().join("package.json");
         fs::write(&other, "{\"name\": 1}").unwrap();

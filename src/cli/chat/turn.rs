@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use super::live::{Live, Size};
+use super::steer::{Choice, PAUSED, Pause, Reply};
 use crate::api::{Event, Finish, Stats};
 use crate::cli::args::Thought;
 use crate::cli::output::Trimmed;
@@ -64,13 +65,18 @@ impl<O: Write, E: Write> Screen<O, E> {
 /// # Errors
 /// A failure to write.
 pub(super) fn show<O: Write, E: Write>(
-    events: impl Iterator<Item = Result<Event>>,
+    mut events: impl Reply,
     view: Thought,
     max_tokens: Option<usize>,
+    pause: &mut Pause,
     screen: &mut Screen<O, E>,
 ) -> io::Result<Result<Stats>> {
     let mut turn = Turn::new(view, screen);
-    for event in events {
+    loop {
+        if pause.is_due(&events) {
+            turn.pause(&mut events, pause)?;
+        }
+        let Some(event) = events.next() else { break };
         match event {
             Ok(Event::Done(stats)) => {
                 turn.finish(&stats, max_tokens)?;
@@ -157,6 +163,30 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Stops in a thought until the user says what next.
+    fn pause(&mut self, reply: &mut impl Reply, pause: &mut Pause) -> io::Result<()> {
+        self.clear_live()?;
+        if !self.folds() && self.begun {
+            self.screen.note("")?;
+        }
+        self.screen.note(PAUSED)?;
+        let shown = match pause.resolve(reply)? {
+            Ok(choice) => {
+                // what was erased comes back; what was edited is shown anew
+                (choice == Choice::Edit || self.folds()) && choice != Choice::Drop
+            }
+            Err(error) => {
+                self.screen.note(&harmless(&error.to_string()))?;
+                self.folds()
+            }
+        };
+        if shown {
+            (self.text, self.begun) = (Trimmed::blanks(), false);
+            self.think(&reply.thought())?;
+        }
+        Ok(())
     }
 
     /// The thought folds: it streams in the live area.

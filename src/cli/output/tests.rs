@@ -155,6 +155,7 @@ pub(in crate::cli) fn stats() -> Stats {
         finish: Finish::Stop,
         thought_end: Some(ThoughtEnd::Natural),
         control: Vec::new(),
+        record: None,
         seconds: Seconds { load: 0.5, prefill: 2.0, decode: 0.25 },
     }
 }

@@ -5,7 +5,7 @@ use super::super::live::Size;
 use super::super::turn::tests::stats;
 use super::*;
 use crate::Error;
-use crate::api::Finish;
+use crate::api::{Event, Finish};
 use crate::cli::render::Console;
 
 /// A turn: the messages it was asked with, and the options.
@@ -47,6 +47,8 @@ impl Echo {
     }
 }
 
+impl Reply for std::vec::IntoIter<Result<Event>> {}
+
 impl Talk for Echo {
     fn messages(&self) -> &[Message] {
         &self.messages
@@ -65,11 +67,11 @@ impl Talk for Echo {
         let at = self.messages.iter().rposition(|m| m.role == Role::User)?;
         self.messages.drain(at..).next().map(|m| m.content)
     }
-    fn ask(&mut self, text: String, options: &Options) -> Result<impl Iterator<Item = Result<Event>>> {
+    fn ask(&mut self, text: String, options: &Options) -> Result<impl Reply> {
         self.messages.push(Message::user(text));
         self.answer(options)
     }
-    fn regenerate(&mut self, options: &Options) -> Result<impl Iterator<Item = Result<Event>>> {
+    fn regenerate(&mut self, options: &Options) -> Result<impl Reply> {
         self.messages.pop_if(|m| m.role == Role::Assistant);
         self.answer(options)
     }
@@ -80,6 +82,18 @@ impl Talk for Echo {
         self.name = name.into();
         options.sampling = Default::default();
         Ok(())
+    }
+    fn cached(&self) -> (usize, u64) {
+        (7, 7000)
+    }
+    fn save_cache(&self, path: &Path) -> Result<()> {
+        std::fs::write(path, "keys and values").map_err(|e| Error::io(path, e))
+    }
+    fn load_cache(&mut self, path: &Path) -> Result<()> {
+        std::fs::read(path).map(drop).map_err(|e| Error::io(path, e))
+    }
+    fn write_receipt(&self, path: &Path, stats: &Stats) -> Result<()> {
+        std::fs::write(path, &stats.answer).map_err(|e| Error::io(path, e))
     }
     fn name(&self) -> &str {
         &self.name
@@ -123,7 +137,9 @@ fn chat_in(folder: &std::path::Path, lines: &str) -> Done {
     let reader = Box::new(std::io::Cursor::new(lines.as_bytes().to_vec()));
     let input = Input::Lines { reader, prompt: false };
     let store = Store::new(folder.to_owned());
-    let code = Repl::new(talk, screen, input, Options::new(), Thought::Hide, store).run().unwrap();
+    let code = Repl::new(talk, screen, input, Options::new(), Thought::Hide, store, "thought.md".into())
+        .run()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let asked = asked.take();
     Done { code, out: text(out), err: text(err), asked }
@@ -273,4 +289,28 @@ fn a_recalled_message_is_cut_to_one_line() {
     assert_eq!(first_line("one\ntwo"), "one …");
     assert_eq!(first_line(&"é".repeat(61)), format!("{}…", "é".repeat(60)));
     assert_eq!(first_line(""), "");
+}
+
+#[test]
+fn a_chat_is_saved_and_loaded_with_its_keys_and_values_if_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = chat_in(folder.path(), "one\n/save --kv sums\n");
+    assert!(first.err.contains("keys and values of 7 tokens, 7 kB"), "{}", first.err);
+    assert!(folder.path().join("sums.kv").exists());
+    let second = chat_in(folder.path(), "/load sums\n/save\n");
+    assert!(second.err.contains("with the keys and values of 7 tokens"), "{}", second.err);
+    assert!(!folder.path().join("sums.kv").exists(), "they are not saved unasked, nor left stale");
+}
+
+#[test]
+fn each_answer_s_receipt_is_written_from_when_it_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("r.json");
+    let lines = format!("one\n/receipt {}\ntwo\n/receipt\nthree\n", file.display());
+    let done = chat_in(folder.path(), &lines);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "TWO");
+    assert_eq!(
+        done.asked.iter().map(|(_, options)| options.record).collect::<Vec<_>>(),
+        [false, true, false]
+    );
 }

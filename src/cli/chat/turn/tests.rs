@@ -1,7 +1,9 @@
 use super::super::live::tests::terminal as terminal_of;
 use super::*;
+use crate::CancelHandle;
 use crate::Sampling;
 use crate::api::{Seconds, ThoughtEnd};
+use crate::cli::interrupt::Second;
 
 const SIZE: Size = Size { columns: 40, rows: 10 };
 
@@ -21,6 +23,7 @@ pub(in crate::cli::chat) fn stats(finish: Finish, thought_tokens: usize, answer_
         finish,
         thought_end: (thought_tokens > 0).then_some(ThoughtEnd::Natural),
         control: Vec::new(),
+        record: None,
         seconds: Seconds { load: 0.0, prefill: 0.1, decode: 2.0 },
     }
 }
@@ -57,10 +60,20 @@ fn pipes() -> Screen<Vec<u8>, Vec<u8>> {
     Screen { rich: false, console: Console { color: true, ..Console::default() }, ..terminal(true) }
 }
 
+/// Shows events to their end; nobody presses Ctrl-C.
+fn run(
+    events: impl Iterator<Item = Result<Event>>,
+    view: Thought,
+    screen: &mut Screen<Vec<u8>, Vec<u8>>,
+) -> io::Result<Result<Stats>> {
+    let mut pause = Pause::new(CancelHandle::new(), Second::Waits, false, "thought.md".into());
+    show(events.collect::<Vec<_>>().into_iter(), view, None, &mut pause, screen)
+}
+
 /// What stands on a terminal after these events behind a prompt, and all it was sent.
 fn on_terminal(view: Thought, events: Vec<Event>) -> (String, String) {
     let mut screen = terminal(true);
-    show(events.into_iter().map(Ok), view, None, &mut screen).unwrap().unwrap();
+    run(events.into_iter().map(Ok), view, &mut screen).unwrap().unwrap();
     assert!(screen.err.is_empty());
     let sent = String::from_utf8(screen.out).unwrap();
     // The terminal's driver puts a carriage return before each line feed.
@@ -71,7 +84,7 @@ fn on_terminal(view: Thought, events: Vec<Event>) -> (String, String) {
 /// What goes to standard output and standard error where they are no terminal.
 fn in_pipes(view: Thought, events: Vec<Event>) -> (String, String) {
     let mut screen = pipes();
-    show(events.into_iter().map(Ok), view, None, &mut screen).unwrap().unwrap();
+    run(events.into_iter().map(Ok), view, &mut screen).unwrap().unwrap();
     (String::from_utf8(screen.out).unwrap(), String::from_utf8(screen.err).unwrap())
 }
 
@@ -120,7 +133,7 @@ fn without_a_terminal_the_answer_is_alone_and_nothing_has_escape_codes() {
 #[test]
 fn without_colour_a_thought_folds_undimmed() {
     let mut screen = terminal(false);
-    show(reply(&["one\ntwo"]).into_iter().map(Ok), Thought::Fold, None, &mut screen).unwrap().unwrap();
+    run(reply(&["one\ntwo"]).into_iter().map(Ok), Thought::Fold, &mut screen).unwrap().unwrap();
     let sent = String::from_utf8(screen.out).unwrap();
     assert!(!sent.contains("\u{1b}[2m"));
     assert!(sent.ends_with("thought for 14 s, 412 tokens\nIt is blue.\n"));
@@ -146,7 +159,7 @@ fn a_failure_in_a_thought_leaves_its_text_and_a_fresh_line() {
     for (view, left) in [(Thought::Fold, "Hm"), (Thought::Show, "Hm"), (Thought::Hide, "")] {
         let mut screen = terminal(false);
         let events = [Ok(think("Hm")), Err(Error::Text("broken".into()))];
-        let error = show(events.into_iter(), view, None, &mut screen).unwrap().unwrap_err();
+        let error = run(events.into_iter(), view, &mut screen).unwrap().unwrap_err();
         assert_eq!(error.to_string(), "broken");
         let terminal = terminal_of(SIZE, &String::from_utf8(screen.out).unwrap().replace('\n', "\r\n"));
         assert_eq!(terminal.screen().contents().trim_end(), left);
@@ -214,7 +227,7 @@ fn a_terminal_that_only_gets_text_is_as_safe() {
     let mut screen = pipes();
     screen.console.stdout_terminal = true;
     let events = [Ok(say("a\u{1b}[31mb")), Ok(done(Finish::Stop))];
-    show(events.into_iter(), Thought::Fold, None, &mut screen).unwrap().unwrap();
+    run(events.into_iter(), Thought::Fold, &mut screen).unwrap().unwrap();
     assert_eq!(String::from_utf8(screen.out).unwrap(), "a\u{fffd}[31mb\n");
 }
 

@@ -1,0 +1,434 @@
+//! Receipts: the record of a run, and its verification.
+//!
+//! Logits do not depend on threads, vector width, batch or speculation, and draws do not depend on the past, so a run can
+//! be checked without being run again token by token: the recorded tokens are fed like a draft, many in a step, and each
+//! must be the one that is chosen there, from logits with the recorded bits.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use super::generation::{Finish, Slot, Start, lock};
+use super::trace::Trace;
+use super::{Model, Options, Stats};
+use crate::engine::Sequence;
+use crate::engine::sampling::{Sampling, SamplingOverrides};
+use crate::reasoning::ThoughtParser;
+use crate::reasoning::control::{Act, ControlEvent, ThoughtBounds};
+use crate::{Error, Result};
+
+/// The kind of a receipt, and the version of its schema.
+pub const SCHEMA: &str = "pensive receipt 1";
+
+/// What the text of a generation began as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Opening {
+    /// Within a thought that the prompt opened.
+    Thought,
+    /// After an empty thought of the prompt.
+    Answer,
+    /// Either: the model opens a thought or does not.
+    Open,
+    /// A raw prompt: nothing is told apart, and no control acts.
+    Raw,
+}
+
+/// What is kept of a generation for its receipt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub(super) prompt: Vec<u32>,
+    pub(super) opening: Opening,
+    pub(super) sequence: u64,
+    pub(super) bounds: ThoughtBounds,
+    pub(super) loop_guard: bool,
+    pub(super) limit: usize,
+    pub(super) limit_is: Act,
+    pub(super) stop: Vec<String>,
+    pub(super) hooked: bool,
+    /// Of each token's raw logits.
+    pub(super) digests: Vec<u64>,
+    /// Which control event had each token written, by index; none was drawn.
+    pub(super) by: Vec<Option<usize>>,
+}
+
+/// The record of a run, as JSON. Fields are documented here and nowhere else; a change of their meaning changes
+/// [`SCHEMA`].
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Version of pensive.
+    pub pensive: String,
+    /// What was run.
+    pub model: ReceiptModel,
+    /// The prompt as text, for people.
+    pub prompt: String,
+    /// The prompt.
+    pub prompt_tokens: Vec<u32>,
+    /// How keys and values were stored.
+    pub kv_type: String,
+    /// What the text began as.
+    pub opening: Opening,
+    /// Sampling parameters, resolved.
+    pub sampling: Sampling,
+    /// Seed of the draws.
+    pub seed: u64,
+    /// Bounds on the thought.
+    pub bounds: ThoughtBounds,
+    /// Whether the loop guard watched.
+    pub loop_guard: bool,
+    /// Most generated tokens.
+    pub limit: usize,
+    /// Whose limit that is: `length` (asked for) or `context`.
+    pub limit_is: Act,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+    /// False if a program's hook edited the logits.
+    pub replayable: bool,
+    /// One, or those of a vote.
+    pub sequences: Vec<RecordedSequence>,
+    /// SHA-256 of the receipt, as JSON without white space in which this is empty.
+    pub sha256: String,
+}
+
+/// The model of a receipt.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptModel {
+    /// The name it was loaded by.
+    pub name: String,
+    /// SHA-256 of its files ([`Model::sha256`]).
+    pub sha256: String,
+    /// SHA-256 of its chat template.
+    pub template_sha256: Option<String>,
+}
+
+/// The tokens of a sequence.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordedSequence {
+    /// Its number among those of the seed.
+    pub sequence: u64,
+    /// Why it ended.
+    pub finish: Finish,
+    /// What the control did.
+    pub control: Vec<ControlEvent>,
+    /// In order: id; the first 8 bytes, in hexadecimal, of the SHA-256 of the raw logits that it was chosen from (f32,
+    /// little-endian, each NaN as 7fc00000); the index of the control event that had it written, null if it was drawn.
+    pub tokens: Vec<(u32, String, Option<usize>)>,
+}
+
+/// Whether a run could be repeated.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Verdict {
+    /// Tokens that were checked and are identical.
+    pub tokens: usize,
+    /// Where the first difference is; none: the run is identical.
+    pub differs: Option<Difference>,
+    /// The receipt is not as it was written: its SHA-256 is another.
+    pub is_altered: bool,
+    /// The weights are others.
+    pub other_weights: bool,
+    /// The chat template is another.
+    pub other_template: bool,
+}
+
+/// Where a run and its repetition part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Number of the sequence.
+    pub sequence: u64,
+    /// Index of the first generated token whose logits differ.
+    pub logits: Option<usize>,
+    /// Index of the first generated token that differs: with what was recorded and what was found (none: no token).
+    pub token: Option<(usize, Option<u32>, Option<u32>)>,
+    /// The control acted differently.
+    pub control: bool,
+}
+
+impl Verdict {
+    /// Whether all is as it was.
+    pub fn is_identical(&self) -> bool {
+        self.differs.is_none() && !self.is_altered
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_identical() {
+            return write!(f, "identical: {} tokens and their logits", self.tokens);
+        }
+        let mut parts = Vec::new();
+        if self.is_altered {
+            parts.push("the receipt was changed after it was written".to_owned());
+        }
+        if let Some(d) = &self.differs {
+            if let Some(at) = d.logits {
+                parts.push(format!("sequence {}: the logits of token {at} differ", d.sequence));
+            }
+            let shown = |id: Option<u32>| id.map_or("the end".to_owned(), |id| id.to_string());
+            if let Some((at, recorded, found)) = d.token {
+                parts.push(format!(
+                    "sequence {}: token {at} is {} and was {}",
+                    d.sequence,
+                    shown(found),
+                    shown(recorded)
+                ));
+            }
+            if d.control {
+                parts.push(format!("sequence {}: the control of the thought acted differently", d.sequence));
+            }
+        }
+        if self.other_weights {
+            parts.push("the weights are others than the receipt's".into());
+        }
+        if self.other_template {
+            parts.push("the chat template is another than the receipt's".into());
+        }
+        write!(f, "not identical: {}", parts.join("; "))
+    }
+}
+
+/// 8 bytes that stand for a row of logits.
+pub(super) fn digest(logits: &[f32]) -> u64 {
+    const MANY: usize = 1024;
+    let mut hash = Sha256::new();
+    let mut bytes = [0; 4 * MANY];
+    for values in logits.chunks(MANY) {
+        for (to, value) in bytes.chunks_exact_mut(4).zip(values) {
+            let bits = if value.is_nan() { 0x7fc0_0000 } else { value.to_bits() };
+            to.copy_from_slice(&bits.to_le_bytes());
+        }
+        hash.update(&bytes[..4 * values.len()]);
+    }
+    let bytes: [u8; 8] = hash.finalize()[..8].try_into().expect("a SHA-256 is longer");
+    u64::from_be_bytes(bytes)
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Receipt {
+    /// The receipt of a generation, or of the traces of one vote; they must have been recorded
+    /// ([`Options::record`]). The model's files are hashed: `progress` is told (bytes done, bytes in all).
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what was not recorded; files that cannot be read any more.
+    pub fn new(model: &Model, traces: &[Stats], progress: impl FnMut(u64, u64)) -> Result<Receipt> {
+        let records: Option<Vec<_>> = traces.iter().map(|stats| stats.record.as_deref()).collect();
+        let records = records.filter(|records| !records.is_empty());
+        let records = records.ok_or_else(|| Error::Usage("the generation was not recorded".into()))?;
+        let first = records[0];
+        let sequence = |(stats, record): (&Stats, &&Record)| RecordedSequence {
+            sequence: record.sequence,
+            finish: stats.finish,
+            control: stats.control.clone(),
+            tokens: (0..stats.tokens.len())
+                .map(|i| (stats.tokens[i], format!("{:016x}", record.digests[i]), record.by[i]))
+                .collect(),
+        };
+        let receipt = Receipt {
+            schema: SCHEMA.into(),
+            pensive: env!("CARGO_PKG_VERSION").into(),
+            model: ReceiptModel {
+                name: model.name().into(),
+                sha256: model.sha256(progress)?,
+                template_sha256: model.template_source().map(sha256),
+            },
+            prompt: model.tokenizer().decode(&first.prompt),
+            prompt_tokens: first.prompt.clone(),
+            kv_type: model.kv_type().to_string(),
+            opening: first.opening,
+            sampling: traces[0].sampling,
+            seed: traces[0].seed,
+            bounds: first.bounds,
+            loop_guard: first.loop_guard,
+            limit: first.limit,
+            limit_is: first.limit_is,
+            stop: first.stop.clone(),
+            replayable: records.iter().all(|record| !record.hooked),
+            sequences: traces.iter().zip(&records).map(sequence).collect(),
+            sha256: String::new(),
+        };
+        Ok(Receipt { sha256: receipt.seal(), ..receipt })
+    }
+
+    /// Reads a receipt.
+    ///
+    /// # Errors
+    /// [`Error::Saved`] for what is no receipt, or one of another schema.
+    pub fn parse(json: &str) -> Result<Receipt> {
+        let receipt: Receipt =
+            serde_json::from_str(json).map_err(|e| Error::Saved(format!("it is no receipt: {e}")))?;
+        if receipt.schema != SCHEMA {
+            let what = format!("a `{}`; this pensive reads a `{SCHEMA}`", receipt.schema);
+            return Err(Error::Saved(what));
+        }
+        Ok(receipt)
+    }
+
+    /// As JSON, a token a line.
+    pub fn to_json(&self) -> String {
+        let json = serde_json::to_string(self).expect("a receipt is plain data");
+        json.replace("],[", "],\n[") + "\n"
+    }
+
+    /// What its SHA-256 must be.
+    fn seal(&self) -> String {
+        let unsealed = Receipt { sha256: String::new(), ..self.clone() };
+        sha256(&serde_json::to_string(&unsealed).expect("a receipt is plain data"))
+    }
+
+    /// Tokens of context that a replay needs.
+    pub fn context(&self) -> usize {
+        let longest = self.sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
+        self.prompt_tokens.len() + longest + 1
+    }
+
+    /// Repeats the run on `model`: by feeding what was recorded, many tokens in a step, or (`decode`) by generating it
+    /// anew. `progress` is told (tokens done, tokens in all).
+    ///
+    /// # Errors
+    /// A receipt that cannot be replayed, or needs more context than the model was loaded with; model files that cannot
+    /// be read any more.
+    pub fn verify(
+        &self,
+        model: &Model,
+        decode: bool,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Verdict> {
+        if !self.replayable {
+            return Err(Error::Saved("a program's hook edited the logits: it cannot be replayed".into()));
+        }
+        if self.kv_type != model.kv_type().to_string() {
+            let what = format!(
+                "keys and values were {}, the model was loaded with {}",
+                self.kv_type,
+                model.kv_type()
+            );
+            return Err(Error::Saved(what));
+        }
+        if self.prompt_tokens.is_empty() || self.context() > model.context() + 1 {
+            return Err(Error::Context { prompt: self.context(), context: model.context() });
+        }
+        let mut verdict = Verdict {
+            tokens: 0,
+            differs: None,
+            is_altered: self.sha256 != self.seal(),
+            other_weights: self.model.sha256 != model.sha256(|_, _| ())?,
+            other_template: self.model.template_sha256 != model.template_source().map(sha256),
+        };
+        let total = self.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+        for recorded in &self.sequences {
+            let before = verdict.tokens;
+            let found = self.repeat(model, recorded, decode, |done| progress(before + done, total))?;
+            verdict.tokens += recorded.tokens.len();
+            verdict.differs = difference(recorded, &found);
+            if verdict.differs.is_some() {
+                break;
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// Repeats one sequence.
+    fn repeat(
+        &self,
+        model: &Model,
+        recorded: &RecordedSequence,
+        decode: bool,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Stats> {
+        let s = &self.sampling;
+        let options = Options {
+            sampling: SamplingOverrides {
+                temperature: Some(s.temperature),
+                top_k: Some(s.top_k),
+                top_p: Some(s.top_p),
+                min_p: Some(s.min_p),
+                repeat_penalty: Some(s.repeat_penalty),
+                presence_penalty: Some(s.presence_penalty),
+                frequency_penalty: Some(s.frequency_penalty),
+                repeat_last_n: Some(s.repeat_last_n),
+            },
+            thought: self.bounds,
+            loop_guard: self.loop_guard,
+            stop: self.stop.clone(),
+            record: true,
+            ..Options::default()
+        };
+        let markers = model.markers().clone();
+        let start = Start {
+            prompt: self.prompt_tokens.clone(),
+            parser: match self.opening {
+                Opening::Thought => ThoughtParser::new(markers, true),
+                Opening::Open => ThoughtParser::new(markers, false),
+                Opening::Answer => ThoughtParser::answering(markers),
+                Opening::Raw => ThoughtParser::verbatim(),
+            },
+            opening: self.opening,
+            sampling: self.sampling,
+            seed: self.seed,
+            sequence: recorded.sequence,
+            slot: Slot::default(),
+        };
+        let mut trace = Trace::new(model.clone(), start, &options, Sequence::new());
+        let script = (!decode).then(|| recorded.tokens.iter().map(|token| token.0).collect());
+        trace.repeat((self.limit, self.limit_is), &recorded.control, edits(recorded), script);
+        let mut engine = lock(&model.inner.engine);
+        while trace.stats.tokens.len() < recorded.tokens.len() {
+            let most = engine.max_rows();
+            if trace.prompt_left().len() > most {
+                engine.step(&mut [trace.prompt_feed(most)])?;
+            } else if trace.prepare(engine.max_logit_rows()) {
+                let logits = engine.step(&mut [trace.feed()])?;
+                trace.take(logits);
+            } else {
+                break;
+            }
+            if trace.left_script() {
+                break;
+            }
+            progress(trace.stats.tokens.len());
+        }
+        Ok(trace.stats())
+    }
+}
+
+/// What the user wrote, and where.
+fn edits(recorded: &RecordedSequence) -> VecDeque<(usize, Vec<u32>)> {
+    let edit = |(index, event): (usize, &ControlEvent)| {
+        let tokens = recorded.tokens[event.at.min(recorded.tokens.len())..].iter();
+        let tokens = tokens.take_while(|token| token.2 == Some(index)).map(|token| token.0);
+        (event.what == Act::Edit).then(|| (event.at, tokens.collect()))
+    };
+    recorded.control.iter().enumerate().filter_map(edit).collect()
+}
+
+fn difference(recorded: &RecordedSequence, found: &Stats) -> Option<Difference> {
+    let record = found.record.as_deref().expect("a repetition is recorded");
+    let tokens = &recorded.tokens;
+    let logits =
+        tokens.iter().zip(&record.digests).position(|(token, digest)| token.1 != format!("{digest:016x}"));
+    let at = (0..tokens.len()).find(|&i| {
+        let same = found.tokens.get(i) == Some(&tokens[i].0);
+        // a digest is known one token further than the tokens are
+        !same && (i < found.tokens.len() || logits.is_none())
+    });
+    let token = at.map(|i| (i, Some(tokens[i].0), found.tokens.get(i).copied()));
+    let by = tokens.iter().zip(&record.by).any(|(token, by)| token.2 != *by);
+    let acts = recorded.control.iter().zip(&found.control).any(|(a, b)| a != b)
+        || recorded.control.len() != found.control.len();
+    let control = token.is_none() && logits.is_none() && (by || acts);
+    (logits.is_some() || token.is_some() || control).then_some(Difference {
+        sequence: recorded.sequence,
+        logits,
+        token,
+        control,
+    })
+}

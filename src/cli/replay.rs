@@ -1,0 +1,97 @@
+//! `pensive replay FILE`: whether a run can be repeated, bit for bit. And how `run --receipt FILE` writes one.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::args::{KvArg, LoadArgs, ReplayArgs};
+use super::render::{Console, Unit, print};
+use super::session;
+use super::settings::{Flags, Settings};
+use crate::api::Receipt;
+use crate::{Error, Model, Result, Stats};
+
+pub(super) fn run(args: &ReplayArgs, console: &Console) -> Result<ExitCode> {
+    let json = std::fs::read_to_string(&args.file).map_err(|e| Error::io(&args.file, e))?;
+    let receipt = Receipt::parse(&json).map_err(|e| Error::file(&args.file, e.to_string()))?;
+    let model = load(&receipt, args, console)?;
+    let mut bar = console.slow_bar("replaying", Unit::Tokens);
+    let verdict = receipt.verify(&model, args.decode, |done, total| bar.update(done as u64, total as u64))?;
+    bar.finish();
+    if args.json {
+        let report = Report {
+            identical: verdict.is_identical(),
+            tokens: verdict.tokens,
+            text: verdict.to_string(),
+            altered: verdict.is_altered,
+            other_weights: verdict.other_weights,
+            sequence: verdict.differs.as_ref().map(|d| d.sequence),
+            first_logits: verdict.differs.as_ref().and_then(|d| d.logits),
+            first_token: verdict.differs.as_ref().and_then(|d| d.token).map(|token| token.0),
+        };
+        print(serde_json::to_string(&report).map_err(|e| Error::Text(e.to_string()))? + "\n")?;
+    } else {
+        print(format!("{verdict}\n"))?;
+        if !verdict.is_identical() && !verdict.other_weights && receipt.pensive != env!("CARGO_PKG_VERSION") {
+            let what = format!(
+                "the receipt is by pensive {}, this is {}",
+                receipt.pensive,
+                env!("CARGO_PKG_VERSION")
+            );
+            console.note(what);
+        }
+    }
+    Ok(ExitCode::from(u8::from(!verdict.is_identical())))
+}
+
+/// The answer of `--json`.
+#[derive(Serialize)]
+struct Report {
+    identical: bool,
+    tokens: usize,
+    text: String,
+    altered: bool,
+    other_weights: bool,
+    sequence: Option<u64>,
+    first_logits: Option<usize>,
+    first_token: Option<usize>,
+}
+
+/// The receipt's model, or the named one, with what the receipt needs.
+fn load(receipt: &Receipt, args: &ReplayArgs, console: &Console) -> Result<Model> {
+    let kv_type = match receipt.kv_type.as_str() {
+        "f16" => KvArg::F16,
+        "q8_0" => KvArg::Q8,
+        "f32" => KvArg::F32,
+        other => return Err(Error::file(&args.file, format!("kv_type: there is no `{other}`"))),
+    };
+    let load = LoadArgs {
+        context: Some(receipt.context()),
+        kv_type: Some(kv_type),
+        threads: args.threads,
+        offline: true,
+        ..LoadArgs::default()
+    };
+    let name = args.model.as_ref().unwrap_or(&receipt.model.name);
+    let flags = Flags { model: Some(name.clone()), load, checks: true, ..Flags::default() };
+    session::load_once(&Settings::from_env(flags)?, console)
+}
+
+/// Writes the receipt of a run or a vote; nothing is left under its name if that fails.
+///
+/// # Errors
+/// The model's files or `path` cannot be read or written.
+pub(super) fn write(path: &Path, model: &Model, traces: &[Stats], console: &Console) -> Result<()> {
+    let mut bar = console.slow_bar("hashing the weights", Unit::Bytes);
+    let receipt = Receipt::new(model, traces, |done, total| bar.update(done, total))?;
+    bar.finish();
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let written = std::fs::write(&partial, receipt.to_json()).and_then(|()| std::fs::rename(&partial, path));
+    written.map_err(|e| {
+        let _ = std::fs::remove_file(&partial);
+        Error::io(path, e)
+    })
+}

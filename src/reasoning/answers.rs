@@ -1,0 +1,272 @@
+//! Final answers, found in what models write, and made comparable.
+
+use std::cmp::Reverse;
+
+/// A final answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FinalAnswer {
+    /// As it was written, without decoration.
+    pub text: String,
+    /// What equal answers have in common: 0.5, 1/2 and 50% are one.
+    pub key: String,
+    /// Whether it was marked as the answer; else it is the last number.
+    pub is_marked: bool,
+}
+
+/// The final answer in an answer's text: the last `\boxed{}`, else what follows the last "Answer:" or "the answer is", else
+/// the last number.
+pub fn final_answer(text: &str) -> Option<FinalAnswer> {
+    let marked = boxed(text).or_else(|| announced(text));
+    let is_marked = marked.is_some();
+    let text = undecorated(marked.or_else(|| last_number(text))?);
+    (!text.is_empty()).then(|| FinalAnswer { key: key(&text), text, is_marked })
+}
+
+/// What stands in the last `\boxed{}`, braces balanced.
+fn boxed(text: &str) -> Option<&str> {
+    const OPEN: &str = "\\boxed{";
+    let inner = &text[text.rfind(OPEN)? + OPEN.len()..];
+    let mut depth = 1;
+    for (at, c) in inner.char_indices() {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        if depth == 0 {
+            return Some(&inner[..at]);
+        }
+    }
+    None
+}
+
+/// What follows the last announcement, up to the end of its sentence or line.
+fn announced(text: &str) -> Option<&str> {
+    let lower = text.to_ascii_lowercase();
+    let after = ["answer:", "answer is:", "answer is"]
+        .iter()
+        .filter_map(|words| lower.rfind(words).map(|at| at + words.len()))
+        .max()?;
+    let rest = text[after..].trim_start_matches(['*', ' ', ':']);
+    let line = rest.lines().next()?;
+    let end = line.find(". ").unwrap_or(line.len());
+    Some(&line[..end]).filter(|answer| !answer.trim().is_empty())
+}
+
+fn last_number(text: &str) -> Option<&str> {
+    let is_digit = |c: char| c.is_ascii_digit();
+    let end = text.rfind(is_digit)? + 1;
+    let start = text[..end]
+        .rfind(|c: char| !(is_digit(c) || c == '.' || c == ',' || c == '/'))
+        .map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
+    let start = start + text[start..end].find(is_digit)?;
+    let minus = text[..start].ends_with('-') && !text[..start - 1].ends_with(is_digit);
+    let percent = text[end..].starts_with('%');
+    Some(&text[start - usize::from(minus)..end + usize::from(percent)])
+}
+
+/// Without Markdown, dollar signs, LaTeX's words for text and spaces, and a full stop at the end.
+fn undecorated(text: &str) -> String {
+    let mut text = text.replace("\\left", "").replace("\\right", "").replace("\\,", "").replace("\\!", "");
+    for word in ["\\text{", "\\mathrm{", "\\textbf{", "\\mathbf{"] {
+        while let Some(at) = text.find(word) {
+            let Some(end) = text[at..].find('}') else { break };
+            text = [&text[..at], &text[at + word.len()..at + end], &text[at + end + 1..]].concat();
+        }
+    }
+    for fraction in ["\\dfrac{", "\\tfrac{", "\\frac{"] {
+        while let Some(at) = text.find(fraction) {
+            let rest = &text[at + fraction.len()..];
+            let Some((a, rest)) = rest.split_once("}{") else { break };
+            let Some((b, rest)) = rest.split_once('}') else { break };
+            text = format!("{}{a}/{b}{rest}", &text[..at]);
+        }
+    }
+    let text = text.replace("\\%", "%").replace("\\(", "").replace("\\)", "").replace(['$', '*', '`'], "");
+    text.trim().trim_end_matches(['.', ',', ';']).trim().to_owned()
+}
+
+/// Numbers by value, choices by their letter, anything else by its words.
+fn key(text: &str) -> String {
+    if let Some((n, d)) = number(text) {
+        return format!("{n}/{d}");
+    }
+    let bare = text.trim_matches(['(', ')', '[', ']', ' ']);
+    if let Some(letter) = choice(text, bare) {
+        return letter.to_string();
+    }
+    bare.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `B`, `(B)`, `B)` or `(B) with a text`.
+fn choice(text: &str, bare: &str) -> Option<char> {
+    let letter = bare.chars().next().filter(char::is_ascii_alphabetic)?;
+    let rest = &bare[1..];
+    let is_choice = rest.is_empty() || rest.starts_with(')') && text.starts_with(['(', letter]);
+    is_choice.then(|| letter.to_ascii_uppercase())
+}
+
+/// A number as a fraction in lowest terms.
+fn number(text: &str) -> Option<(i128, i128)> {
+    let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+    let (body, hundred) = match compact.strip_suffix('%') {
+        Some(body) => (body, 100),
+        None => (compact.as_str(), 1),
+    };
+    let (n, d) = match body.split_once('/') {
+        Some((a, b)) => {
+            let ((an, ad), (bn, bd)) = (decimal(a)?, decimal(b)?);
+            (an.checked_mul(bd)?, ad.checked_mul(bn)?)
+        }
+        None => decimal(body)?,
+    };
+    let d = d.checked_mul(hundred)?;
+    if d == 0 {
+        return None;
+    }
+    let by = gcd(n.unsigned_abs(), d.unsigned_abs()) as i128 * d.signum();
+    Some((n / by, d / by))
+}
+
+/// A decimal number, thousands separated or not.
+fn decimal(text: &str) -> Option<(i128, i128)> {
+    let (sign, digits) = match text.strip_prefix(['-', '−']) {
+        Some(rest) => (-1, rest),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let groups: Vec<&str> = whole.split(',').collect();
+    let grouped =
+        groups.len() == 1 || groups[1..].iter().all(|g| g.len() == 3) && (1..=3).contains(&groups[0].len());
+    let all = groups.concat() + fraction;
+    if !grouped || all.is_empty() || all.len() > 30 || !all.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some((sign * all.parse::<i128>().ok()?, 10i128.pow(fraction.len() as u32)))
+}
+
+fn gcd(a: u128, b: u128) -> u128 {
+    if b == 0 { a.max(1) } else { gcd(b, a % b) }
+}
+
+/// An answer, and how many gave it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Count {
+    /// As the first of them wrote it.
+    pub answer: String,
+    /// Of so many traces.
+    pub count: usize,
+}
+
+/// Counts the answers of several traces, the most frequent first; answers that were not marked count only if none was.
+/// With it, which traces agree with the first. None if there is no answer at all, or several that were not marked and
+/// all differ.
+pub fn tally(answers: &[Option<FinalAnswer>]) -> Option<(Vec<Count>, Vec<usize>)> {
+    let any_marked = answers.iter().flatten().any(|answer| answer.is_marked);
+    let counted = |answer: &&FinalAnswer| answer.is_marked || !any_marked;
+    let mut keys: Vec<(&str, Count)> = Vec::new();
+    for answer in answers.iter().flatten().filter(counted) {
+        match keys.iter_mut().find(|(key, _)| *key == answer.key) {
+            Some((_, known)) => known.count += 1,
+            None => keys.push((&answer.key, Count { answer: answer.text.clone(), count: 1 })),
+        }
+    }
+    keys.sort_by_key(|(_, count)| Reverse(count.count));
+    let (first, most) = keys.first().map(|(key, count)| (*key, count.count))?;
+    if !any_marked && most == 1 && keys.len() > 1 {
+        return None;
+    }
+    let agrees = |&i: &usize| answers[i].as_ref().filter(counted).is_some_and(|answer| answer.key == first);
+    let agreeing = (0..answers.len()).filter(agrees).collect();
+    Some((keys.into_iter().map(|(_, count)| count).collect(), agreeing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(text: &str) -> Option<(String, bool)> {
+        final_answer(text).map(|answer| (answer.text, answer.is_marked))
+    }
+
+    fn key_of(text: &str) -> String {
+        final_answer(&format!("\\boxed{{{text}}}")).expect("it is marked").key
+    }
+
+    #[test]
+    fn the_last_box_counts_and_braces_within_it_belong_to_it() {
+        assert_eq!(found("\\boxed{1}, no: \\boxed{\\frac{3}{4}}."), Some(("3/4".into(), true)));
+        assert_eq!(found("$\\boxed{\\text{Paris}}$"), Some(("Paris".into(), true)));
+    }
+
+    #[test]
+    fn an_announced_answer_counts_where_there_is_no_box() {
+        for text in [
+            "So.\n**Answer:** 42",
+            "The answer is 42.",
+            "Answer: 42. That is all.",
+            "the final answer is: $42$",
+        ] {
+            assert_eq!(found(text), Some(("42".into(), true)), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_number_is_taken_unmarked() {
+        assert_eq!(found("5 and 7 make 12"), Some(("12".into(), false)));
+        assert_eq!(found("It falls by -3.5%, no more"), Some(("-3.5%".into(), false)));
+        assert_eq!(found("from 2-4"), Some(("4".into(), false)));
+        assert_eq!(found("none at all"), None);
+    }
+
+    #[test]
+    fn numbers_are_equal_by_value() {
+        for same in ["1/2", "50%", ".5", "0.50", "\\frac{1}{2}", "\\dfrac{2}{4}", "50\\%", "$0.5$"] {
+            assert_eq!(key_of(same), key_of("0.5"), "{same}");
+        }
+        for same in ["1,234", "1234.0", "+1234", " 1234. "] {
+            assert_eq!(key_of(same), key_of("1234"), "{same}");
+        }
+        assert_eq!(key_of("-7"), key_of("−7"));
+        assert_ne!(key_of("1,23"), key_of("123"));
+        assert_ne!(key_of("1/0"), key_of("0"));
+    }
+
+    #[test]
+    fn choices_are_equal_by_letter_and_words_by_themselves() {
+        for same in ["(B)", "b", "B) the second", "(B) the second"] {
+            assert_eq!(key_of(same), "B", "{same}");
+        }
+        assert_eq!(key_of("New  York"), key_of("new york"));
+        assert_ne!(key_of("Ben"), "B");
+    }
+
+    /// Answers with their counts, and which texts agree with the first.
+    type Counted = (Vec<(String, usize)>, Vec<usize>);
+
+    fn counts(texts: &[&str]) -> Option<Counted> {
+        let answers: Vec<_> = texts.iter().map(|text| final_answer(text)).collect();
+        let (counts, agreeing) = tally(&answers)?;
+        Some((counts.into_iter().map(|c| (c.answer, c.count)).collect(), agreeing))
+    }
+
+    #[test]
+    fn the_most_frequent_answer_is_first_and_its_traces_are_named() {
+        let tally = counts(&["\\boxed{0.5}", "\\boxed{2}", "no idea, 7", "Answer: 1/2"]);
+        assert_eq!(tally, Some((vec![("0.5".into(), 2), ("2".into(), 1)], vec![0, 3])));
+    }
+
+    #[test]
+    fn numbers_that_nobody_marked_count_only_among_themselves() {
+        assert_eq!(
+            counts(&["it is 7", "7 it is", "or 8"]),
+            Some((vec![("7".into(), 2), ("8".into(), 1)], vec![0, 1]))
+        );
+        assert_eq!(counts(&["there are 7 ways", "in 1990"]), None);
+        assert_eq!(counts(&["a story", "another"]), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_is_too_strange(text in "\\PC*") {
+            let _ = final_answer(&text);
+            let _ = final_answer(&format!("\\boxed{{{text}}}"));
+        }
+    }
+}
