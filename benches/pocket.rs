@@ -110,9 +110,9 @@ fn table(tallies: &BTreeMap<String, Tally>) -> String {
 
 /// The table as lines over the budgets.
 fn picture(tallies: &BTreeMap<String, Tally>) -> String {
-    const COLORS: [&str; 10] = [
+    const COLORS: [&str; 11] = [
         "#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#999933", "#882255", "#44aa99",
-        "#dd7722",
+        "#dd7722", "#777777",
     ];
     let (left, top, width, height) = (60.0, 30.0, 520.0, 300.0);
     let x = |i: usize| left + width * i as f64 / (BUDGETS.len() - 1) as f64;
