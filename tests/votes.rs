@@ -105,8 +105,11 @@ fn a_cancelled_vote_ends_with_what_there_is() {
 }
 
 #[test]
-fn a_system_message_and_earlier_turns_are_kept() {
+fn earlier_turns_are_kept_and_the_last_question_alone_gains_the_box() {
     let messages = vec![Message::user("hi"), Message::assistant("Hello!"), Message::user(QUESTION)];
+    let mut asked = messages.clone();
+    asked[2].content.push_str(BOXED);
     let outcome = POCKET.vote(Prompt::Messages(messages), &warm(), VoteOptions::new(2)).unwrap().last();
-    assert!(matches!(outcome, Some(Ok(VoteEvent::Done(_)))));
+    let Some(Ok(VoteEvent::Done(outcome))) = outcome else { panic!("a vote ends") };
+    assert_eq!(outcome.traces[0].prompt_tokens, POCKET.encode(asked, &warm()).unwrap().len());
 }

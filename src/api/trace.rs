@@ -160,11 +160,11 @@ impl Trace {
 
     /// Closes the thought: the answer comes next. Does nothing outside a thought.
     pub fn answer_now(&mut self) {
-        let at = self.stats.tokens.len();
+        let position = self.standing();
         if let Some(control) = self.control.as_mut().filter(|_| self.forced.is_empty())
             && self.parser.part() == Part::Thought
         {
-            self.forced.extend(control.answer_now(at));
+            self.forced.extend(control.answer_now(&position));
             self.events.extend(control.events().last().map(|&event| Event::Control(event)));
         }
     }
@@ -411,6 +411,7 @@ impl Trace {
     /// Shows a token to the loop guard. Sees to a thought that is a loop; true for an answer that is one.
     fn repeats(&mut self, token: u32) -> bool {
         let part = self.parser.part();
+        let position = self.standing();
         let (Some((watched, guard)), Some(control)) = (&mut self.guard, &mut self.control) else {
             return false;
         };
@@ -423,7 +424,7 @@ impl Trace {
         if part == Part::Answer {
             return true;
         }
-        self.forced.extend(control.looped(self.stats.tokens.len()));
+        self.forced.extend(control.looped(&position));
         self.events.extend(control.events().last().map(|&event| Event::Control(event)));
         false
     }

@@ -39,8 +39,9 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
     };
     if let Some(how) = votes::options(&args.vote) {
         let outcome = votes::run(model.vote(prompt, &options, how)?, console)?;
+        let code = show_vote(&outcome, &model, how, args, thought, console)?;
         write_receipt(args, &model, &outcome.traces, console)?;
-        return show_vote(&outcome, &model, how, args, thought, console);
+        return Ok(code);
     }
     let generation = model.generate(prompt, &options)?;
     let stats = write(generation, &model, args, thought, console)?;
@@ -62,11 +63,10 @@ fn show_vote(
     thought: Thought,
     console: &Console,
 ) -> Result<ExitCode> {
-    let mut screen =
-        Screen::new(votes::answer_writer(args.json), Box::new(io::stderr()), thought, false, console);
     if args.json {
         write_line(&VoteReport::new(outcome, model, how))?;
     } else {
+        let mut screen = Screen::new(Box::new(io::stdout()), Box::new(io::stderr()), thought, false, console);
         votes::show(outcome, &mut screen, console)?;
     }
     if args.stats {

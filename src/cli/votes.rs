@@ -1,6 +1,5 @@
 //! `pensive run --votes K`: several thoughts at once, a line for each while they go on, and what most came to.
 
-use std::io;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -158,9 +157,4 @@ pub(super) fn speed(outcome: &Outcome) {
         tokens as f64 / outcome.seconds.max(1e-9),
         outcome.traces[0].seed
     ));
-}
-
-/// Where an answer is written that JSON holds already.
-pub(super) fn answer_writer(json: bool) -> Box<dyn io::Write> {
-    if json { Box::new(io::sink()) } else { Box::new(io::stdout()) }
 }

@@ -166,9 +166,9 @@ impl Control {
         *self = Control { recorded: Some(events.to_vec()), ..Control::new(bounds, tokens, limit.0, limit.1) };
     }
 
-    /// Closes the thought before token `at`, because the user wants the answer.
-    pub fn answer_now(&mut self, at: usize) -> Vec<u32> {
-        self.close(at, Act::User)
+    /// Closes the thought here, because the user wants the answer.
+    pub fn answer_now(&mut self, p: &Position) -> Vec<u32> {
+        self.close(p, Act::User)
     }
 
     /// Notes that the thought goes on from token `at` as the user wrote it; what was done later is forgotten.
@@ -191,7 +191,7 @@ impl Control {
     pub fn before(&mut self, p: &Position, logits: &mut [f32]) -> Decision {
         match p.part {
             Part::Thought => match self.must_close(p) {
-                Some(why) => Decision::Write(self.close(p.written, why)),
+                Some(why) => Decision::Write(self.close(p, why)),
                 None => {
                     self.favour_end(p, logits);
                     Decision::Draw
@@ -217,24 +217,28 @@ impl Control {
         }
         let ends_text = self.tokens.ends.contains(&token);
         let ends_thought = self.tokens.markers[1] == Some(token);
-        let ControlTokens { wait, line_end, end, .. } = &self.tokens;
-        let room = p.written + wait.len() + line_end.len() + end.len() < self.room;
-        if (ends_text || ends_thought) && self.too_early(p) && room {
+        if (ends_text || ends_thought) && self.too_early(p) && self.has_room(p, self.tokens.wait.len()) {
             self.events.push(ControlEvent { at: p.written, what: Act::Wait });
             return Some(self.tokens.wait.clone());
         }
-        ends_text.then(|| self.close(p.written, Act::EndOfText))
+        ends_text.then(|| self.close(p, Act::EndOfText))
     }
 
-    /// What a thought is told, or ended with, that was found to repeat itself before token `at`.
-    pub fn looped(&mut self, at: usize) -> Vec<u32> {
-        let ControlTokens { repeating, line_end, end, .. } = &self.tokens;
+    /// What a thought is told, or ended with, that was found to repeat itself.
+    pub fn looped(&mut self, p: &Position) -> Vec<u32> {
         let told = self.events.iter().any(|event| event.what == Act::Repeating);
-        if told || at + repeating.len() + line_end.len() + end.len() >= self.room {
-            return self.close(at, Act::Guard);
+        if told || !self.has_room(p, self.tokens.repeating.len()) {
+            return self.close(p, Act::Guard);
         }
-        self.events.push(ControlEvent { at, what: Act::Repeating });
-        repeating.clone()
+        self.events.push(ControlEvent { at: p.written, what: Act::Repeating });
+        self.tokens.repeating.clone()
+    }
+
+    /// Whether so many tokens can be written and the thought still be closed within its bounds.
+    fn has_room(&self, p: &Position, tokens: usize) -> bool {
+        let ControlTokens { line_end, end, .. } = &self.tokens;
+        p.written + tokens + line_end.len() + end.len() < self.room
+            && self.bounds.budget.is_none_or(|budget| p.thought_tokens + tokens + line_end.len() <= budget)
     }
 
     fn too_early(&self, p: &Position) -> bool {
@@ -244,9 +248,9 @@ impl Control {
     /// Why the thought must be closed here.
     fn must_close(&self, p: &Position) -> Option<Act> {
         let ThoughtBounds { budget, time, .. } = self.bounds;
-        if p.written + self.words(p.written, self.room_is).len() + self.tokens.end.len() >= self.room {
+        if p.written + self.words(p, self.room_is).len() + self.tokens.end.len() >= self.room {
             Some(self.room_is)
-        } else if budget.is_some_and(|b| p.thought_tokens + self.words(p.written, Act::Budget).len() >= b) {
+        } else if budget.is_some_and(|b| p.thought_tokens + self.words(p, Act::Budget).len() >= b) {
             Some(Act::Budget)
         } else {
             match &self.recorded {
@@ -261,16 +265,17 @@ impl Control {
     }
 
     /// What stands before the end marker: the sentence, where there is room for it.
-    fn words(&self, at: usize, why: Act) -> &[u32] {
+    fn words(&self, p: &Position, why: Act) -> &[u32] {
         let ControlTokens { sentence, line_end, end, .. } = &self.tokens;
-        let in_budget = why != Act::Budget || self.bounds.budget.is_some_and(|b| sentence.len() < b);
-        let fits = in_budget && at + sentence.len() + end.len() <= self.room;
+        let in_budget = |budget| sentence.len() < budget && p.thought_tokens + sentence.len() <= budget;
+        let fits =
+            self.bounds.budget.is_none_or(in_budget) && p.written + sentence.len() + end.len() <= self.room;
         if fits && why != Act::EndOfText { sentence } else { line_end }
     }
 
-    fn close(&mut self, at: usize, what: Act) -> Vec<u32> {
-        self.events.push(ControlEvent { at, what });
-        [self.words(at, what), &self.tokens.end].concat()
+    fn close(&mut self, p: &Position, what: Act) -> Vec<u32> {
+        self.events.push(ControlEvent { at: p.written, what });
+        [self.words(p, what), &self.tokens.end].concat()
     }
 
     /// The soft end: at the end of a sentence the end marker gains, the more the nearer the budget.

@@ -112,10 +112,19 @@ fn an_end_that_comes_too_early_becomes_wait_but_not_beyond_a_bound() {
 #[test]
 fn a_thought_that_repeats_itself_is_told_so_once_and_then_closed() {
     let mut control = control(ThoughtBounds::default(), 1000);
-    assert_eq!(control.looped(300), [7; 3]);
-    assert_eq!(control.looped(500), [5, 5, 5, 5, 5, END, 4]);
+    assert_eq!(control.looped(&thinking(300)), [7; 3]);
+    assert_eq!(control.looped(&thinking(500)), [5, 5, 5, 5, 5, END, 4]);
     let what: Vec<_> = control.events().iter().map(|event| (event.at, event.what)).collect();
     assert_eq!(what, [(300, Act::Repeating), (500, Act::Guard)]);
+}
+
+#[test]
+fn what_is_written_into_a_thought_stays_within_its_budget() {
+    let mut control =
+        control(ThoughtBounds { budget: Some(3), min: Some(50), ..ThoughtBounds::default() }, 1000);
+    assert_eq!(control.looped(&thinking(0)), [4, END, 4], "three more tokens and a line end are too many");
+    assert_eq!(control.instead(&thinking(2), END), None);
+    assert_eq!(control.instead(&thinking(1), END), Some(vec![6]));
 }
 
 #[test]
