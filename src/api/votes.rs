@@ -177,7 +177,8 @@ impl Votes {
         let began = Instant::now();
         let mut engine = lock(&self.model.inner.engine);
         let active = self.traces.iter().filter(|trace| !trace.is_over).count();
-        let rows = engine.max_logit_rows() / active.max(1);
+        // the rows of many traces keep the cores busy: a draft, which may be wrong, would not be free there
+        let rows = if active >= 4 { 1 } else { engine.max_logit_rows() / active.max(1) };
         let mut ready: Vec<&mut Trace> =
             self.traces.iter_mut().filter_map(|trace| trace.prepare(rows).then_some(trace)).collect();
         let counts: Vec<usize> = ready.iter().map(|trace| trace.logit_rows()).collect();

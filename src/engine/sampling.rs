@@ -9,7 +9,8 @@
 //! probabilities exceeds u.
 
 use super::philox;
-use crate::backend::cpu::kernels::math::exp;
+use crate::backend::cpu::kernels::Isa;
+use crate::backend::cpu::kernels::math::exp_each;
 
 /// Sampling parameters, all resolved.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -123,9 +124,10 @@ impl Sampling {
     }
 }
 
-/// Tokens less likely than the best by more than this many nats (after temperature) are never drawn: all of them
-/// together have less than one part in 100,000.
-const NEGLIGIBLE: f32 = 24.0;
+/// Nats below the best token (after temperature) within which candidates are ordered: the next bound only where the draw
+/// is not decided within the one before. Tokens beyond the last are never drawn: all of them together have less than one
+/// part in 100,000.
+const BOUNDS: [f32; 3] = [6.0, 12.0, 24.0];
 
 /// Chooses the tokens of one sequence.
 #[derive(Clone, Debug)]
@@ -133,14 +135,17 @@ pub struct Sampler {
     sampling: Sampling,
     seed: u64,
     sequence: u64,
-    candidates: Vec<(f32, u32)>, // (logit after temperature, id), reused
-    recent: Vec<u32>,            // reused
+    isa: Isa,
+    weights: Vec<f32>,           // of all tokens; the best has 1. Reused, as are those below
+    candidates: Vec<(f32, u32)>, // (logit, id)
+    recent: Vec<u32>,
 }
 
 impl Sampler {
     /// A sampler for sequence number `sequence` of a run with this seed.
     pub fn new(sampling: Sampling, seed: u64, sequence: u64) -> Self {
-        Sampler { sampling, seed, sequence, candidates: Vec::new(), recent: Vec::new() }
+        let isa = Isa::detect().unwrap_or(Isa::Scalar);
+        Sampler { sampling, seed, sequence, isa, weights: vec![], candidates: vec![], recent: vec![] }
     }
 
     /// The token at index `index` of what is generated. `history` is what stands before it, prompt included.
@@ -152,17 +157,17 @@ impl Sampler {
         if self.sampling.temperature == 0.0 {
             return argmax(logits);
         }
-        self.collect(logits);
-        let sum = self.filter();
-        let target = philox::uniform(self.seed, self.sequence, index) * sum;
-        let mut running = 0.0;
-        for &(weight, id) in &self.candidates {
-            running += f64::from(weight);
-            if running > target {
+        let best = logits[argmax(logits) as usize];
+        let [.., last] = BOUNDS;
+        let total = self.weigh(logits, best, last);
+        let u = philox::uniform(self.seed, self.sequence, index);
+        for bound in BOUNDS {
+            self.collect(logits, best - bound * self.sampling.temperature);
+            if let Some(id) = self.draw(u, total, bound == last) {
                 return id;
             }
         }
-        self.candidates.last().map_or(0, |&(_, id)| id)
+        argmax(logits) // all logits are NaN
     }
 
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) {
@@ -178,20 +183,28 @@ impl Sampler {
         }
     }
 
-    /// Candidates in order of falling logit, at most top-k.
-    fn collect(&mut self, logits: &[f32]) {
-        let Sampling { temperature, top_k, .. } = self.sampling;
-        let best = logits[argmax(logits) as usize];
-        let floor = best - NEGLIGIBLE * temperature;
-        self.candidates.clear();
-        self.candidates.extend(
-            logits
-                .iter()
-                .zip(0..)
-                .filter(|&(&l, _)| l >= floor)
-                .map(|(&l, id)| ((l - best) / temperature, id)),
+    /// Gives each token its weight, e to the power of what its logit is below the best, and returns the sum.
+    fn weigh(&mut self, logits: &[f32], best: f32, bound: f32) -> f64 {
+        let temperature = self.sampling.temperature;
+        let floor = best - bound * temperature;
+        self.weights.clear();
+        self.weights.extend(
+            logits.iter().map(|&l| if l >= floor { (l - best) / temperature } else { f32::NEG_INFINITY }),
         );
+        exp_each(self.isa, &mut self.weights);
+        let mut sums = [0.0; 8];
+        for chunk in self.weights.chunks(8) {
+            sums.iter_mut().zip(chunk).for_each(|(sum, &weight)| *sum += f64::from(weight));
+        }
+        sums.iter().sum()
+    }
+
+    /// Candidates whose logit is at least `floor`, in order of falling logit; of more than top-k only these.
+    fn collect(&mut self, logits: &[f32], floor: f32) {
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().copied().zip(0..).filter(|&(l, _)| l >= floor));
         let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let top_k = self.sampling.top_k;
         if top_k > 0 && top_k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(top_k - 1, order);
             self.candidates.truncate(top_k);
@@ -199,26 +212,40 @@ impl Sampler {
         self.candidates.sort_unstable_by(order);
     }
 
-    /// Turns logits into weights, keeps what top-p and min-p leave, and gives the sum of their weights.
-    fn filter(&mut self) -> f64 {
-        let Sampling { top_p, min_p, .. } = self.sampling;
-        let mut total = 0.0;
-        for (value, _) in &mut self.candidates {
-            *value = exp(*value); // the best one: 1
-            total += f64::from(*value);
+    /// Draws among what top-k, top-p and min-p leave; None if more candidates are needed to decide it.
+    fn draw(&self, u: f64, total: f64, are_all: bool) -> Option<u32> {
+        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+        let are_all = are_all || top_k > 0 && self.candidates.len() == top_k;
+        if top_k > 0 && !are_all {
+            return None;
         }
-        let mut sum = 0.0;
-        let enough = f64::from(top_p) * total;
-        let mut kept = 0;
-        for &(weight, _) in &self.candidates {
-            if kept > 0 && (sum >= enough || weight < min_p) {
-                break;
+        let weights = || self.candidates.iter().map(|&(_, id)| self.weights[id as usize]);
+        let total = if top_k > 0 { weights().map(f64::from).sum() } else { total };
+        let mut sum = total;
+        let mut kept = self.candidates.len();
+        if top_p < 1.0 || min_p > 0.0 {
+            let enough = f64::from(top_p) * total;
+            (sum, kept) = (0.0, 0);
+            for weight in weights() {
+                if kept > 0 && (sum >= enough || weight < min_p) {
+                    break;
+                }
+                sum += f64::from(weight);
+                kept += 1;
             }
-            sum += f64::from(weight);
-            kept += 1;
+            if kept == self.candidates.len() && sum < enough && !are_all {
+                return None;
+            }
         }
-        self.candidates.truncate(kept);
-        sum
+        let (target, mut running) = (u * sum, 0.0);
+        for &(_, id) in &self.candidates[..kept] {
+            running += f64::from(self.weights[id as usize]);
+            if running > target {
+                return Some(id);
+            }
+        }
+        let last = self.candidates[..kept].last().map(|&(_, id)| id);
+        last.filter(|_| are_all || kept < self.candidates.len())
     }
 }
 
@@ -322,6 +349,55 @@ mod tests {
         let mut logits = vec![4.0, -4.0, 4.0, 4.0];
         sampler.sample(&mut logits, &[3, 0, 0, 1], 0);
         assert_eq!(logits, [0.0, -9.5, 4.0, 4.0]); // 4/2 - 1 - 2*0.5; -4*2 - 1 - 0.5; unseen; too long ago
+    }
+
+    /// The draw as it is defined: all tokens in order, what is not kept cut off, the running sum.
+    fn plain_draw(s: &Sampling, logits: &[f32], u: f64) -> u32 {
+        let mut all: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+        all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let best = all[0].0;
+        all.truncate(if s.top_k > 0 { s.top_k } else { usize::MAX });
+        let mut all: Vec<(f64, u32)> =
+            all.iter().map(|&(l, id)| (f64::from((l - best) / s.temperature).exp(), id)).collect();
+        let enough = f64::from(s.top_p) * all.iter().map(|a| a.0).sum::<f64>();
+        let mut sum = 0.0;
+        let mut kept = 0;
+        while kept < all.len() && (kept == 0 || sum < enough && all[kept].0 >= f64::from(s.min_p)) {
+            sum += all[kept].0;
+            kept += 1;
+        }
+        all.truncate(kept);
+        let mut running = 0.0;
+        let found = all.iter().find(|a| {
+            running += a.0;
+            running > u * sum
+        });
+        found.unwrap_or(&all[kept - 1]).1
+    }
+
+    #[test]
+    fn candidates_that_are_looked_at_in_parts_are_drawn_as_if_all_were_ordered() {
+        for (case, spread) in [0.1f32, 3.0, 8.0].into_iter().enumerate() {
+            for (top_k, top_p, min_p) in [
+                (0, 1.0, 0.0),
+                (0, 0.95, 0.0),
+                (0, 0.5, 0.0),
+                (40, 0.9, 0.0),
+                (900, 1.0, 0.0),
+                (0, 1.0, 0.01),
+            ] {
+                let s = Sampling { temperature: 0.8, top_k, top_p, min_p, ..Sampling::default() };
+                let mut sampler = Sampler::new(s, 7, case as u64);
+                for index in 0..200 {
+                    let noise = |id: u64| philox::uniform(1000 + index, case as u64, id) as f32;
+                    let mut logits: Vec<f32> =
+                        (0..1000).map(|id| spread * (noise(2 * id) + noise(2 * id + 1)) * 3.0).collect();
+                    let u = philox::uniform(7, case as u64, index);
+                    let expected = plain_draw(&s, &logits, u);
+                    assert_eq!(sampler.sample(&mut logits, &[], index), expected, "{s:?}, {spread}, {index}");
+                }
+            }
+        }
     }
 
     #[test]
