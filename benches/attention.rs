@@ -134,7 +134,7 @@ impl Bench {
 
     /// Seconds of each of some calls, each on the next layer, ascending.
     fn seconds(&mut self, calls: usize) -> Vec<f64> {
-        let attention = Attention { heads: self.heads, scale: 0.09, window: None };
+        let attention = Attention { heads: self.heads, scale: 0.09, window: None, sinks: None };
         let mut seconds: Vec<f64> = (0..calls)
             .map(|call| {
                 fastest(1, || self.backend.attention(call % LAYERS, self.query, &attention, self.out))

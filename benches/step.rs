@@ -10,7 +10,7 @@ use std::time::Instant;
 use pensive::backend::cpu::pool::Pool;
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{
-    Backend, Buffer, Heads, KvType, Plan, Projection, Rope, RopeStyle, Row, Source, Step,
+    Activation, Backend, Buffer, Heads, KvType, Plan, Projection, Rope, RopeStyle, Row, Source, Step,
 };
 use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
@@ -70,7 +70,7 @@ fn rows(threads: usize) {
     let mut bench = Bench::new(threads);
     let [hidden, normed, query, key, gate, up] = bench.buffers;
     let norm = Source::RmsNorm { from: hidden, weight: bench.weight, epsilon: 1e-6, to: normed };
-    let heads = |x| Heads { x, dim: 128, norm: None, center: None };
+    let heads = |x| Heads { x, dim: 128, norm: None, rotate_from: 0, center: None };
     println!("| quantize {WIDTH} | {:.2} |", bench.linear(0, Source::Buffer(normed)));
     println!("| norm and quantize {WIDTH} | {:.2} |", bench.linear(0, norm));
     println!("| quantize {FEED_FORWARD} | {:.2} |", bench.linear(1, Source::Buffer(up)));

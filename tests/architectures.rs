@@ -79,6 +79,46 @@ fn qwen3_with_yarn_agrees_with_transformers() {
 }
 
 #[test]
+fn qwen3_with_experts_agrees_with_transformers() {
+    agrees_with_transformers("qwen3-moe");
+}
+
+#[test]
+fn deepseek_v3_agrees_with_transformers() {
+    agrees_with_transformers("deepseek-v3");
+}
+
+#[test]
+fn deepseek_v3_with_yarn_agrees_with_transformers() {
+    agrees_with_transformers("deepseek-v3-yarn");
+}
+
+#[test]
+fn deepseek_v3_with_plain_queries_agrees_with_transformers() {
+    agrees_with_transformers("deepseek-v3-noqlora");
+}
+
+#[test]
+fn phi3_agrees_with_transformers() {
+    agrees_with_transformers("phi3");
+}
+
+#[test]
+fn glm4_agrees_with_transformers() {
+    agrees_with_transformers("glm4");
+}
+
+#[test]
+fn gpt_oss_agrees_with_transformers() {
+    agrees_with_transformers("gpt-oss");
+}
+
+#[test]
+fn mistral_agrees_with_transformers() {
+    agrees_with_transformers("mistral");
+}
+
+#[test]
 fn the_work_of_a_step_counts_every_matrix_once() {
     for (name, table) in [("qwen2", "model.embed_tokens.weight"), ("qwen2-tied", "")] {
         let Some(folder) = fixture(&format!("arch/{name}")) else { return };

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{
-    Attention, Backend, Heads, KvShape, KvType, Plan, Projection, Rope, RopeStyle, Row, Source, Step,
+    Activation, Attention, Backend, Heads, KvShape, KvType, Plan, Projection, Rope, RopeStyle, Row, Source,
+    Step,
 };
 use pensive::checkpoint::Tensor;
 use pensive::quant::BlockType;
@@ -60,18 +61,18 @@ fn a_step_allocates_nothing_whatever_its_shape() {
             (200..300).map(|p| row(0, p)).chain((0..99).map(|p| row(1, p))).collect(),
             vec![row(0, 300), row(1, 99)],
         ];
-        let attention = Attention { heads, scale: 0.125, window: None };
+        let attention = Attention { heads, scale: 0.125, window: None, sinks: None };
         let mut run = |rows: &[Row]| {
             backend.begin(&Step { rows, tables: &[&[0, 2, 4, 6, 8], &[1, 3, 5, 7, 9]] });
             backend.embed(table, x);
             let to = |matrix, to| Projection { matrix, bias: None, to, sum: None };
             let norm = Source::RmsNorm { from: x, weight, epsilon: 1e-6, to: normed };
             backend.linear(norm, &[to(wq, query), to(wk, key), to(wv, value)]);
-            let heads = |x| Heads { x, dim: 64, norm: None, center: None };
+            let heads = |x| Heads { x, dim: 64, norm: None, rotate_from: 0, center: None };
             backend.rope(&[heads(query), heads(key)]);
             backend.append_kv(layer, key, value);
             backend.attention(layer, query, &attention, out);
-            let gated = Source::SwiGlu { gate: out, up: normed };
+            let gated = Source::Gated { gate: out, up: normed, activation: Activation::SwiGlu };
             backend.linear(gated, &[Projection { sum: Some(x), ..to(wq, query) }]);
             backend.gather(x, normed);
             backend.read(normed).len()

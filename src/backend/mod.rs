@@ -13,6 +13,10 @@ use crate::quant::BlockType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix(pub usize);
 
+/// Handle of several matrices of one shape: one for each head, or for each expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stack(pub usize);
+
 /// Handle of an f32 vector (a norm's weight, a bias).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vector(pub usize);
@@ -133,12 +137,14 @@ pub enum Source {
         /// The result, which is multiplied.
         to: Buffer,
     },
-    /// `gate = silu(gate) * up`, and then `gate` is multiplied.
-    SwiGlu {
-        /// One factor, and where the result goes.
+    /// `gate = activation(gate, up)`, and then `gate` is multiplied.
+    Gated {
+        /// One part, and where the result goes.
         gate: Buffer,
         /// The other.
         up: Buffer,
+        /// Which.
+        activation: Activation,
     },
 }
 
@@ -148,7 +154,7 @@ impl Source {
         match *self {
             Source::Buffer(buffer) => buffer,
             Source::RmsNorm { to, .. } => to,
-            Source::SwiGlu { gate, .. } => gate,
+            Source::Gated { gate, .. } => gate,
         }
     }
 }
@@ -173,8 +179,10 @@ pub struct Heads {
     pub x: Buffer,
     /// Width of a head.
     pub dim: usize,
-    /// First, each head's root-mean-square norm with this weight and epsilon.
+    /// First, the root-mean-square norm of each head's first values, as many as this weight has; and epsilon.
     pub norm: Option<(Vector, f32)>,
+    /// The first value of a head that is rotated.
+    pub rotate_from: usize,
     /// Last, after it was rotated, this is taken from the row.
     pub center: Option<Vector>,
 }
@@ -191,7 +199,7 @@ pub enum RopeStyle {
 /// A rotary embedding: the angle of pair i at position p is `p * inverse_frequencies[i]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// One per rotated pair; twice its length is the number of rotated dimensions (the first of each head).
+    /// One per rotated pair; twice its length is the number of rotated dimensions.
     pub inverse_frequencies: Vec<f64>,
     /// Factor on sin and cos (YaRN's attention factor; 1 otherwise).
     pub magnitude: f64,
@@ -208,6 +216,76 @@ pub struct Attention {
     pub scale: f32,
     /// Only the last `window` positions (own included) are seen.
     pub window: Option<usize>,
+    /// [heads]: a score of each head that takes its share of the softmax and gives nothing ("sink").
+    pub sinks: Option<Vector>,
+}
+
+/// What a feed-forward does between its matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Activation {
+    /// `silu(gate) * up` (SwiGLU, Shazeer 2020, arXiv:2002.05202).
+    #[default]
+    SwiGlu,
+    /// gpt-oss's: `g * sigmoid(alpha * g) * (u + 1)` with `g = min(gate, limit)`, `u = clamp(up, -limit, limit)`.
+    Clamped {
+        /// See above.
+        alpha: f32,
+        /// See above.
+        limit: f32,
+    },
+}
+
+/// How a router's scores become experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Experts that a row goes to.
+    pub used: usize,
+    /// What the weights are made of.
+    pub gate: Gate,
+    /// Groups that the experts are divided into, and how many of them are looked at: those whose two best experts
+    /// have the largest sum (DeepSeek-V3, arXiv:2412.19437). 1 and 1: all experts.
+    pub groups: (usize, usize),
+    /// Whether the weights are divided by their sum.
+    pub normalize: bool,
+    /// Factor on the weights.
+    pub scale: f32,
+}
+
+/// What the weights of experts are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// The softmax of all scores.
+    Softmax,
+    /// The sigmoid of each score.
+    Sigmoid,
+    /// The softmax of the chosen experts' scores.
+    SoftmaxOfChosen,
+}
+
+/// The experts of a feed-forward: `sum += Σ weight * down(activation(gate(x), up(x)))` over the chosen ones, in ascending
+/// order, however rows are grouped.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Experts {
+    /// The rows that go to experts.
+    pub from: Buffer,
+    /// [experts]: their scores.
+    pub scores: Buffer,
+    /// [experts]: added to what experts are chosen by, not to their weights.
+    pub correction: Option<Vector>,
+    /// How they are chosen.
+    pub routing: Routing,
+    /// Each [feed-forward, width of `from`].
+    pub gate: Stack,
+    /// The same.
+    pub up: Stack,
+    /// Each [width of `sum`, feed-forward].
+    pub down: Stack,
+    /// Biases of gate, up and down: [experts * rows].
+    pub biases: Option<[Vector; 3]>,
+    /// Between them.
+    pub activation: Activation,
+    /// The residual stream.
+    pub sum: Buffer,
 }
 
 /// Sizes that a backend must be ready for; buffers are allocated once, from these.
@@ -271,6 +349,9 @@ pub trait Backend: Send {
     /// Takes a matrix. The backend keeps the mapping alive if it reads from it.
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix>;
 
+    /// Takes matrices of one shape: those of the heads, or the experts.
+    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack>;
+
     /// Takes a matrix whose rows are only looked up by [`embed`](Backend::embed).
     fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix>;
 
@@ -298,7 +379,18 @@ pub trait Backend: Send {
     /// Norms each head where asked to, rotates it by the row's position, and takes off a center where there is one.
     fn rope(&mut self, heads: &[Heads]);
 
-    /// Stores the rows' keys and values in the pages of layer `layer`.
+    /// Matrix h times head h, for each head of a row: heads of `from` have first the values that are multiplied, heads of
+    /// `to` have the product first; what stands behind them in a head of `from` is copied.
+    fn linear_by_head(&mut self, matrices: Stack, from: Buffer, to: Buffer);
+
+    /// Sends each row to its experts.
+    fn experts(&mut self, experts: &Experts);
+
+    /// `from = norm(from); sum += from`, the root-mean-square norm of [`Source::RmsNorm`].
+    fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer);
+
+    /// Stores the rows' keys and values in the pages of layer `layer`. The buffers may be wider than all heads: the first
+    /// values are taken, and one buffer may serve as both.
     fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer);
 
     /// Attention of `query` over layer `layer`, reading keys and values only as stored.

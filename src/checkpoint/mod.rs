@@ -61,6 +61,23 @@ impl Tensor {
         self.shape[..self.shape.len().saturating_sub(1)].iter().product()
     }
 
+    /// Some of the rows, as a tensor of its own; it shares the mapping.
+    ///
+    /// # Panics
+    /// If the rows do not exist.
+    pub fn slice(&self, name: &str, rows: Range<usize>) -> Tensor {
+        assert!(rows.end <= self.rows());
+        let row_bytes = self.kind.row_bytes(self.columns());
+        let start = self.range.start;
+        Tensor {
+            name: name.to_owned(),
+            kind: self.kind,
+            shape: vec![rows.len(), self.columns()],
+            data: Arc::clone(&self.data),
+            range: start + rows.start * row_bytes..start + rows.end * row_bytes,
+        }
+    }
+
     /// All values, as f32.
     pub fn values(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows() * self.columns()];

@@ -1,26 +1,12 @@
 //! The one decoder text.
 
-use super::{Hyperparameters, names, rope};
-use crate::backend::{Attention, Backend, Buffer, Heads, Matrix, Projection, Rope, Source, Step, Vector};
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::{Error, Result};
+use super::Hyperparameters;
+use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear};
+use super::load::Load;
+use crate::Result;
+use crate::backend::{Attention, Backend, Buffer, Experts, Heads, Matrix, Source, Step, Vector};
+use crate::checkpoint::Checkpoint;
 use sha2::{Digest, Sha256};
-
-/// A weight matrix with its bias, if it has one.
-#[derive(Clone, Copy, Debug)]
-struct Linear {
-    matrix: Matrix,
-    bias: Option<Vector>,
-    cost: MatrixCost,
-}
-
-/// What a product with a matrix takes.
-#[derive(Clone, Copy, Debug)]
-struct MatrixCost {
-    bytes: u64,
-    values: u64,
-    quantized: bool,
-}
 
 /// What a step takes at least, by its matrices (attention and what is done value by value are not counted).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,50 +21,62 @@ pub struct Work {
     pub int8: bool,
 }
 
-impl Linear {
-    fn to(self, to: Buffer) -> Projection {
-        Projection { matrix: self.matrix, bias: self.bias, to, sum: None }
-    }
-
-    /// The same, and added to the residual stream.
-    fn update(self, to: Buffer, sum: Buffer) -> Projection {
-        Projection { sum: Some(sum), ..self.to(to) }
-    }
-}
-
-/// Handles of one layer's weights.
-#[derive(Debug)]
-struct Layer {
-    attn_norm: Vector,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    query_norm: Option<Vector>,
-    key_norm: Option<Vector>,
-    /// What all keys have in common: the part of their bias that hardly turns.
-    key_center: Option<Vector>,
-    output: Linear,
-    ffn_norm: Vector,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
 /// Activation buffers, named by what they hold; widths in the comments.
 #[derive(Debug)]
 struct Buffers {
     hidden: Buffer,      // width: the residual stream
     normed: Buffer,      // width
     query: Buffer,       // heads * head_dim
-    key: Buffer,         // kv_heads * head_dim
-    value: Buffer,       // kv_heads * head_dim
-    attended: Buffer,    // heads * head_dim
+    key: Buffer,         // kv_heads * head_dim; latent: [latent, rotated part]
+    value: Buffer,       // kv_heads * head_dim; latent: as key
+    attended: Buffer,    // heads * value width in the cache
     gate: Buffer,        // feed_forward
     up: Buffer,          // feed_forward
     update: Buffer,      // width: what a block adds to the residual stream
     last_hidden: Buffer, // width: rows that want logits
     last_attended: Buffer,
     logits: Buffer, // vocabulary
+    latent: Option<LatentBuffers>,
+    scores: Option<Buffer>,           // experts
+    shared: Option<(Buffer, Buffer)>, // width of the shared expert: gate, up
+}
+
+/// Those of latent attention.
+#[derive(Debug)]
+struct LatentBuffers {
+    compressed: Option<(Buffer, Buffer)>, // query_rank; normed
+    absorbed: Buffer,                     // heads * (rank + rope_dims)
+    expanded: Buffer,                     // heads * value_dim
+}
+
+impl Buffers {
+    fn new(h: &Hyperparameters, backend: &mut dyn Backend) -> Self {
+        let kv = h.kv_shape();
+        let shared = h.experts.as_ref().map(|e| e.shared).filter(|&width| width > 0);
+        let mut buffer = |width| backend.add_buffer(width);
+        let key = buffer(kv.heads * kv.key_dim);
+        Buffers {
+            hidden: buffer(h.width),
+            normed: buffer(h.width),
+            query: buffer(h.heads * h.head_dim),
+            key,
+            value: if h.latent.is_some() { key } else { buffer(kv.heads * kv.value_dim) },
+            attended: buffer(h.heads * kv.value_dim),
+            gate: buffer(h.feed_forward),
+            up: buffer(h.feed_forward),
+            update: buffer(h.width),
+            last_hidden: buffer(h.width),
+            last_attended: buffer(h.heads * kv.value_dim),
+            logits: buffer(h.vocabulary),
+            latent: h.latent.map(|l| LatentBuffers {
+                compressed: l.query_rank.map(|rank| (buffer(rank), buffer(rank))),
+                absorbed: buffer(h.heads * kv.key_dim),
+                expanded: buffer(h.heads * l.value_dim),
+            }),
+            scores: h.experts.as_ref().map(|e| buffer(e.count)),
+            shared: shared.map(|width| (buffer(width), buffer(width))),
+        }
+    }
 }
 
 /// A model on a backend: the handles of its weights and buffers, and the order of operations.
@@ -86,7 +84,6 @@ struct Buffers {
 pub struct Decoder {
     hyperparameters: Hyperparameters,
     fingerprint: [u8; 32],
-    attention: Attention,
     embedding: Matrix,
     layers: Vec<Layer>,
     output_norm: Vector,
@@ -106,35 +103,9 @@ impl Decoder {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let h = hyperparameters;
-        let (queries, keys) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
-        let rope = h.rope();
-        let mut load = Load::new(checkpoint, backend, progress);
-
+        let mut load = Load::new(checkpoint, h, backend, progress);
         let embedding = load.embedding("token_embd.weight", h.vocabulary, h.width)?;
-        let layers = (0..h.layers)
-            .map(|i| {
-                let name = |part: &str| format!("blk.{i}.{part}");
-                let key_norm = load.optional_vector(&name("attn_k_norm.weight"), h.head_dim)?;
-                let key_center = match key_norm {
-                    Some(_) => None, // it takes away what a bias adds
-                    None => load.key_center(&name("attn_k.bias"), &rope, h.head_dim)?,
-                };
-                Ok(Layer {
-                    attn_norm: load.vector(&name("attn_norm.weight"), h.width)?,
-                    query: load.linear(&name("attn_q"), queries, h.width)?,
-                    key: load.linear(&name("attn_k"), keys, h.width)?,
-                    value: load.linear(&name("attn_v"), keys, h.width)?,
-                    query_norm: load.optional_vector(&name("attn_q_norm.weight"), h.head_dim)?,
-                    key_norm,
-                    key_center,
-                    output: load.linear(&name("attn_output"), h.width, queries)?,
-                    ffn_norm: load.vector(&name("ffn_norm.weight"), h.width)?,
-                    gate: load.linear(&name("ffn_gate"), h.feed_forward, h.width)?,
-                    up: load.linear(&name("ffn_up"), h.feed_forward, h.width)?,
-                    down: load.linear(&name("ffn_down"), h.width, h.feed_forward)?,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let layers = (0..h.layers).map(|i| load.layer(i)).collect::<Result<Vec<_>>>()?;
         let output_norm = load.vector("output_norm.weight", h.width)?;
         // without an output matrix the embedding serves as one ("tied")
         let output = match load.find("output.weight") {
@@ -145,32 +116,14 @@ impl Decoder {
         for _ in 0..h.layers {
             backend.add_kv(h.kv_shape());
         }
-        let mut buffer = |width| backend.add_buffer(width);
-        let buffers = Buffers {
-            hidden: buffer(h.width),
-            normed: buffer(h.width),
-            query: buffer(queries),
-            key: buffer(keys),
-            value: buffer(keys),
-            attended: buffer(queries),
-            gate: buffer(h.feed_forward),
-            up: buffer(h.feed_forward),
-            update: buffer(h.width),
-            last_hidden: buffer(h.width),
-            last_attended: buffer(queries),
-            logits: buffer(h.vocabulary),
-        };
-        let scale = (1.0 / (h.head_dim as f64).sqrt()) as f32;
-        let attention = Attention { heads: h.heads, scale, window: None };
         Ok(Decoder {
             hyperparameters: h.clone(),
             fingerprint: fingerprint(checkpoint, h),
-            attention,
             embedding,
             layers,
             output_norm,
             output,
-            buffers,
+            buffers: Buffers::new(h, backend),
         })
     }
 
@@ -184,22 +137,20 @@ impl Decoder {
         let (mut hidden, mut attended) = (b.hidden, b.attended);
         for (i, layer) in self.layers.iter().enumerate() {
             let last = i + 1 == self.layers.len();
-            self.keys_and_queries(backend, i, layer);
+            let query = self.keys_and_queries(backend, i, layer);
             if last && !wants_logits {
                 return; // the cache is all that was asked for
             }
-            backend.attention(i, b.query, &self.attention, attended);
+            backend.attention(i, query, &self.attention(i, layer), attended);
             if last && !all_want {
                 // what follows is per row: only the rows that want logits go on
                 backend.gather(b.hidden, b.last_hidden);
                 backend.gather(b.attended, b.last_attended);
                 (hidden, attended) = (b.last_hidden, b.last_attended);
             }
-            backend.linear(Source::Buffer(attended), &[layer.output.update(b.update, hidden)]);
-            let normed = self.normed(hidden, layer.ffn_norm);
-            backend.linear(normed, &[layer.gate.to(b.gate), layer.up.to(b.up)]);
-            let gated = Source::SwiGlu { gate: b.gate, up: b.up };
-            backend.linear(gated, &[layer.down.update(b.update, hidden)]);
+            let attended = self.expanded(backend, layer, attended);
+            self.add(backend, Source::Buffer(attended), &layer.output, layer.post_attention_norm, hidden);
+            self.feed_forward(backend, layer, hidden);
         }
         backend.linear(self.normed(hidden, self.output_norm), &[self.output.to(b.logits)]);
     }
@@ -208,37 +159,167 @@ impl Decoder {
         Source::RmsNorm { from, weight, epsilon: self.hyperparameters.norm_epsilon, to: self.buffers.normed }
     }
 
-    /// Queries of the step's rows, and their keys and values into the cache.
-    fn keys_and_queries(&self, backend: &mut dyn Backend, i: usize, layer: &Layer) {
-        let (b, h) = (&self.buffers, &self.hyperparameters);
-        let projections = [layer.query.to(b.query), layer.key.to(b.key), layer.value.to(b.value)];
-        backend.linear(self.normed(b.hidden, layer.attn_norm), &projections);
-        let heads = |x, norm: Option<Vector>, center| {
-            let norm = norm.map(|weight| (weight, h.norm_epsilon));
-            Heads { x, dim: h.head_dim, norm, center }
-        };
-        // softmax does not see what is added to all scores, and without their large common part keys are stored finer
-        backend
-            .rope(&[heads(b.query, layer.query_norm, None), heads(b.key, layer.key_norm, layer.key_center)]);
-        backend.append_kv(i, b.key, b.value);
+    fn attention(&self, i: usize, layer: &Layer) -> Attention {
+        let h = &self.hyperparameters;
+        Attention {
+            heads: h.heads,
+            scale: h.attention_scale,
+            window: h.windows.get(i).copied().flatten(),
+            sinks: layer.sinks,
+        }
     }
 
-    /// What a step takes at least.
+    /// Queries of the step's rows, and their keys and values into the cache. Returns where the queries are.
+    fn keys_and_queries(&self, backend: &mut dyn Backend, i: usize, layer: &Layer) -> Buffer {
+        let (b, h) = (&self.buffers, &self.hyperparameters);
+        let heads = |x, norm: Option<Vector>, center| {
+            let norm = norm.map(|weight| (weight, h.norm_epsilon));
+            Heads { x, dim: h.head_dim, norm, rotate_from: 0, center }
+        };
+        match (&layer.attention, h.latent, &b.latent) {
+            (AttentionWeights::Grouped { query, key, value, query_norm, key_norm, key_center }, ..) => {
+                let projections = [query.to(b.query), key.to(b.key), value.to(b.value)];
+                backend.linear(self.normed(b.hidden, layer.attn_norm), &projections);
+                // softmax does not see what is added to all scores, and without their large common part keys are
+                // stored finer
+                backend.rope(&[heads(b.query, *query_norm, None), heads(b.key, *key_norm, *key_center)]);
+                backend.append_kv(i, b.key, b.value);
+                b.query
+            }
+            (
+                AttentionWeights::Latent { query, expand_query, latent, latent_norm, absorb, .. },
+                Some(shape),
+                Some(buffers),
+            ) => {
+                let source = self.normed(b.hidden, layer.attn_norm);
+                match (expand_query, buffers.compressed) {
+                    (Some((norm, expand)), Some((compressed, to))) => {
+                        backend.linear(source, &[query.to(compressed), latent.to(b.key)]);
+                        let epsilon = h.norm_epsilon;
+                        let source = Source::RmsNorm { from: compressed, weight: *norm, epsilon, to };
+                        backend.linear(source, &[expand.to(b.query)]);
+                    }
+                    _ => backend.linear(source, &[query.to(b.query), latent.to(b.key)]),
+                }
+                let dim = shape.rank + shape.rope_dims;
+                let key_norm = Some((*latent_norm, h.norm_epsilon));
+                backend.rope(&[
+                    Heads { rotate_from: shape.plain_dims, ..heads(b.query, None, None) },
+                    Heads { x: b.key, dim, norm: key_norm, rotate_from: shape.rank, center: None },
+                ]);
+                backend.append_kv(i, b.key, b.value);
+                backend.linear_by_head(absorb.stack, b.query, buffers.absorbed);
+                buffers.absorbed
+            }
+            _ => unreachable!("layers and buffers are of one kind"),
+        }
+    }
+
+    /// What attention gave, as the output matrix takes it: latent attention's comes back from the space of the latent.
+    fn expanded(&self, backend: &mut dyn Backend, layer: &Layer, attended: Buffer) -> Buffer {
+        match (&layer.attention, &self.buffers.latent) {
+            (AttentionWeights::Latent { expand_value, .. }, Some(buffers)) => {
+                backend.linear_by_head(expand_value.stack, attended, buffers.expanded);
+                buffers.expanded
+            }
+            _ => attended,
+        }
+    }
+
+    fn feed_forward(&self, backend: &mut dyn Backend, layer: &Layer, hidden: Buffer) {
+        let (b, h) = (&self.buffers, &self.hyperparameters);
+        let normed = self.normed(hidden, layer.ffn_norm);
+        match &layer.feed_forward {
+            FeedForward::Dense(Gated { gate, up, down }) => {
+                backend.linear(normed, &[gate.to(b.gate), up.to(b.up)]);
+                let gated = Source::Gated { gate: b.gate, up: b.up, activation: h.activation };
+                self.add(backend, gated, down, layer.post_ffn_norm, hidden);
+            }
+            FeedForward::Experts { router, correction, gate, up, down, biases, shared } => {
+                let (Some(shape), Some(scores)) = (&h.experts, b.scores) else {
+                    unreachable!("a layer has experts where the model has them")
+                };
+                match (shared, b.shared) {
+                    (Some(shared), Some((g, u))) => {
+                        backend.linear(normed, &[router.to(scores), shared.gate.to(g), shared.up.to(u)]);
+                        let gated = Source::Gated { gate: g, up: u, activation: h.activation };
+                        self.add(backend, gated, &shared.down, None, hidden);
+                    }
+                    _ => backend.linear(normed, &[router.to(scores)]),
+                }
+                backend.experts(&Experts {
+                    from: b.normed,
+                    scores,
+                    correction: *correction,
+                    routing: shape.routing,
+                    gate: gate.stack,
+                    up: up.stack,
+                    down: down.stack,
+                    biases: *biases,
+                    activation: h.activation,
+                    sum: hidden,
+                });
+            }
+        }
+    }
+
+    /// A product, normed where asked to, is added to the residual stream.
+    fn add(
+        &self,
+        backend: &mut dyn Backend,
+        source: Source,
+        matrix: &Linear,
+        norm: Option<Vector>,
+        hidden: Buffer,
+    ) {
+        let update = self.buffers.update;
+        let sum = if norm.is_none() { Some(hidden) } else { None };
+        backend.linear(source, &[matrix.update(update, sum)]);
+        if let Some(weight) = norm {
+            backend.add_norm(update, weight, self.hyperparameters.norm_epsilon, hidden);
+        }
+    }
+
+    /// What a step takes at least. Of experts those that one row goes to.
     pub fn work(&self) -> Work {
         let mut work = Work { int8: true, ..Work::default() };
-        let mut count = |linear: &Linear, wants_logits: bool| {
-            let MatrixCost { bytes, values, quantized } = linear.cost;
-            work.bytes += bytes;
-            *if wants_logits { &mut work.logits_row } else { &mut work.row } += values;
-            work.int8 &= quantized;
+        let share = |cost: Cost| match &self.hyperparameters.experts {
+            Some(e) => {
+                let part = |n: u64| n / e.count as u64 * e.routing.used as u64;
+                Cost { bytes: part(cost.bytes), values: part(cost.values), ..cost }
+            }
+            None => cost,
+        };
+        let mut count = |cost: Cost, wants_logits: bool| {
+            work.bytes += cost.bytes;
+            *if wants_logits { &mut work.logits_row } else { &mut work.row } += cost.values;
+            work.int8 &= cost.quantized;
         };
         for (i, layer) in self.layers.iter().enumerate() {
             let last = i + 1 == self.layers.len();
-            [&layer.query, &layer.key, &layer.value].into_iter().for_each(|linear| count(linear, false));
-            let rest = [&layer.output, &layer.gate, &layer.up, &layer.down];
-            rest.into_iter().for_each(|linear| count(linear, last));
+            match &layer.attention {
+                AttentionWeights::Grouped { query, key, value, .. } => {
+                    [query, key, value].into_iter().for_each(|linear| count(linear.cost, false));
+                }
+                AttentionWeights::Latent { query, expand_query, latent, absorb, expand_value, .. } => {
+                    [query.cost, latent.cost, absorb.cost].into_iter().for_each(|cost| count(cost, false));
+                    expand_query.iter().for_each(|(_, linear)| count(linear.cost, false));
+                    count(expand_value.cost, last);
+                }
+            }
+            count(layer.output.cost, last);
+            let mut gated =
+                |g: &Gated| [g.gate, g.up, g.down].into_iter().for_each(|linear| count(linear.cost, last));
+            match &layer.feed_forward {
+                FeedForward::Dense(dense) => gated(dense),
+                FeedForward::Experts { router, gate, up, down, shared, .. } => {
+                    shared.iter().for_each(gated);
+                    count(router.cost, last);
+                    [gate, up, down].into_iter().for_each(|m| count(share(m.cost), last));
+                }
+            }
         }
-        count(&self.output, true);
+        count(self.output.cost, true);
         work
     }
 
@@ -273,94 +354,4 @@ fn fingerprint(checkpoint: &Checkpoint, h: &Hyperparameters) -> [u8; 32] {
         hash.update(number.to_le_bytes());
     }
     hash.finalize().into()
-}
-
-/// Loading in progress: finds tensors, checks shapes, counts bytes.
-struct Load<'a> {
-    checkpoint: &'a Checkpoint,
-    backend: &'a mut dyn Backend,
-    progress: &'a mut dyn FnMut(u64, u64),
-    done: u64,
-    total: u64,
-}
-
-impl<'a> Load<'a> {
-    fn new(
-        checkpoint: &'a Checkpoint,
-        backend: &'a mut dyn Backend,
-        progress: &'a mut dyn FnMut(u64, u64),
-    ) -> Self {
-        let total = checkpoint.tensors.values().map(|t| t.bytes().len() as u64).sum();
-        Load { checkpoint, backend, progress, done: 0, total }
-    }
-
-    fn find(&self, name: &str) -> Option<&'a Tensor> {
-        names::find(self.checkpoint, name)
-    }
-
-    fn fault(&self, what: String) -> Error {
-        Error::file(self.checkpoint.files.first().cloned().unwrap_or_default(), what)
-    }
-
-    /// The tensor `name`, of shape [rows, columns] (a vector: one row).
-    fn tensor(&self, name: &str, rows: usize, columns: usize) -> Result<&'a Tensor> {
-        let tensor = self.find(name).ok_or_else(|| self.fault(format!("has no tensor {name}")))?;
-        if (tensor.rows(), tensor.columns()) != (rows, columns) {
-            return Err(self.fault(format!(
-                "tensor {name} has shape {:?}, the hyperparameters say [{rows}, {columns}]",
-                tensor.shape
-            )));
-        }
-        Ok(tensor)
-    }
-
-    fn count(&mut self, tensor: &Tensor) {
-        self.done = (self.done + tensor.bytes().len() as u64).min(self.total);
-        (self.progress)(self.done, self.total);
-    }
-
-    fn embedding(&mut self, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
-        let tensor = self.tensor(name, rows, columns)?;
-        self.backend.add_embedding(tensor)
-    }
-
-    fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
-        let tensor = self.tensor(&format!("{name}.weight"), rows, columns)?;
-        if !self.backend.supports(tensor.kind) {
-            let device = self.backend.device();
-            return Err(
-                self.fault(format!("tensor {name}.weight is {}, which {device} does not run", tensor.kind))
-            );
-        }
-        let matrix = self.backend.add_matrix(tensor)?;
-        self.count(tensor);
-        let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
-        let cost = MatrixCost {
-            bytes: tensor.bytes().len() as u64,
-            values: (rows * columns) as u64,
-            quantized: tensor.kind.block_len() > 1,
-        };
-        Ok(Linear { matrix, bias, cost })
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {
-        let tensor = self.tensor(name, 1, len)?;
-        self.count(tensor);
-        self.backend.add_vector(tensor.values())
-    }
-
-    /// The mean of a key bias's rotations.
-    fn key_center(&mut self, bias: &str, rope: &Rope, head_dim: usize) -> Result<Option<Vector>> {
-        let Some(bias) = self.find(bias) else { return Ok(None) };
-        let mut center = bias.values();
-        center.chunks_exact_mut(head_dim).for_each(|head| rope::mean_rotation(rope, head));
-        self.backend.add_vector(center).map(Some)
-    }
-
-    fn optional_vector(&mut self, name: &str, len: usize) -> Result<Option<Vector>> {
-        match self.find(name) {
-            Some(_) => self.vector(name, len).map(Some),
-            None => Ok(None),
-        }
-    }
 }

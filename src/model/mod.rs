@@ -4,9 +4,11 @@
 
 mod decoder;
 mod hyperparameters;
+mod layer;
+mod load;
 mod names;
 mod rope;
 
 pub use decoder::{Decoder, Work};
-pub use hyperparameters::Hyperparameters;
+pub use hyperparameters::{ExpertShape, Hyperparameters, Latent};
 pub use rope::Scaling;

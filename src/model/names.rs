@@ -10,37 +10,68 @@ const TOP: [(&str, &str); 3] = [
 ];
 
 /// (GGUF, Hugging Face) inside a layer, without `.weight` or `.bias`.
-const LAYER: [(&str, &str); 11] = [
+const LAYER: [(&str, &str); 26] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
     ("attn_v", "self_attn.v_proj"),
+    ("attn_qkv", "self_attn.qkv_proj"),
     ("attn_q_norm", "self_attn.q_norm"),
     ("attn_k_norm", "self_attn.k_norm"),
+    ("attn_q_a", "self_attn.q_a_proj"),
+    ("attn_q_a_norm", "self_attn.q_a_layernorm"),
+    ("attn_q_b", "self_attn.q_b_proj"),
+    ("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa"),
+    ("attn_kv_a_norm", "self_attn.kv_a_layernorm"),
+    ("attn_kv_b", "self_attn.kv_b_proj"),
     ("attn_output", "self_attn.o_proj"),
+    ("post_attention_norm", "post_self_attn_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
+    ("ffn_gate_up", "mlp.gate_up_proj"),
     ("ffn_down", "mlp.down_proj"),
+    ("post_ffw_norm", "post_mlp_layernorm"),
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_inp", "mlp.router"),
+    ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
 ];
 
-/// The name in a Hugging Face checkpoint of the tensor that GGUF calls `name`.
-fn hugging_face(name: &str) -> Option<String> {
+/// (GGUF, Hugging Face) inside a layer, whole names.
+const LAYER_WHOLE: [(&str, &str); 2] =
+    [("exp_probs_b.bias", "mlp.gate.e_score_correction_bias"), ("attn_sinks.weight", "self_attn.sinks")];
+
+/// The names that the tensor which GGUF calls `name` may have in a Hugging Face checkpoint.
+fn hugging_face(name: &str) -> Vec<String> {
     if let Some((_, other)) = TOP.iter().find(|(gguf, _)| *gguf == name) {
-        return Some((*other).to_owned());
+        return vec![(*other).to_owned()];
     }
-    let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    let (part, kind) = rest.rsplit_once('.')?;
-    let (_, other) = LAYER.iter().find(|(gguf, _)| *gguf == part)?;
-    Some(format!("model.layers.{layer}.{other}.{kind}"))
+    let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|name| name.split_once('.')) else {
+        return vec![];
+    };
+    if let Some((_, other)) = LAYER_WHOLE.iter().find(|(gguf, _)| *gguf == rest) {
+        return vec![format!("model.layers.{layer}.{other}")];
+    }
+    let Some((part, kind)) = rest.rsplit_once('.') else { return vec![] };
+    let others = LAYER.iter().filter(|(gguf, _)| *gguf == part);
+    others.map(|(_, other)| format!("model.layers.{layer}.{other}.{kind}")).collect()
 }
 
 /// The tensor that GGUF calls `name`, if the checkpoint has it.
 pub(super) fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Option<&'a Tensor> {
     match checkpoint.metadata {
         Metadata::Gguf(_) => checkpoint.tensors.get(name),
-        Metadata::HuggingFace { .. } => checkpoint.tensors.get(&hugging_face(name)?),
+        Metadata::HuggingFace { .. } => {
+            hugging_face(name).iter().find_map(|name| checkpoint.tensors.get(name))
+        }
     }
+}
+
+/// Where a Hugging Face checkpoint has expert `expert` of what GGUF calls `blk.LAYER.ffn_PART_exps`.
+pub(super) fn expert(layer: usize, part: &str, expert: usize) -> String {
+    format!("model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight")
 }
 
 #[cfg(test)]
@@ -49,12 +80,17 @@ mod tests {
 
     #[test]
     fn gguf_names_become_hugging_face_names() {
-        assert_eq!(hugging_face("output_norm.weight").as_deref(), Some("model.norm.weight"));
+        assert_eq!(hugging_face("output_norm.weight"), ["model.norm.weight"]);
+        assert_eq!(hugging_face("blk.12.attn_q.bias"), ["model.layers.12.self_attn.q_proj.bias"]);
         assert_eq!(
-            hugging_face("blk.12.attn_q.bias").as_deref(),
-            Some("model.layers.12.self_attn.q_proj.bias")
+            hugging_face("blk.3.ffn_gate_inp.weight"),
+            ["model.layers.3.mlp.gate.weight", "model.layers.3.mlp.router.weight"]
         );
-        assert_eq!(hugging_face("blk.0.unheard_of.weight"), None);
-        assert_eq!(hugging_face("rope_freqs.weight"), None);
+        assert_eq!(
+            hugging_face("blk.3.exp_probs_b.bias"),
+            ["model.layers.3.mlp.gate.e_score_correction_bias"]
+        );
+        assert!(hugging_face("blk.0.unheard_of.weight").is_empty());
+        assert!(hugging_face("rope_freqs.weight").is_empty());
     }
 }

@@ -42,10 +42,22 @@ pub enum Scaling {
     },
     /// Each frequency divided by its own number (GGUF's `rope_freqs.weight`).
     Factors(Vec<f64>),
+    /// LongRoPE (Ding et al. 2024, arXiv:2402.13753): each frequency divided by its own number, other ones where
+    /// sequences may be longer than the context of the first training.
+    Long {
+        /// Divisors up to `original_context`.
+        short: Vec<f64>,
+        /// Divisors beyond.
+        long: Vec<f64>,
+        /// Context of the first training, tokens.
+        original_context: usize,
+        /// Factor on sin and cos.
+        attention_factor: f64,
+    },
 }
 
-/// The rotary embedding of `dims` dimensions a head with this base and scaling.
-pub(super) fn rope(base: f64, dims: usize, scaling: &Scaling, style: RopeStyle) -> Rope {
+/// The rotary embedding of `dims` dimensions a head with this base and scaling, for sequences of up to `context` tokens.
+pub(super) fn rope(base: f64, dims: usize, scaling: &Scaling, style: RopeStyle, context: usize) -> Rope {
     let mut inverse_frequencies: Vec<f64> =
         (0..dims / 2).map(|i| libm::pow(base, -((2 * i) as f64) / dims as f64)).collect();
     let mut magnitude = 1.0;
@@ -54,6 +66,11 @@ pub(super) fn rope(base: f64, dims: usize, scaling: &Scaling, style: RopeStyle) 
         Scaling::Linear { factor } => inverse_frequencies.iter_mut().for_each(|f| *f /= factor),
         Scaling::Factors(factors) => {
             inverse_frequencies.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
+        }
+        Scaling::Long { short, long, original_context, attention_factor } => {
+            let factors = if context > *original_context { long } else { short };
+            inverse_frequencies.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
+            magnitude = *attention_factor;
         }
         &Scaling::Llama3 { factor, low, high, original_context } => {
             for f in &mut inverse_frequencies {
@@ -131,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_mean_rotation_is_the_mean_of_the_rotations() {
-        let rope = rope(1e6, 16, &Scaling::None, RopeStyle::Halves);
+        let rope = rope(1e6, 16, &Scaling::None, RopeStyle::Halves, 4096);
         let head: Vec<f32> = (0..16).map(|i| i as f32 - 7.0).collect();
         let mut mean = head.clone();
         mean_rotation(&rope, &mut mean);
@@ -147,7 +164,7 @@ mod tests {
 
     #[test]
     fn plain_frequencies_fall_from_one_towards_one_over_base() {
-        let rope = rope(10_000.0, 8, &Scaling::None, RopeStyle::Halves);
+        let rope = rope(10_000.0, 8, &Scaling::None, RopeStyle::Halves, 4096);
         let expected = [1.0, 0.1, 0.01, 0.001];
         for (f, e) in rope.inverse_frequencies.iter().zip(expected) {
             assert!((f - e).abs() < 1e-15, "{f} {e}");
@@ -158,8 +175,8 @@ mod tests {
     #[test]
     fn llama3_keeps_high_frequencies_and_divides_low_ones() {
         let scaling = Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original_context: 8192.0 };
-        let plain = rope(500_000.0, 128, &Scaling::None, RopeStyle::Halves).inverse_frequencies;
-        let scaled = rope(500_000.0, 128, &scaling, RopeStyle::Halves).inverse_frequencies;
+        let plain = rope(500_000.0, 128, &Scaling::None, RopeStyle::Halves, 4096).inverse_frequencies;
+        let scaled = rope(500_000.0, 128, &scaling, RopeStyle::Halves, 4096).inverse_frequencies;
         assert_eq!(plain[0], scaled[0]);
         assert!((plain[63] / scaled[63] - 8.0).abs() < 1e-12);
     }
@@ -174,8 +191,8 @@ mod tests {
             attention_factor: None,
             truncate: true,
         };
-        let plain = rope(1e6, 128, &Scaling::None, RopeStyle::Halves).inverse_frequencies;
-        let yarn = rope(1e6, 128, &scaling, RopeStyle::Halves);
+        let plain = rope(1e6, 128, &Scaling::None, RopeStyle::Halves, 4096).inverse_frequencies;
+        let yarn = rope(1e6, 128, &scaling, RopeStyle::Halves, 4096);
         assert_eq!(plain[0], yarn.inverse_frequencies[0]);
         assert!((plain[63] / yarn.inverse_frequencies[63] - 4.0).abs() < 1e-12);
         assert!((yarn.magnitude - 1.138_629_436_111_989).abs() < 1e-12);

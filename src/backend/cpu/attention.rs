@@ -11,7 +11,7 @@ use half::f16;
 
 use super::kernels::Isa;
 use super::kernels::attention::{
-    Cached, Chunk, Q8_0, Span, chunk as attend_chunk, finish, merge, prepare, record_len,
+    Cached, Chunk, Q8_0, Span, chunk as attend_chunk, finish, merge, prepare, record_len, sink_record,
 };
 use super::kv::KvCache;
 use super::memory::{Memory, Shared};
@@ -35,6 +35,8 @@ pub struct Scratch {
     /// f32 of a thread's part.
     worker_len: usize,
     queries_len: usize,
+    /// f32 of the longest record.
+    record_len: usize,
     /// Where the shared records begin, and how many f32 they may take.
     shared: Range<usize>,
     blocks: Vec<Block>,
@@ -65,6 +67,8 @@ pub struct Call<'a> {
     pub to: Shared<f32>,
     /// Heads, scale, window.
     pub attention: Attention,
+    /// [heads], see [`Attention::sinks`].
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// A block and some query heads of one kv head.
@@ -87,6 +91,8 @@ struct Local {
     records: *mut f32,
     /// [QUERIES] of all chunks so far
     states: *mut f32,
+    /// One, of a sink
+    sink: *mut f32,
 }
 
 impl Scratch {
@@ -100,10 +106,11 @@ impl Scratch {
             layers.clone().map(|layer| query_bytes(cache.kind, layer.shape.key_dim)).max().unwrap_or(0);
         let record = layers.map(|layer| record_len(layer.value_stride)).max().unwrap_or(0);
         let queries_len = (QUERIES * query / size_of::<f32>()).next_multiple_of(16);
-        let worker_len = queries_len + QUERIES * 2 * (PAGE_LEN + record);
+        let worker_len = queries_len + QUERIES * 2 * (PAGE_LEN + record) + record;
         let shared = threads * worker_len..threads * worker_len + RECORDS_PER_PAGE * pages * record;
         let memory = Memory::floats(shared.end, "attention")?;
-        Ok(Scratch { memory, worker_len, queries_len, shared, blocks: Vec::with_capacity(rows) })
+        let blocks = Vec::with_capacity(rows);
+        Ok(Scratch { memory, worker_len, queries_len, record_len: record, shared, blocks })
     }
 }
 
@@ -213,7 +220,7 @@ impl Call<'_> {
                 let shared = Shared::from(unsafe { start.at(scratch.shared.start) });
                 self.single_chunks(blocks, &tasks, slots, scratch.local(start, worker), shared);
                 worker.wait(&tasks);
-                self.merge_chunks(blocks, &merges, slots, shared);
+                self.merge_chunks(blocks, &merges, slots, scratch.local(start, worker).sink, shared);
             });
         }
     }
@@ -249,7 +256,7 @@ impl Call<'_> {
                 }
                 for query in 0..unit.block.rows.len() * unit.heads {
                     // SAFETY: as above.
-                    self.finish(&unit, query, unsafe { local.states.add(query * record) });
+                    self.finish(&unit, query, unsafe { local.states.add(query * record) }, local.sink);
                 }
             }
         }
@@ -298,7 +305,14 @@ impl Call<'_> {
     }
 
     /// Merges what `single_chunks` left, query by query.
-    fn merge_chunks(&self, blocks: &[Block], tasks: &Tasks, slots: usize, shared: Shared<f32>) {
+    fn merge_chunks(
+        &self,
+        blocks: &[Block],
+        tasks: &Tasks,
+        slots: usize,
+        sink: *mut f32,
+        shared: Shared<f32>,
+    ) {
         let per_block = self.units_per_block();
         for range in tasks.claims() {
             for task in range {
@@ -320,7 +334,7 @@ impl Call<'_> {
                     // SAFETY: as above.
                     unsafe { merge(self.isa, state, record(chunk), self.value_stride()) };
                 }
-                self.finish(&unit, query, state);
+                self.finish(&unit, query, state, sink);
             }
         }
     }
@@ -387,10 +401,17 @@ impl Call<'_> {
         rows
     }
 
-    /// Writes the result of one of a unit's query vectors.
-    fn finish(&self, unit: &Unit, query: usize, record: *const f32) {
+    /// Writes the result of one of a unit's query vectors. A sink is merged last, as if it were a chunk more.
+    fn finish(&self, unit: &Unit, query: usize, record: *mut f32, sink: *mut f32) {
         let (row, head) = (unit.block.rows.start + query / unit.heads, unit.head + query % unit.heads);
         let width = self.shape().value_dim;
+        if let Some(sinks) = self.sinks {
+            // SAFETY: `sink` is a record of this thread, which nobody else uses; `record` is of this query.
+            unsafe {
+                sink_record(sink, self.value_stride(), sinks[head]);
+                merge(self.isa, record, sink, self.value_stride());
+            }
+        }
         // SAFETY: row and head are of the output buffer; each is finished by one thread.
         unsafe {
             let to = self.to.at((row * self.attention.heads + head) * width);
@@ -401,13 +422,15 @@ impl Call<'_> {
 
 impl Scratch {
     fn local(&self, start: Shared<f32>, worker: &Worker) -> Local {
-        let record_area = (self.worker_len - self.queries_len) / 2 - QUERIES * PAGE_LEN;
+        let record_area = QUERIES * self.record_len;
         // SAFETY: a thread's part lies in the memory, and its pieces in the part.
         unsafe {
             let queries = start.at(worker.index * self.worker_len);
             let scores = queries.add(self.queries_len);
             let records = scores.add(2 * QUERIES * PAGE_LEN);
-            Local { queries: queries.cast(), scores, records, states: records.add(record_area) }
+            let states = records.add(record_area);
+            let sink = states.add(record_area);
+            Local { queries: queries.cast(), scores, records, states, sink }
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::kernels::elementwise::{norm_factor, scale, swiglu};
+use super::kernels::elementwise::{clamped_swiglu, norm_factor, scale, swiglu};
 use super::kernels::{self, ActivationKind, Activations, CHUNK, Isa, Output, Scratch, TILE, WeightMatrix};
 use super::memory::Shared;
 use super::pool::{Pool, Tasks, Worker};
+use crate::backend::Activation;
 
 /// Multiply-adds below which a call is not worth waking other threads for.
 const SMALL: usize = 100_000;
@@ -40,10 +41,12 @@ pub enum Made<'a> {
         /// Added to the mean of the squares.
         epsilon: f32,
     },
-    /// It becomes `silu(itself) * up`.
-    SwiGlu {
+    /// It becomes `activation(itself, up)`.
+    Gated {
         /// [rows, width]
         up: Shared<f32>,
+        /// Which.
+        activation: Activation,
     },
 }
 
@@ -66,7 +69,7 @@ pub struct Workspace {
     pub copies: u64,
     activations: Activations,
     /// By thread.
-    scratch: Vec<Scratch>,
+    pub scratch: Vec<Scratch>,
 }
 
 impl Workspace {
@@ -188,9 +191,14 @@ impl Input<'_> {
                     let weight = weight[columns].as_ptr();
                     scale(isa, from.at(first), factor, weight, self.values.at(first), n);
                 }
-                Made::SwiGlu { up } => {
-                    let gate = self.values.at(first);
-                    swiglu(isa, gate, up.at(first), gate, n);
+                Made::Gated { up, activation } => {
+                    let (gate, up) = (self.values.at(first), up.at(first));
+                    match activation {
+                        Activation::SwiGlu => swiglu(isa, gate, up, gate, n),
+                        Activation::Clamped { alpha, limit } => {
+                            clamped_swiglu(isa, gate, up, gate, n, alpha, limit);
+                        }
+                    }
                 }
             }
         }

@@ -4,7 +4,9 @@
 //! module says by which order of its sums.
 
 mod attention;
+mod by_head;
 mod cores;
+mod experts;
 pub mod kernels;
 mod kv;
 pub mod limits;
@@ -16,8 +18,8 @@ mod step;
 mod tests;
 
 use crate::backend::{
-    Attention, Backend, Buffer, Device, Heads, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan, Projection,
-    Rope, Source, Step, Vector,
+    Attention, Backend, Buffer, Device, Experts, Heads, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan,
+    Projection, Rope, Source, Stack, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
@@ -25,7 +27,7 @@ use crate::{Error, Result};
 
 use half::f16;
 use kernels::attention::{Q8_0, append};
-use kernels::elementwise::head_norms;
+use kernels::elementwise::{head_norms, norm_factor, scale};
 use kernels::{Isa, Layout, WeightMatrix};
 use kv::KvCache;
 use linear::{Input, Made, Product};
@@ -62,6 +64,8 @@ pub struct CpuBackend {
     interleaved_bytes: u64,
     pool: Pool,
     weights: Vec<Weight>,
+    /// Matrices of heads, or of experts.
+    stacks: Vec<Vec<WeightMatrix>>,
     vectors: Vec<Vec<f32>>,
     /// Widths of the buffers, in order of declaration.
     widths: Vec<usize>,
@@ -87,6 +91,8 @@ struct Ready {
     cache: KvCache,
     attention: attention::Scratch,
     linear: linear::Workspace,
+    by_head: by_head::Workspace,
+    experts: experts::Workspace,
     /// Bytes of matrices that the next step may interleave.
     next_copies: u64,
 }
@@ -119,6 +125,7 @@ impl CpuBackend {
             interleaved_bytes: options.interleaved_bytes,
             pool: Pool::new(options.threads)?,
             weights: Vec::new(),
+            stacks: Vec::new(),
             vectors: Vec::new(),
             widths: Vec::new(),
             shapes: Vec::new(),
@@ -135,6 +142,19 @@ impl CpuBackend {
 
     fn ready_mut(&mut self) -> &mut Ready {
         self.ready.as_mut().expect("`prepare` comes before the first step")
+    }
+
+    /// A tensor as a matrix for products, interleaved if memory has room.
+    fn matrix(&mut self, tensor: &Tensor) -> Result<WeightMatrix> {
+        check_matrix(tensor)?;
+        let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
+        let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
+        let matrix = WeightMatrix::new(tensor, layout)?;
+        if let (Some(left), true) = (left, matrix.interleaved_bytes() > 0) {
+            self.interleaved_bytes = left;
+            tensor.populate(); // memory has room for all of it
+        }
+        Ok(matrix)
     }
 
     fn width(&self, buffer: Buffer) -> usize {
@@ -165,13 +185,12 @@ impl CpuBackend {
         let x = unsafe { std::slice::from_raw_parts_mut(self.buffer(heads.x).at(row * width), width) };
         if let Some((weight, epsilon)) = heads.norm {
             let weight = &self.vectors[weight.0];
-            assert!(weight.len() == heads.dim && width.is_multiple_of(heads.dim), "width of a head's norm");
+            let (n, dim) = (weight.len(), heads.dim);
+            assert!(n <= dim && width.is_multiple_of(dim), "width of a head's norm");
             // SAFETY: the backend's ISA; lengths were checked.
-            unsafe {
-                head_norms(self.isa, x.as_mut_ptr(), weight.as_ptr(), width / heads.dim, heads.dim, epsilon);
-            }
+            unsafe { head_norms(self.isa, x.as_mut_ptr(), weight.as_ptr(), n, width / dim, dim, epsilon) }
         }
-        self.ready().rope.rotate(self.isa, row, x, heads.dim);
+        self.ready().rope.rotate(self.isa, row, x, heads.dim, heads.rotate_from);
         if let Some(center) = heads.center {
             let center = &self.vectors[center.0];
             assert_eq!(width, center.len(), "width of a center");
@@ -217,7 +236,7 @@ fn made<'a>(source: Source, vectors: &'a [Vec<f32>], buffers: &[Rows]) -> Made<'
             assert_eq!(buffers[to.0].width, weight.len(), "width of a norm's weight");
             Made::RmsNorm { from: like(to, from), weight, epsilon }
         }
-        Source::SwiGlu { gate, up } => Made::SwiGlu { up: like(gate, up) },
+        Source::Gated { gate, up, activation } => Made::Gated { up: like(gate, up), activation },
     }
 }
 
@@ -242,16 +261,18 @@ impl Backend for CpuBackend {
     }
 
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
-        check_matrix(tensor)?;
-        let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
-        let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
-        let matrix = WeightMatrix::new(tensor, layout)?;
-        if let (Some(left), true) = (left, matrix.interleaved_bytes() > 0) {
-            self.interleaved_bytes = left;
-            tensor.populate(); // memory has room for all of it
-        }
+        let matrix = self.matrix(tensor)?;
         self.weights.push(Weight::Matrix(matrix));
         Ok(Matrix(self.weights.len() - 1))
+    }
+
+    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
+        let matrices = tensors.iter().map(|tensor| self.matrix(tensor)).collect::<Result<Vec<_>>>()?;
+        let shape = |matrix: &WeightMatrix| (matrix.rows(), matrix.columns());
+        let alike = matrices.windows(2).all(|pair| shape(&pair[0]) == shape(&pair[1]));
+        assert!(alike && !matrices.is_empty(), "matrices of one shape");
+        self.stacks.push(matrices);
+        Ok(Stack(self.stacks.len() - 1))
     }
 
     fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix> {
@@ -289,7 +310,8 @@ impl Backend for CpuBackend {
             Weight::Matrix(matrix) => Some(matrix.columns()),
             Weight::Table(_) => None,
         });
-        let columns = columns.max().unwrap_or(0);
+        let of_stacks = self.stacks.iter().map(|matrices| matrices[0].columns());
+        let columns = columns.chain(of_stacks).max().unwrap_or(0);
         let cache = KvCache::new(&self.shapes, plan.pages, plan.kv_type)?;
         self.ready = Some(Ready {
             plan,
@@ -298,6 +320,8 @@ impl Backend for CpuBackend {
             attention: attention::Scratch::new(&cache, self.pool.threads(), plan.rows, plan.pages)?,
             cache,
             linear: linear::Workspace::new(plan.rows, columns, self.pool.threads()),
+            by_head: by_head::Workspace::default(),
+            experts: experts::Workspace::default(),
             next_copies: 0,
         });
         Ok(())
@@ -308,7 +332,8 @@ impl Backend for CpuBackend {
         assert!(step.rows.len() <= plan.rows, "{} rows in a step planned for {}", step.rows.len(), plan.rows);
         self.rows = step.rows.len();
         self.step.set(step);
-        let interleaved: u64 = self.weights.iter().map(Weight::interleaved_bytes).sum();
+        let of_stacks = self.stacks.iter().flatten().map(WeightMatrix::interleaved_bytes);
+        let interleaved: u64 = self.weights.iter().map(Weight::interleaved_bytes).chain(of_stacks).sum();
         if let Some(ready) = &mut self.ready {
             ready.linear.copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
             ready.rope.fill(&self.step.rows, &self.pool);
@@ -360,10 +385,73 @@ impl Backend for CpuBackend {
         });
     }
 
+    fn linear_by_head(&mut self, matrices: Stack, from: Buffer, to: Buffer) {
+        let rows = self.rows;
+        let (heads, target) = (self.stacks[matrices.0].len(), self.target(to));
+        let of_head = |values: Shared<f32>, width: usize| {
+            assert!(width.is_multiple_of(heads), "{heads} heads in a row of {width}");
+            by_head::HeadRows { values, width: width / heads }
+        };
+        let (from, to) = (of_head(self.buffer(from), self.width(from)), of_head(target, self.width(to)));
+        let CpuBackend { isa, pool, stacks, ready: Some(ready), .. } = self else {
+            unreachable!("checked by `buffer`")
+        };
+        ready.by_head.multiply(*isa, pool, &stacks[matrices.0], rows, from, to, &mut ready.linear);
+    }
+
+    fn experts(&mut self, experts: &Experts) {
+        let rows = self.rows;
+        let (from, sum) = (self.buffer(experts.from), self.buffer(experts.sum));
+        let [from_width, sum_width] = [experts.from, experts.sum].map(|buffer| self.width(buffer));
+        let CpuBackend { isa, pool, stacks, vectors, ready: Some(ready), .. } = self else {
+            unreachable!("checked by `buffer`")
+        };
+        let [gate, up, down] = [experts.gate, experts.up, experts.down].map(|stack| &stacks[stack.0][..]);
+        let scores = ready.buffers[experts.scores.0].memory.as_floats(rows * gate.len());
+        let vector = |vector: Vector| &vectors[vector.0][..];
+        assert!(
+            gate[0].columns() == from_width && up[0].columns() == from_width && down[0].rows() == sum_width,
+            "widths of experts"
+        );
+        let call = experts::Call {
+            rows,
+            scores,
+            correction: experts.correction.map(vector),
+            routing: experts.routing,
+            from,
+            sum,
+            gate,
+            up,
+            down,
+            biases: experts.biases.map(|biases| biases.map(vector)),
+            activation: experts.activation,
+        };
+        ready.experts.run(*isa, pool, &mut ready.linear, &call);
+    }
+
+    fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {
+        let width = self.width(from);
+        let weight = &self.vectors[weight.0];
+        assert!(weight.len() == width && self.width(sum) == width && from != sum, "widths of a norm");
+        let (from, sum, isa) = (self.buffer(from), self.buffer(sum), self.isa);
+        self.pool.for_each(self.rows, Self::least_rows(width), |row| {
+            // SAFETY: the rows lie in their buffers and belong to one task; the backend's ISA.
+            unsafe {
+                let from = from.at(row * width);
+                let factor = norm_factor(isa, from, width, epsilon);
+                scale(isa, from, factor, weight.as_ptr(), from, width);
+                let sum = std::slice::from_raw_parts_mut(sum.at(row * width), width);
+                let from = std::slice::from_raw_parts(from, width);
+                sum.iter_mut().zip(from).for_each(|(sum, v)| *sum += v);
+            }
+        });
+    }
+
     fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer) {
         let shape = self.shapes[layer];
-        assert_eq!(self.width(key), shape.heads * shape.key_dim, "width of the keys' buffer");
-        assert_eq!(self.width(value), shape.heads * shape.value_dim, "width of the values' buffer");
+        let (key_width, value_width) = (self.width(key), self.width(value));
+        assert!(key_width >= shape.heads * shape.key_dim, "width of the keys' buffer");
+        assert!(value_width >= shape.heads * shape.value_dim, "width of the values' buffer");
         let (key, value) = (self.buffer(key), self.buffer(value));
         let cache = &self.ready.as_ref().expect("checked by `buffer`").cache;
         let (isa, step) = (self.isa, &self.step);
@@ -382,8 +470,8 @@ impl Backend for CpuBackend {
             let chunk = cache.chunk(layer, page, head);
             // SAFETY: row and head lie in the buffers; a position of a head belongs to one task.
             unsafe {
-                let key = key.at((row * shape.heads + head) * shape.key_dim);
-                let value = value.at((row * shape.heads + head) * shape.value_dim);
+                let key = key.at(row * key_width + head * shape.key_dim);
+                let value = value.at(row * value_width + head * shape.value_dim);
                 append(isa, chunk, position % PAGE_LEN, key, value, shape.value_dim);
             }
         });
@@ -395,6 +483,8 @@ impl Backend for CpuBackend {
         assert_eq!(self.width(query), heads * shape.key_dim, "width of the queries' buffer");
         assert_eq!(self.width(to), heads * shape.value_dim, "width of attention's output");
         let (query, to) = (self.buffer(query), self.target(to));
+        let sinks = attention.sinks.map(|sinks| &self.vectors[sinks.0][..]);
+        assert!(sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
         if let Some(Ready { cache, attention: scratch, .. }) = &mut self.ready {
             let call = attention::Call {
                 isa: self.isa,
@@ -404,6 +494,7 @@ impl Backend for CpuBackend {
                 query,
                 to,
                 attention: *attention,
+                sinks,
             };
             call.run(&self.pool, scratch);
         }

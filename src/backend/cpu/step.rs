@@ -89,16 +89,17 @@ impl RopeTable {
         });
     }
 
-    /// Rotates a row's heads of `dim` values in place.
-    pub fn rotate(&self, isa: Isa, row: usize, x: &mut [f32], dim: usize) {
+    /// Rotates a row's heads of `dim` values in place, from value `from` of each.
+    pub fn rotate(&self, isa: Isa, row: usize, x: &mut [f32], dim: usize, from: usize) {
         let pairs = self.rope.inverse_frequencies.len();
-        assert!(2 * pairs <= dim && x.len().is_multiple_of(dim), "heads of {dim} in a row of {}", x.len());
+        let fits = from + 2 * pairs <= dim && x.len().is_multiple_of(dim);
+        assert!(fits, "heads of {dim} in a row of {}", x.len());
         let table = &self.table.as_floats((row + 1) * 2 * pairs)[row * 2 * pairs..];
         let (cos, sin) = table.split_at(pairs);
         let heads = x.len() / dim;
         // SAFETY: the backend's ISA; lengths were checked.
         unsafe {
-            rotate(isa, x.as_mut_ptr(), heads, dim, cos.as_ptr(), sin.as_ptr(), pairs, self.rope.style);
+            rotate(isa, x.as_mut_ptr(), heads, dim, from, cos.as_ptr(), sin.as_ptr(), pairs, self.rope.style);
         }
     }
 }

@@ -104,7 +104,8 @@ impl Setup {
                 backend.append_kv(layer, key.buffer, value.buffer);
             }
         }
-        let attention = Attention { heads: self.heads, scale: self.scale(), window: self.window };
+        let attention =
+            Attention { heads: self.heads, scale: self.scale(), window: self.window, sinks: None };
         let mut result = Vec::new();
         for step in steps {
             let rows: Vec<Row> = step
@@ -329,7 +330,7 @@ fn reads_alike_on_another_page(kv_type: KvType, copy: impl Fn(&mut CpuBackend)) 
     [&query, &key, &value].into_iter().for_each(|input| input.load(&mut backend));
     layers.into_iter().for_each(|layer| backend.append_kv(layer, key.buffer, value.buffer));
     copy(&mut backend);
-    let attention = Attention { heads: setup.heads, scale: setup.scale(), window: None };
+    let attention = Attention { heads: setup.heads, scale: setup.scale(), window: None, sinks: None };
     let mut results =
         [0u32, 2].into_iter().flat_map(|page| layers.map(|layer| (page, layer))).map(|(page, layer)| {
             let row = Row { sequence: 0, position: 62, token: 5, wants_logits: true };

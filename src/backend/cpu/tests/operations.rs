@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::{Heads, Projection, Source};
+use crate::backend::{Activation, Heads, Projection, Source};
 use crate::quant;
 
 /// Runs `operation` on rows of the inputs, each [rows, width]; gives the first buffer after it, or the extra one.
@@ -76,7 +76,11 @@ fn swiglu_is_silu_of_the_gate_times_up() {
     for (rows, width) in [(1, 900), (3, 77), (70, 300)] {
         let (gate, up) = (noise(5, rows * width, 8.0), noise(6, rows * width, 2.0));
         let values = everywhere(|backend| {
-            turned(backend, &[&gate, &up], width, false, |b| Source::SwiGlu { gate: b[0], up: b[1] })
+            turned(backend, &[&gate, &up], width, false, |b| Source::Gated {
+                gate: b[0],
+                up: b[1],
+                activation: Activation::SwiGlu,
+            })
         });
         let silu = |g: f64| g / (1.0 + (-g).exp());
         let expected: Vec<f64> =
@@ -89,7 +93,11 @@ fn swiglu_is_silu_of_the_gate_times_up() {
 fn swiglu_of_huge_gates_is_finite() {
     let (gate, up) = ([-1e30f32, -200.0, -90.0, 0.0, 90.0, 1e30], [1.0f32; 6]);
     let values = everywhere(|backend| {
-        turned(backend, &[&gate, &up], 6, false, |b| Source::SwiGlu { gate: b[0], up: b[1] })
+        turned(backend, &[&gate, &up], 6, false, |b| Source::Gated {
+            gate: b[0],
+            up: b[1],
+            activation: Activation::SwiGlu,
+        })
     });
     assert_close(&values, &[0.0, 0.0, 0.0, 90.0, f64::from(1e30f32), 0.0], 1e-6);
 }
@@ -114,7 +122,7 @@ fn rope_norms_each_head_before_and_takes_off_the_center_after() {
             let norm = Some((backend.add_vector(weight.clone()).unwrap(), 1e-5));
             let center = Some(backend.add_vector(center.clone()).unwrap());
             apply(backend, &[&x], width, &no_rope(), |backend, b| {
-                backend.rope(&[Heads { x: b[0], dim, norm, center }]);
+                backend.rope(&[Heads { x: b[0], dim, norm, rotate_from: 0, center }]);
                 b[0]
             })
         });
@@ -136,7 +144,13 @@ fn rope_turns_the_first_dimensions_of_each_head_by_its_position() {
             let rope = Rope { inverse_frequencies: frequencies.clone(), magnitude: 1.25, style };
             let values = everywhere(|backend| {
                 apply(backend, &[&x], width, &rope, |backend, b| {
-                    backend.rope(&[Heads { x: b[0], dim: head_dim, norm: None, center: None }]);
+                    backend.rope(&[Heads {
+                        x: b[0],
+                        dim: head_dim,
+                        norm: None,
+                        rotate_from: 0,
+                        center: None,
+                    }]);
                     b[0]
                 })
             });

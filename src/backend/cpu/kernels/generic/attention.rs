@@ -46,6 +46,20 @@ pub const fn record_len(value_stride: usize) -> usize {
     value_stride + RECORD_TAIL
 }
 
+/// Makes a record of one position with this score and a value of zeros.
+///
+/// # Safety
+/// `record` has [`record_len`] values.
+pub unsafe fn sink_record(record: *mut f32, value_stride: usize, score: f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        std::ptr::write_bytes(record, 0, record_len(value_stride));
+        let record = Record(record, value_stride);
+        *record.sums() = 1.0;
+        *record.largest() = score;
+    }
+}
+
 /// The positions of a chunk that a row sees: `from..to`, not empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {

@@ -9,14 +9,18 @@ entry_points! {
     pub fn norm_factor(x: *const f32, n: usize, epsilon: f32) -> f32 = norm_factor_generic;
     /// `to = from * factor * weight`, n values; `to` may be `from`.
     pub fn scale(from: *const f32, factor: f32, weight: *const f32, to: *mut f32, n: usize) = scale_generic;
-    /// Root-mean-square norm of `heads` heads of `dim` values, in place.
-    pub fn head_norms(x: *mut f32, weight: *const f32, heads: usize, dim: usize, epsilon: f32) = head_norms_generic;
-    /// Rotates the first `2 * pairs` values of `heads` heads of `dim` values, in place: pair (a, b) becomes
+    /// Root-mean-square norm of the first n values of `heads` heads of `dim` values, in place.
+    pub fn head_norms(x: *mut f32, weight: *const f32, n: usize, heads: usize, dim: usize, epsilon: f32)
+        = head_norms_generic;
+    /// Rotates `2 * pairs` values from `from` on of `heads` heads of `dim` values, in place: pair (a, b) becomes
     /// `(a * cos - b * sin, b * cos + a * sin)`.
-    pub fn rotate(x: *mut f32, heads: usize, dim: usize, cos: *const f32, sin: *const f32, pairs: usize, style: RopeStyle)
+    pub fn rotate(x: *mut f32, heads: usize, dim: usize, from: usize, cos: *const f32, sin: *const f32, pairs: usize, style: RopeStyle)
         = rotate_generic;
     /// `to = gate / (1 + exp(-gate)) * up` over n values.
     pub fn swiglu(gate: *const f32, up: *const f32, to: *mut f32, n: usize) = swiglu_generic;
+    /// `to = g / (1 + exp(-alpha * g)) * (u + 1)` over n values, g = min(gate, limit), u = up within -limit..limit.
+    pub fn clamped_swiglu(gate: *const f32, up: *const f32, to: *mut f32, n: usize, alpha: f32, limit: f32)
+        = clamped_swiglu_generic;
 }
 
 #[inline(always)]
@@ -48,6 +52,7 @@ unsafe fn scale_generic<S: Simd>(from: *const f32, factor: f32, weight: *const f
 unsafe fn head_norms_generic<S: Simd>(
     x: *mut f32,
     weight: *const f32,
+    n: usize,
     heads: usize,
     dim: usize,
     epsilon: f32,
@@ -56,7 +61,7 @@ unsafe fn head_norms_generic<S: Simd>(
         // SAFETY: the caller's promise.
         unsafe {
             let x = x.add(head * dim);
-            scale_generic::<S>(x, norm_factor_generic::<S>(x, dim, epsilon), weight, x, dim);
+            scale_generic::<S>(x, norm_factor_generic::<S>(x, n, epsilon), weight, x, n);
         }
     }
 }
@@ -68,6 +73,7 @@ unsafe fn rotate_generic<S: Simd>(
     x: *mut f32,
     heads: usize,
     dim: usize,
+    from: usize,
     cos: *const f32,
     sin: *const f32,
     pairs: usize,
@@ -82,9 +88,10 @@ unsafe fn rotate_generic<S: Simd>(
         )
     };
     for head in x.chunks_exact_mut(dim) {
+        let head = &mut head[from..from + 2 * pairs];
         match style {
             RopeStyle::Halves => {
-                let (first, second) = head[..2 * pairs].split_at_mut(pairs);
+                let (first, second) = head.split_at_mut(pairs);
                 for i in 0..pairs {
                     let (a, b) = (first[i], second[i]);
                     (first[i], second[i]) = (a * cos[i] - b * sin[i], b * cos[i] + a * sin[i]);
@@ -132,6 +139,41 @@ unsafe fn swiglu_generic<S: Simd>(gate: *const f32, up: *const f32, to: *mut f32
             let up = Lanes::load_part(up.add(whole), rest);
             silu::<S>(gate).mul(up).store_part(to.add(whole), rest);
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn clamped_swiglu_generic<S: Simd>(
+    gate: *const f32,
+    up: *const f32,
+    to: *mut f32,
+    n: usize,
+    alpha: f32,
+    limit: f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (whole, rest) = (n / 16 * 16, n % 16);
+        for i in (0..whole).step_by(16) {
+            clamped::<S>(Lanes::load(gate.add(i)), Lanes::load(up.add(i)), alpha, limit).store(to.add(i));
+        }
+        if rest > 0 {
+            let gate = Lanes::load_part(gate.add(whole), rest);
+            let up = Lanes::load_part(up.add(whole), rest);
+            clamped::<S>(gate, up, alpha, limit).store_part(to.add(whole), rest);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn clamped<S: Simd>(gate: Lanes<S>, up: Lanes<S>, alpha: f32, limit: f32) -> Lanes<S> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (one, zero, limit) = (Lanes::splat(1.0), Lanes::splat(0.0), Lanes::splat(limit));
+        let g = gate.min(limit);
+        let u = up.min(limit).max(zero.sub(limit));
+        let sigmoid = one.div(one.add(zero.sub(g.mul(Lanes::splat(alpha))).exp()));
+        g.mul(sigmoid).mul(u.add(one))
     }
 }
 

@@ -38,6 +38,8 @@ impl<S: Simd> Lanes<S> {
         div(b) = S::f_div;
         /// The larger; b where one is NaN.
         max(b) = S::f_max;
+        /// The smaller; b where one is NaN.
+        min(b) = S::f_min;
         /// self * b + c, rounded once.
         fma(b, c) = S::f_fma;
         /// e to the power of self; see [`exp`].

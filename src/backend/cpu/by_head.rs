@@ -1,0 +1,100 @@
+//! Matrices by head: what latent attention has on its way into the cache's space and back.
+
+use super::kernels::{ActivationKind, Activations, CHUNK, Input, Isa, Output, WeightMatrix};
+use super::linear;
+use super::memory::Shared;
+use super::pool::{Pool, Tasks};
+
+/// Memory for them, kept from step to step: by thread, a head of all rows.
+#[derive(Default)]
+pub struct Workspace {
+    inputs: Vec<Vec<f32>>,
+    activations: Vec<Activations>,
+}
+
+/// Rows of heads: [rows, heads, width of a head].
+#[derive(Clone, Copy)]
+pub struct HeadRows {
+    /// The first value.
+    pub values: Shared<f32>,
+    /// Values of a head.
+    pub width: usize,
+}
+
+impl Workspace {
+    /// Multiplies head h of each row of `from` by matrix h, into head h of `to`; what a head has behind the matrix's
+    /// columns is copied behind its rows. A head belongs to one thread.
+    #[allow(clippy::too_many_arguments)]
+    pub fn multiply(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        matrices: &[WeightMatrix],
+        rows: usize,
+        from: HeadRows,
+        to: HeadRows,
+        linear: &mut linear::Workspace,
+    ) {
+        let (heads, columns) = (matrices.len(), matrices[0].columns());
+        self.make_room(rows, columns, pool.threads());
+        let tasks = Tasks::new(heads, 1, pool.threads());
+        for matrix in matrices {
+            // SAFETY: each matrix is multiplied once below, by one thread, and `finish` follows.
+            linear.copies = unsafe { matrix.begin(linear.copies) };
+        }
+        let inputs = Shared::of(&mut self.inputs);
+        let activations = Shared::of(&mut self.activations);
+        let scratch = Shared::of(&mut linear.scratch);
+        pool.run(|worker| {
+            // SAFETY: one of each for each thread of the pool.
+            let (input, activations, scratch) = unsafe {
+                let at = worker.index;
+                (&mut *inputs.at(at), &mut *activations.at(at), &mut *scratch.at(at))
+            };
+            for head in tasks.claims().flatten() {
+                let matrix = &matrices[head];
+                let (columns, height) = (matrix.columns(), matrix.rows());
+                let rest = from.width - columns;
+                for row in 0..rows {
+                    let first = (row * heads + head) * from.width;
+                    // SAFETY: row and head lie in `from` and `to`, whose heads were checked; a head belongs to one task.
+                    unsafe {
+                        let to = to.values.at((row * heads + head) * to.width);
+                        let x = std::slice::from_raw_parts(from.values.at(first), from.width);
+                        input[row * columns..][..columns].copy_from_slice(&x[..columns]);
+                        std::ptr::copy_nonoverlapping(x[columns..].as_ptr(), to.add(height), rest);
+                    }
+                }
+                let x = &input[..rows * columns];
+                let x = match matrix.activation() {
+                    ActivationKind::F32 => Input::Floats { x, width: columns },
+                    ActivationKind::I8 => {
+                        activations.begin(rows, columns);
+                        for (row, x) in x.chunks_exact(columns).enumerate() {
+                            // SAFETY: these activations are this thread's.
+                            unsafe { activations.quantize(isa, row, x) };
+                        }
+                        Input::Quantized(activations)
+                    }
+                };
+                // SAFETY: as above; rows of `to` lie `heads` heads apart.
+                unsafe {
+                    let out = Output { to: to.values.at(head * to.width), stride: heads * to.width };
+                    matrix.multiply(isa, 0..matrix.tiles(), x, None, out, scratch);
+                }
+            }
+        });
+        // SAFETY: the job has ended.
+        matrices.iter().for_each(|matrix| unsafe { matrix.finish() });
+    }
+
+    fn make_room(&mut self, rows: usize, columns: usize, threads: usize) {
+        if self.inputs.first().is_none_or(|input| input.len() < rows * columns) {
+            self.inputs = vec![vec![0.0; rows * columns]; threads];
+        }
+        let chunks = rows * columns.div_ceil(CHUNK);
+        if self.activations.first().is_none_or(|a| a.room() < chunks) {
+            self.activations = (0..threads).map(|_| Activations::new(rows, columns)).collect();
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Experts: which rows go to which, and their products.
+//!
+//! Rows are grouped by expert; an expert's products are those of any matrix, so a row's values do not depend on the
+//! rows beside it. They are added to the residual stream in ascending order of experts: `sum += weight * value`, the
+//! product rounded, then the sum.
+
+use super::kernels::math::exp;
+use super::kernels::{Isa, WeightMatrix};
+use super::linear::{self, Input, Made, Product};
+use super::memory::Shared;
+use super::pool::Pool;
+use super::step::SERIAL;
+use crate::backend::{Activation, Gate, Routing};
+
+/// A row that goes to an expert.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Assignment {
+    expert: usize,
+    row: usize,
+    weight: f32,
+}
+
+/// Memory, kept from step to step.
+#[derive(Default)]
+pub struct Workspace {
+    assignments: Vec<Assignment>,
+    router: Router,
+    /// [rows, width]
+    input: Vec<f32>,
+    /// [rows or experts, feed-forward]
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// [rows, width]
+    output: Vec<f32>,
+}
+
+/// What is multiplied.
+pub struct Call<'a> {
+    /// Rows of the step.
+    pub rows: usize,
+    /// [rows, experts]
+    pub scores: &'a [f32],
+    /// [experts]
+    pub correction: Option<&'a [f32]>,
+    /// How experts are chosen.
+    pub routing: Routing,
+    /// [rows, width]
+    pub from: Shared<f32>,
+    /// [rows, width]
+    pub sum: Shared<f32>,
+    /// By expert.
+    pub gate: &'a [WeightMatrix],
+    /// By expert.
+    pub up: &'a [WeightMatrix],
+    /// By expert.
+    pub down: &'a [WeightMatrix],
+    /// Of gate, up, down: [experts, rows].
+    pub biases: Option<[&'a [f32]; 3]>,
+    /// Between them.
+    pub activation: Activation,
+}
+
+impl Workspace {
+    /// Executes a call.
+    pub fn run(&mut self, isa: Isa, pool: &Pool, linear: &mut linear::Workspace, call: &Call) {
+        self.route(call);
+        let (width, feed_forward) = (call.gate[0].columns(), call.gate[0].rows());
+        let rows = call.rows.max(call.routing.used);
+        for (memory, width) in [
+            (&mut self.input, width),
+            (&mut self.gate, feed_forward),
+            (&mut self.up, feed_forward),
+            (&mut self.output, width),
+        ] {
+            if memory.len() < rows * width {
+                memory.resize(rows * width, 0.0);
+            }
+        }
+        if call.rows == 1 {
+            self.one_row(isa, pool, linear, call);
+        } else {
+            self.by_expert(isa, pool, linear, call);
+        }
+    }
+
+    /// Rows to their experts, ordered by expert and row.
+    fn route(&mut self, call: &Call) {
+        self.assignments.clear();
+        for (row, scores) in call.scores.chunks_exact(call.gate.len()).enumerate() {
+            let chosen = self.router.route(scores, call.correction, &call.routing);
+            self.assignments.extend(chosen.iter().map(|&(expert, weight)| Assignment {
+                expert,
+                row,
+                weight,
+            }));
+        }
+        self.assignments.sort_unstable_by_key(|a| (a.expert, a.row));
+    }
+
+    /// Decoding: gate and up of all its experts are one job.
+    fn one_row(&mut self, isa: Isa, pool: &Pool, linear: &mut linear::Workspace, call: &Call) {
+        let (width, feed_forward) = (call.gate[0].columns(), call.gate[0].rows());
+        let Workspace { assignments, gate, up, output, .. } = self;
+        let (gate, up, output) = (Shared::of(gate), Shared::of(up), Shared::of(output));
+        let part = |memory: Shared<f32>, index: usize| {
+            // SAFETY: the memory has a place for each assignment.
+            Shared::from(unsafe { memory.at(index * feed_forward) })
+        };
+        let input = Input { values: call.from, rows: 1, width, made: Made::Already };
+        linear.multiply(isa, pool, input, 2 * assignments.len(), |i| {
+            let expert = assignments[i / 2].expert;
+            match i % 2 {
+                0 => call.product(0, expert, part(gate, i / 2)),
+                _ => call.product(1, expert, part(up, i / 2)),
+            }
+        });
+        for (i, assignment) in assignments.iter().enumerate() {
+            let made = Made::Gated { up: part(up, i), activation: call.activation };
+            let input = Input { values: part(gate, i), rows: 1, width: feed_forward, made };
+            linear.multiply(isa, pool, input, 1, |_| call.product(2, assignment.expert, output));
+            call.add(0, assignment, output);
+        }
+    }
+
+    /// Prefill and batches: expert by expert, all of its rows.
+    fn by_expert(&mut self, isa: Isa, pool: &Pool, linear: &mut linear::Workspace, call: &Call) {
+        let (width, feed_forward) = (call.gate[0].columns(), call.gate[0].rows());
+        let Workspace { assignments, input, gate, up, output, .. } = self;
+        let memory = [input, gate, up, output].map(|memory| Shared::of(memory));
+        let [input, gate, up, output] = memory;
+        let least = (SERIAL / width).max(1);
+        for group in assignments.chunk_by(|a, b| a.expert == b.expert) {
+            let (expert, rows) = (group[0].expert, group.len());
+            pool.for_each(rows, least, |i| {
+                // SAFETY: row i of the memory belongs to one task; `from` has the row.
+                unsafe {
+                    let from = call.from.at(group[i].row * width);
+                    std::ptr::copy_nonoverlapping(from, input.at(i * width), width);
+                }
+            });
+            let x = Input { values: input, rows, width, made: Made::Already };
+            linear.multiply(isa, pool, x, 2, |i| call.product(i, expert, [gate, up][i]));
+            let made = Made::Gated { up, activation: call.activation };
+            let x = Input { values: gate, rows, width: feed_forward, made };
+            linear.multiply(isa, pool, x, 1, |_| call.product(2, expert, output));
+            pool.for_each(rows, least, |i| call.add(i, &group[i], output));
+        }
+    }
+}
+
+impl Call<'_> {
+    /// The product with an expert's gate (0), up (1) or down (2).
+    fn product(&self, part: usize, expert: usize, to: Shared<f32>) -> Product<'_> {
+        let matrix = &[self.gate, self.up, self.down][part][expert];
+        let bias = self.biases.map(|biases| &biases[part][expert * matrix.rows()..][..matrix.rows()]);
+        Product { matrix, bias, to, sum: None }
+    }
+
+    /// Adds row i of an expert's output to the row that it belongs to.
+    fn add(&self, i: usize, assignment: &Assignment, output: Shared<f32>) {
+        let width = self.down[0].rows();
+        // SAFETY: both rows lie in their memory; a row of the step is one assignment of an expert, done by one task.
+        let (sum, output) = unsafe {
+            let sum = std::slice::from_raw_parts_mut(self.sum.at(assignment.row * width), width);
+            (sum, std::slice::from_raw_parts(output.at(i * width), width))
+        };
+        sum.iter_mut().zip(output).for_each(|(sum, value)| *sum += assignment.weight * value);
+    }
+}
+
+/// Chooses experts; memory is reused.
+#[derive(Default)]
+struct Router {
+    /// What weights are made of, by expert.
+    gates: Vec<f32>,
+    /// What they are chosen by.
+    choice: Vec<f32>,
+    /// The value of each group.
+    groups: Vec<f32>,
+    /// Experts and weights.
+    chosen: Vec<(usize, f32)>,
+}
+
+impl Router {
+    /// The experts of a row and their weights, in ascending order of experts. Of equals the first is chosen.
+    fn route(&mut self, scores: &[f32], correction: Option<&[f32]>, routing: &Routing) -> &[(usize, f32)] {
+        let Router { gates, choice, groups, chosen } = self;
+        gates.clear();
+        gates.extend_from_slice(scores);
+        match routing.gate {
+            Gate::Softmax => softmax(gates, |gate| gate),
+            Gate::Sigmoid => gates.iter_mut().for_each(|g| *g = 1.0 / (1.0 + exp(-*g))),
+            Gate::SoftmaxOfChosen => {}
+        }
+        choice.clear();
+        choice.extend_from_slice(gates);
+        if let Some(correction) = correction {
+            choice.iter_mut().zip(correction).for_each(|(choice, c)| *choice += c);
+        }
+        mask_groups(choice, routing.groups, groups);
+        chosen.clear();
+        for _ in 0..routing.used {
+            let best = largest(choice);
+            choice[best] = f32::NEG_INFINITY;
+            chosen.push((best, gates[best]));
+        }
+        chosen.sort_unstable_by_key(|&(expert, _)| expert);
+        if routing.gate == Gate::SoftmaxOfChosen {
+            softmax(chosen, |(_, weight)| weight);
+        }
+        let sum: f32 = chosen.iter().map(|&(_, weight)| weight).sum();
+        // as the reference does: no division by zero
+        let factor = if routing.normalize { routing.scale / (sum + 1e-20) } else { routing.scale };
+        chosen.iter_mut().for_each(|(_, weight)| *weight *= factor);
+        chosen
+    }
+}
+
+/// Leaves only the groups whose two best have the largest sum. `values` is memory for them.
+fn mask_groups(choice: &mut [f32], (groups, used): (usize, usize), values: &mut Vec<f32>) {
+    if used >= groups {
+        return;
+    }
+    let len = choice.len() / groups;
+    let value = |group: &[f32]| {
+        let best = largest(group);
+        let second = group.iter().enumerate().filter(|&(i, _)| i != best).map(|(_, &v)| v);
+        group[best] + second.fold(f32::NEG_INFINITY, f32::max).max(f32::MIN)
+    };
+    let beats = |a: f32, i: usize, b: f32, j: usize| a > b || a == b && i < j;
+    // a group stays if fewer than `used` others beat it
+    values.clear();
+    values.extend(choice.chunks_exact(len).map(value));
+    for (i, group) in choice.chunks_exact_mut(len).enumerate() {
+        let better = values.iter().enumerate().filter(|&(j, &v)| beats(v, j, values[i], i)).count();
+        if better >= used {
+            group.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+/// The index of the largest value, the first of equals; NaN is never the largest.
+fn largest(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, &value) in values.iter().enumerate() {
+        if value > values[best] || values[best].is_nan() {
+            best = i;
+        }
+    }
+    best
+}
+
+/// The softmax of what `value` gives of each item, in place.
+fn softmax<T>(items: &mut [T], value: impl Fn(&mut T) -> &mut f32) {
+    let most = items.iter_mut().fold(f32::NEG_INFINITY, |most, item| most.max(*value(item)));
+    let mut sum = 0.0;
+    for item in items.iter_mut() {
+        let value = value(item);
+        *value = exp(*value - most);
+        sum += *value;
+    }
+    items.iter_mut().for_each(|item| *value(item) /= sum);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(scores: &[f32], correction: Option<&[f32]>, routing: Routing) -> Vec<(usize, f32)> {
+        Router::default().route(scores, correction, &routing).to_vec()
+    }
+
+    const ALL: Routing =
+        Routing { used: 2, gate: Gate::Softmax, groups: (1, 1), normalize: false, scale: 1.0 };
+
+    fn close(got: &[(usize, f32)], expected: &[(usize, f32)]) {
+        assert_eq!(got.len(), expected.len());
+        for (got, expected) in got.iter().zip(expected) {
+            assert!(got.0 == expected.0 && (got.1 - expected.1).abs() < 1e-6, "{got:?}, not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn the_softmax_of_all_scores_gives_the_weights_of_the_best() {
+        let scores = [1f32, 3.0, 2.0].map(f32::ln);
+        close(&route(&scores, None, ALL), &[(1, 0.5), (2, 1.0 / 3.0)]);
+        let normalized = Routing { normalize: true, scale: 10.0, ..ALL };
+        close(&route(&scores, None, normalized), &[(1, 6.0), (2, 4.0)]);
+    }
+
+    #[test]
+    fn the_softmax_of_the_chosen_leaves_the_others_out() {
+        let scores = [1f32, 3.0, 2.0].map(f32::ln);
+        close(&route(&scores, None, Routing { gate: Gate::SoftmaxOfChosen, ..ALL }), &[(1, 0.6), (2, 0.4)]);
+    }
+
+    #[test]
+    fn a_correction_chooses_and_does_not_weigh() {
+        let sigmoid = Routing { gate: Gate::Sigmoid, used: 1, ..ALL };
+        close(&route(&[0.0, 1.0], Some(&[0.9, 0.0]), sigmoid), &[(0, 0.5)]);
+    }
+
+    #[test]
+    fn groups_are_chosen_by_their_two_best() {
+        // the single best expert is in the first group, the best pair in the second
+        let scores = [3.0, -3.0, 1.0, 1.0, 0.0, 0.0];
+        let routing = Routing { gate: Gate::Sigmoid, groups: (3, 1), ..ALL };
+        let got = route(&scores, None, routing);
+        assert_eq!(got.iter().map(|c| c.0).collect::<Vec<_>>(), [2, 3]);
+        let two = route(&scores, None, Routing { groups: (3, 2), ..routing });
+        assert_eq!(
+            two.iter().map(|c| c.0).collect::<Vec<_>>(),
+            [2, 3],
+            "the second group is that of two zeros"
+        );
+    }
+
+    #[test]
+    fn of_equal_scores_the_first_are_chosen() {
+        let got = route(&[0.5; 6], None, Routing { used: 3, ..ALL });
+        assert_eq!(got.iter().map(|c| c.0).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+}
