@@ -70,6 +70,9 @@ pub struct Receipt {
     pub prompt_tokens: Vec<u32>,
     /// How keys and values were stored.
     pub kv_type: String,
+    /// The context, tokens, where it decides how positions are encoded (LongRoPE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_context: Option<usize>,
     /// What the text began as.
     pub opening: Opening,
     /// Sampling parameters, resolved.
@@ -242,6 +245,7 @@ impl Receipt {
             },
             prompt: model.tokenizer().decode(&first.prompt),
             prompt_tokens: first.prompt.clone(),
+            rope_context: model.rope_context(),
             kv_type: model.kv_type().to_string(),
             opening: first.opening,
             sampling: traces[0].sampling,
@@ -287,7 +291,7 @@ impl Receipt {
     /// Tokens of context that a replay needs.
     pub fn context(&self) -> usize {
         let longest = self.sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
-        self.prompt_tokens.len() + longest + 1
+        (self.prompt_tokens.len() + longest + 1).max(self.rope_context.unwrap_or(0))
     }
 
     /// Repeats the run on `model`: by feeding what was recorded, many tokens in a step, or (`decode`) by generating it

@@ -347,6 +347,19 @@ impl<'a> Load<'a> {
     }
 }
 
+/// Bytes of matrices that are made while loading, beside the checkpoint's own: keys of latent attention that are stored
+/// together with values.
+pub fn made_bytes(checkpoint: &Checkpoint, h: &Hyperparameters) -> u64 {
+    let Some(l) = h.latent else { return 0 };
+    let of_layer = |i: usize| {
+        let both = names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight"));
+        both.map_or(0, |tensor| {
+            h.heads * l.rank * turned_kind(tensor.kind, l.plain_dims).row_bytes(l.plain_dims)
+        })
+    };
+    (0..h.layers).map(of_layer).sum::<usize>() as u64
+}
+
 impl Cost {
     fn of(tensor: &Tensor) -> Cost {
         Cost {
@@ -378,16 +391,20 @@ fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
     Tensor::from_bytes(&tensor.name, tensor.kind, &[rows, tensor.columns()], bytes)
 }
 
-/// A matrix of any type, rows and columns exchanged: its values are stored anew, as F32 if they were, else as Q8_0 where
-/// rows are whole blocks, else as F16. The same on every processor.
+/// How [`turned`] stores rows of this length: plain numbers as F32 or F16, others as Q8_0 where rows are whole blocks.
+const fn turned_kind(kind: BlockType, len: usize) -> BlockType {
+    match kind {
+        BlockType::F32 => BlockType::F32,
+        BlockType::F16 | BlockType::BF16 => BlockType::F16,
+        _ if len.is_multiple_of(BlockType::Q8_0.block_len()) => BlockType::Q8_0,
+        _ => BlockType::F16,
+    }
+}
+
+/// A matrix of any type, rows and columns exchanged: its values are stored anew. The same on every processor.
 fn turned(tensor: &Tensor) -> Tensor {
     let (rows, columns) = (tensor.rows(), tensor.columns());
-    let kind = match tensor.kind {
-        BlockType::F32 => return transposed(tensor),
-        BlockType::F16 | BlockType::BF16 => BlockType::F16,
-        _ if rows.is_multiple_of(BlockType::Q8_0.block_len()) => BlockType::Q8_0,
-        _ => BlockType::F16,
-    };
+    let kind = turned_kind(tensor.kind, rows);
     let values = tensor.values();
     let turned: Vec<f32> = (0..columns)
         .flat_map(|column| (0..rows).map(move |row| (row, column)))
