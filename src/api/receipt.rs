@@ -196,6 +196,19 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// [`digest`]s of rows of `width` logits, on all cores.
+pub(super) fn digests(rows: &[f32], width: usize) -> Vec<u64> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = (rows.len() / width).div_ceil(cores).max(1);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = rows
+            .chunks(share * width)
+            .map(|part| scope.spawn(move || part.chunks(width).map(digest).collect::<Vec<_>>()))
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().expect("hashing does not panic")).collect()
+    })
+}
+
 /// 8 bytes that stand for a row of logits.
 pub(super) fn digest(logits: &[f32]) -> u64 {
     const MANY: usize = 1024;
