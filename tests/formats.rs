@@ -23,9 +23,17 @@ fn each_block_format_gives_the_same_bits_whatever_the_way() {
 
 #[test]
 fn latent_attention_and_experts_give_the_same_bits_whatever_the_way() {
-    for (i, kind) in [BlockType::F32, BlockType::F16, BlockType::Q8_0, BlockType::Q4_1, BlockType::Q4_K]
-        .into_iter()
-        .enumerate()
+    for (i, kind) in [
+        BlockType::F32,
+        BlockType::F16,
+        BlockType::Q8_0,
+        BlockType::Q4_1,
+        BlockType::MXFP4,
+        BlockType::Q4_K,
+        BlockType::IQ1_S,
+    ]
+    .into_iter()
+    .enumerate()
     {
         all_ways_agree(Architecture::Deepseek2, kind, 77 + 1000 * i as u64);
     }
