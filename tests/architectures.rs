@@ -70,6 +70,37 @@ fn phi3_with_longrope_agrees_with_transformers_within_the_first_context_and_beyo
     agrees(&own("phi3-longrope"), "reference-long", Some(40));
 }
 
+#[test]
+fn deepseek_v3_in_8_bit_floats_agrees_with_transformers() {
+    agrees(&own("deepseek-v3-fp8"), "reference", None);
+}
+
+/// Activations are quantized for its experts, so the logits are not as near.
+#[test]
+fn gpt_oss_in_mxfp4_agrees_with_transformers() {
+    let folder = own("gpt-oss-mxfp4");
+    let reference = Reference::open(&folder.join("reference.safetensors"));
+    let (ids, expected) = (reference.ids("input_ids"), reference.floats("logits"));
+    let got = logits(&mut engine(&Checkpoint::open(&folder).unwrap(), None), &ids, 7);
+    let kl = kl(&expected, &got, expected.len() / ids.len());
+    println!("gpt-oss-mxfp4: KL {kl:.1e}");
+    assert!(kl < 1e-3, "KL {kl}");
+}
+
+/// Mean KL divergence of rows of logits.
+fn kl(reference: &[f32], logits: &[f32], vocabulary: usize) -> f64 {
+    let log_softmax = |row: &[f32]| {
+        let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+        row.iter().map(|&l| f64::from(l) - sum.ln()).collect::<Vec<_>>()
+    };
+    let rows = reference.chunks(vocabulary).zip(logits.chunks(vocabulary));
+    let kl = rows.map(|(p, q)| {
+        let (p, q) = (log_softmax(p), log_softmax(q));
+        p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    });
+    kl.sum::<f64>() / (reference.len() / vocabulary) as f64
+}
+
 /// Folders like those of the fixtures, with other shapes.
 #[test]
 fn checkpoints_of_another_folder_agree_with_transformers() {

@@ -150,14 +150,14 @@ impl<'a> Load<'a> {
     /// The experts' gate and up matrices, which may be stored as one.
     fn gates(&self, i: usize, count: usize, rows: usize, columns: usize) -> Result<[Vec<Tensor>; 2]> {
         let fused = format!("model.layers.{i}.mlp.experts.gate_up_proj");
-        let Some(both) = self.checkpoint.tensors.get(&fused) else {
+        let Some(both) = self.checkpoint.tensors.get(&fused).map(Tensor::decoded) else {
             let [gate, up] = ["gate", "up"].map(|part| self.stack(i, part, count, rows, columns));
             return Ok([gate?, up?]);
         };
         // gpt-oss: [experts, columns, 2 * rows], gate and up by turns; in MXFP4 [experts, 2 * rows, columns]
         let is_turned = both.kind.block_len() == 1;
         let shape = if is_turned { [count, columns, 2 * rows] } else { [count, 2 * rows, columns] };
-        self.check_shape(both, &shape)?;
+        self.check_shape(&both, &shape)?;
         let (tensor_rows, tensor_columns) = (shape[1], shape[2]);
         let mut parts = [Vec::new(), Vec::new()];
         for expert in 0..count {
@@ -177,10 +177,10 @@ impl<'a> Load<'a> {
             return self.cut(tensor, count, rows, columns);
         }
         let fused = format!("model.layers.{i}.mlp.experts.{part}_proj");
-        if let Some(all) = self.checkpoint.tensors.get(&fused) {
+        if let Some(all) = self.checkpoint.tensors.get(&fused).map(Tensor::decoded) {
             let is_turned = all.kind.block_len() == 1; // gpt-oss: [experts, columns, rows]
             let (rows, columns) = if is_turned { (columns, rows) } else { (rows, columns) };
-            let parts = self.cut(all, count, rows, columns)?;
+            let parts = self.cut(&all, count, rows, columns)?;
             return Ok(if is_turned { parts.iter().map(transposed).collect() } else { parts });
         }
         let expert = |expert| {
@@ -188,7 +188,7 @@ impl<'a> Load<'a> {
             let tensor = self.checkpoint.tensors.get(&name);
             let tensor = tensor.ok_or_else(|| self.fault(format!("has no tensor {name}")))?;
             self.check_shape(tensor, &[rows, columns])?;
-            Ok(tensor.clone())
+            Ok(tensor.decoded())
         };
         (0..count).map(expert).collect()
     }
@@ -296,23 +296,24 @@ impl<'a> Load<'a> {
                 let [fused, up] = both;
                 (if self.find(&fused).is_some() { fused } else { up }, if part == "up" { size } else { 0 })
             }
-            _ => return self.find(name).cloned(),
+            _ => return self.find(name).map(Tensor::decoded),
         };
         let whole = self.find(name);
-        let Some(fused) = self.find(&fused) else { return whole.cloned() };
+        let Some(fused) = self.find(&fused) else { return whole.map(Tensor::decoded) };
         let range = from..from + size;
         let stored = if kind == "bias" { fused.columns() } else { fused.rows() };
         if whole.is_some_and(|t| t.name != fused.name)
             || stored < range.end
             || (part == "up" && stored == size)
         {
-            return whole.cloned();
+            return whole.map(Tensor::decoded);
         }
+        let fused = fused.decoded();
         if kind == "bias" {
             let bytes = fused.values()[range].iter().flat_map(|v| v.to_le_bytes()).collect();
             return Some(Tensor::from_bytes(name, BlockType::F32, &[size], bytes));
         }
-        (stored != size || from > 0).then(|| fused.slice(name, range)).or_else(|| whole.cloned())
+        (stored != size || from > 0).then(|| fused.slice(name, range)).or_else(|| whole.map(Tensor::decoded))
     }
 
     /// A stored stack of matrices as single ones.
