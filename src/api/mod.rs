@@ -7,6 +7,7 @@ pub mod measure;
 pub mod memory;
 mod model;
 mod options;
+mod quantize;
 mod receipt;
 mod stream;
 mod trace;
@@ -20,5 +21,6 @@ pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, Th
 pub(crate) use model::generation_config;
 pub use model::{Model, ModelBuilder, Progress};
 pub use options::{LogitsHook, Message, Options, Prompt, Role};
+pub use quantize::{Quantized, quantize};
 pub use receipt::{Difference, Opening, Receipt, ReceiptModel, Record, RecordedSequence, SCHEMA, Verdict};
 pub use votes::{BOXED, Outcome, VoteEvent, VoteOptions, Votes};

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use super::words::arrange;
 use crate::api::ThoughtBounds;
 use crate::backend::KvType;
+use crate::quant::Mix;
 use crate::{Error, Result, Sampling, SamplingOverrides, Think};
 
 const EXAMPLES: &str = "\
@@ -52,6 +53,15 @@ A text is read in windows of 512 tokens (or --context), of which the second half
 Examples:
   pensive perplexity deepseek-r1 --text wiki.test.raw
   pensive perplexity ./model.gguf --reference logits.safetensors --json";
+
+const QUANTIZE_HELP: &str = "\
+Types, finest first: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_0 Q5_1 Q4_K_M Q4_K_S Q4_0 Q4_1 IQ4_NL IQ4_XS Q3_K_L Q3_K_M
+Q3_K_S Q2_K TQ1_0 TQ2_0. The mixes are llama.cpp's, which loads the file too. A model that is quantized already loses a
+little more; start from F16, BF16 or F32 where you can.
+
+Examples:
+  pensive quantize ./DeepSeek-R1-Distill-Qwen-1.5B r1-q4.gguf --type q4_k_m
+  pensive quantize ./model-f16.gguf model-q8.gguf --type q8_0";
 
 /// Runs R1-style reasoning models on this machine.
 #[derive(Debug, Parser)]
@@ -100,6 +110,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure how well a model predicts a text, or how far it is from a reference
     Perplexity(PerplexityArgs),
+    /// Write a model as a GGUF file with other block types
+    Quantize(QuantizeArgs),
     /// Check a receipt: repeat the run and compare every bit
     Replay(ReplayArgs),
     /// Print the settings, where each comes from, and all paths
@@ -271,6 +283,31 @@ pub struct SamplingArgs {
     /// How many recent tokens the penalties look at; 0 is none
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
     pub repeat_last_n: Option<usize>,
+}
+
+/// `pensive quantize`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = QUANTIZE_HELP)]
+pub struct QuantizeArgs {
+    /// Model to read: a name, a GGUF file, or a folder with safetensors
+    pub model: String,
+    /// GGUF file to write
+    pub file: PathBuf,
+    /// Mix of block types
+    #[arg(short = 'T', long = "type", value_name = "TYPE", value_parser = parse_mix)]
+    pub mix: Mix,
+    /// Replace the file if it is there
+    #[arg(short, long)]
+    pub force: bool,
+    /// Download a missing model without asking
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pensive replay`
@@ -560,6 +597,10 @@ where
     T: serde::de::DeserializeOwned + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(words).try_map(|word| serde_json::from_value::<T>(word.into()))
+}
+
+fn parse_mix(text: &str) -> Result<Mix, String> {
+    Mix::parse(text).ok_or_else(|| format!("there are {}", Mix::names().collect::<Vec<_>>().join(" ")))
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {

@@ -12,6 +12,7 @@ mod memory;
 mod output;
 mod perplexity;
 mod pull;
+mod quantize;
 mod remove;
 pub mod render;
 mod replay;
@@ -74,6 +75,7 @@ fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
         Some(Command::Tokenize(args)) => tokenize::run(&args, console),
         Some(Command::Bench(args)) => bench::run(&args, console),
         Some(Command::Perplexity(args)) => perplexity::run(&args, console),
+        Some(Command::Quantize(args)) => quantize::run(&args, console),
         Some(Command::Replay(args)) => replay::run(&args, console),
         Some(Command::Config(args)) => config::run(&args),
         Some(Command::Completions(args)) => completions::run(args),

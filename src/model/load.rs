@@ -354,9 +354,7 @@ pub fn made_bytes(checkpoint: &Checkpoint, h: &Hyperparameters) -> u64 {
     let Some(l) = h.latent else { return 0 };
     let of_layer = |i: usize| {
         let both = names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight"));
-        both.map_or(0, |tensor| {
-            h.heads * l.rank * turned_kind(tensor.kind, l.plain_dims).row_bytes(l.plain_dims)
-        })
+        both.map_or(0, |tensor| h.heads * l.rank * turned_kind(tensor.kind).row_bytes(l.plain_dims))
     };
     (0..h.layers).map(of_layer).sum::<usize>() as u64
 }
@@ -392,12 +390,10 @@ fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
     Tensor::from_bytes(&tensor.name, tensor.kind, &[rows, tensor.columns()], bytes)
 }
 
-/// How [`turned`] stores rows of this length: plain numbers as F32 or F16, others as Q8_0 where rows are whole blocks.
-const fn turned_kind(kind: BlockType, len: usize) -> BlockType {
+/// How [`turned`] stores values: F32 as it is, others as F16, which loses nothing that counts.
+const fn turned_kind(kind: BlockType) -> BlockType {
     match kind {
         BlockType::F32 => BlockType::F32,
-        BlockType::F16 | BlockType::BF16 => BlockType::F16,
-        _ if len.is_multiple_of(BlockType::Q8_0.block_len()) => BlockType::Q8_0,
         _ => BlockType::F16,
     }
 }
@@ -405,7 +401,7 @@ const fn turned_kind(kind: BlockType, len: usize) -> BlockType {
 /// A matrix of any type, rows and columns exchanged: its values are stored anew. The same on every processor.
 fn turned(tensor: &Tensor) -> Tensor {
     let (rows, columns) = (tensor.rows(), tensor.columns());
-    let kind = turned_kind(tensor.kind, rows);
+    let kind = turned_kind(tensor.kind);
     let values = tensor.values();
     let turned: Vec<f32> = (0..columns)
         .flat_map(|column| (0..rows).map(move |row| (row, column)))

@@ -3,6 +3,7 @@
 //! A new architecture is a mapping of names (`names`) and a few fields of [`Hyperparameters`].
 
 mod decoder;
+pub mod export;
 mod hyperparameters;
 mod layer;
 mod load;

@@ -74,6 +74,35 @@ pub(super) fn expert(layer: usize, part: &str, expert: usize) -> String {
     format!("model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight")
 }
 
+/// GGUF's name of a Hugging Face checkpoint's tensor.
+pub(super) fn gguf(name: &str) -> Option<String> {
+    if let Some((gguf, _)) = TOP.iter().find(|(_, other)| *other == name) {
+        return Some((*gguf).to_owned());
+    }
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    if let Some((gguf, _)) = LAYER_WHOLE.iter().find(|(_, other)| *other == rest) {
+        return Some(format!("blk.{layer}.{gguf}"));
+    }
+    let (part, kind) = rest.rsplit_once('.')?;
+    // GGUF keeps the name of one of the two for both
+    let part = if part == "mlp.gate_up_proj" { "mlp.up_proj" } else { part };
+    let (gguf, _) = LAYER.iter().find(|(_, other)| *other == part)?;
+    Some(format!("blk.{layer}.{gguf}.{kind}"))
+}
+
+/// The layer that a Hugging Face checkpoint's tensor belongs to.
+pub(super) fn layer(name: &str) -> Option<usize> {
+    name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
+}
+
+/// GGUF's name of the stack that an expert's matrix belongs to, and the expert's number.
+pub(super) fn stacked(name: &str) -> Option<(String, usize)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once(".mlp.experts.")?;
+    let (expert, rest) = rest.split_once('.')?;
+    let part = rest.strip_suffix("_proj.weight")?;
+    Some((format!("blk.{layer}.ffn_{part}_exps.weight"), expert.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::hugging_face;
@@ -90,6 +119,13 @@ mod tests {
             hugging_face("blk.3.exp_probs_b.bias"),
             ["model.layers.3.mlp.gate.e_score_correction_bias"]
         );
+        for name in
+            ["output.weight", "blk.7.attn_kv_a_mqa.weight", "blk.0.exp_probs_b.bias", "blk.3.attn_v.bias"]
+        {
+            assert_eq!(super::gguf(&hugging_face(name)[0]).as_deref(), Some(name));
+        }
+        let stacked = super::stacked("model.layers.3.mlp.experts.17.down_proj.weight");
+        assert_eq!(stacked, Some(("blk.3.ffn_down_exps.weight".to_owned(), 17)));
         assert!(hugging_face("blk.0.unheard_of.weight").is_empty());
         assert!(hugging_face("rope_freqs.weight").is_empty());
     }

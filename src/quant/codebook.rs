@@ -75,10 +75,25 @@ pub(super) fn dequantize_tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
     out.iter_mut().zip(codes).for_each(|(y, code)| *y = d * (f32::from(code) - 1.0));
 }
 
-/// The code whose value is nearest to x.
-fn nearest(table: &[i8; 16], x: f32) -> u8 {
-    let distance = |code: &u8| (f32::from(table[usize::from(*code)]) - x).abs();
-    (0..16u8).min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(0)
+/// The code of IQ4 whose value is nearest to x: as many as there are midpoints below it.
+fn nearest_iq4(x: f32) -> u8 {
+    const MIDPOINTS: [f32; 15] = {
+        let mut midpoints = [0.0; 15];
+        let mut i = 0;
+        while i < 15 {
+            midpoints[i] = (IQ4[i] as f32 + IQ4[i + 1] as f32) / 2.0;
+            i += 1;
+        }
+        midpoints
+    };
+    MIDPOINTS.iter().map(|&midpoint| u8::from(x > midpoint)).sum()
+}
+
+/// The code of FP4 whose value is nearest to x, magnitude first, then the sign.
+fn nearest_fp4(x: f32) -> u8 {
+    const MIDPOINTS: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
+    let magnitude: u8 = MIDPOINTS.iter().map(|&midpoint| u8::from(x.abs() > midpoint)).sum();
+    magnitude | u8::from(x < 0.0) << 3
 }
 
 /// The scale of 32 values with the least square error, of some near the one that fits their largest.
@@ -89,7 +104,7 @@ fn scale_iq4(values: &[f32]) -> f32 {
         let x_scale = inverse(most / end as f32);
         let (mut xq, mut qq) = (0.0, 0.0);
         for &x in values {
-            let q = f32::from(IQ4[usize::from(nearest(&IQ4, x * x_scale))]);
+            let q = f32::from(IQ4[usize::from(nearest_iq4(x * x_scale))]);
             xq += x * q;
             qq += q * q;
         }
@@ -101,16 +116,16 @@ fn scale_iq4(values: &[f32]) -> f32 {
     best.0
 }
 
-fn put_codes(table: &[i8; 16], scale: f32, values: &[f32], codes: &mut [u8]) {
+fn put_codes(nearest: impl Fn(f32) -> u8, scale: f32, values: &[f32], codes: &mut [u8]) {
     let inverse = inverse(scale);
     for (i, byte) in codes.iter_mut().enumerate() {
-        *byte = nearest(table, values[i] * inverse) | nearest(table, values[16 + i] * inverse) << 4;
+        *byte = nearest(values[i] * inverse) | nearest(values[16 + i] * inverse) << 4;
     }
 }
 
 pub(super) fn quantize_iq4_nl(values: &[f32; 32], block: &mut [u8; 18]) {
     let d = put_f16(block, 0, scale_iq4(values));
-    put_codes(&IQ4, d, values, &mut block[2..]);
+    put_codes(nearest_iq4, d, values, &mut block[2..]);
 }
 
 pub(super) fn quantize_iq4_xs(values: &[f32; 256], block: &mut [u8; 136]) {
@@ -122,7 +137,7 @@ pub(super) fn quantize_iq4_xs(values: &[f32; 256], block: &mut [u8; 136]) {
         let code = (s as i8 + 32) as u8;
         block[4 + i / 2] |= (code & 15) << (4 * (i % 2));
         high |= u16::from(code >> 4) << (2 * i);
-        put_codes(&IQ4, d * s, values, &mut block[8 + 16 * i..][..16]);
+        put_codes(nearest_iq4, d * s, values, &mut block[8 + 16 * i..][..16]);
     }
     block[2..4].copy_from_slice(&high.to_le_bytes());
 }
@@ -131,7 +146,7 @@ pub(super) fn quantize_mxfp4(values: &[f32; 32], block: &mut [u8; 17]) {
     let most = farthest(values).abs();
     // the exponent of the largest, less that of FP4's largest power
     block[0] = ((most.to_bits() >> 23) as u8).saturating_sub(2);
-    put_codes(&FP4, half_power(block[0]), values, &mut block[1..]);
+    put_codes(nearest_fp4, half_power(block[0]), values, &mut block[1..]);
 }
 
 /// Codes 0, 1, 2 of -d, 0, d.

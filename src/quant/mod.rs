@@ -7,10 +7,12 @@ mod grids;
 pub(crate) mod i_quants;
 pub(crate) mod k_quants;
 mod legacy;
+mod mix;
 pub(crate) mod planes;
 mod search;
 
 use half::{bf16, f16};
+pub use mix::{Mix, ModelShape};
 
 /// How the values of a tensor are stored. Names and numbers are GGUF's (`ggml_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

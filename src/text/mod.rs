@@ -15,10 +15,12 @@ mod pretokenizer;
 mod python;
 mod spm;
 mod template;
+mod to_gguf;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
 pub use template::{ChatTemplate, TemplateContext, TemplateMessage};
+pub use to_gguf::gguf_vocabulary;
 pub use tokenizer::{Special, Tokenizer};
 
 #[cfg(test)]

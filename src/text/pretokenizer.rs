@@ -17,6 +17,9 @@ pub(super) struct Scheme {
     pub add_bos: bool,
 }
 
+/// How GPT-2 cuts words.
+pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
 const SCHEMES: &[Scheme] = &[
     Scheme {
         names: &["qwen2", "deepseek-r1-qwen"],
@@ -80,16 +83,48 @@ const SCHEMES: &[Scheme] = &[
         add_bos: false,
     },
     Scheme {
-        names: &["smollm"],
-        patterns: &[r"\p{N}", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
+        // gpt-oss, Phi-4-mini: OpenAI's o200k
+        names: &["gpt-4o"],
+        patterns: &[concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )],
         whole_words: false,
         add_bos: false,
     },
+    Scheme {
+        // Magistral
+        names: &["tekken"],
+        patterns: &[concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
+            r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )],
+        whole_words: true,
+        add_bos: true,
+    },
+    Scheme {
+        // GLM-4 and GLM-Z1; Phi-4 (dbrx): cl100k's pattern, as Llama 3's
+        names: &["chatglm-bpe", "glm4", "dbrx"],
+        patterns: &[concat!(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
+            r"\s*[\r\n]+|\s+(?!\S)|\s+"
+        )],
+        whole_words: false,
+        add_bos: false,
+    },
+    Scheme { names: &["smollm"], patterns: &[r"\p{N}", GPT2], whole_words: false, add_bos: false },
 ];
 
 /// The scheme called `name`.
 pub(super) fn scheme(name: &str) -> Option<&'static Scheme> {
     SCHEMES.iter().find(|scheme| scheme.names.contains(&name))
+}
+
+/// The name of the scheme with these patterns.
+pub(super) fn name_of(patterns: &[String]) -> Option<&'static str> {
+    SCHEMES.iter().find(|scheme| scheme.patterns == patterns).map(|scheme| scheme.names[0])
 }
 
 /// All names that are known.

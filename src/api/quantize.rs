@@ -1,0 +1,169 @@
+//! From any checkpoint that can be read to a GGUF file of other block types.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::checkpoint::write::{GgufWriter, TensorSpec};
+use crate::checkpoint::{Checkpoint, Tensor, Value};
+use crate::model::Hyperparameters;
+use crate::model::export::{Export, export, frequency_factors};
+use crate::quant::{self, BlockType, Mix, ModelShape};
+use crate::{Error, Result};
+
+/// Values that a thread quantizes at a time, about.
+const PIECE: usize = 1 << 18;
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Quantized {
+    /// Tensors.
+    pub tensors: usize,
+    /// Values of all of them.
+    pub parameters: u64,
+    /// Bytes that they took before.
+    pub from_bytes: u64,
+    /// Bytes of the file's tensors.
+    pub bytes: u64,
+    /// Bits of a value, on average.
+    pub bits_per_weight: f64,
+    /// How many tensors each type has.
+    pub types: Vec<(String, usize)>,
+}
+
+/// Writes `checkpoint` as a GGUF file with the types of `mix`, tensor by tensor: no more than one matrix of it is in memory.
+/// The file appears under its name when it is whole. `progress` is told (bytes read, bytes in all).
+///
+/// # Errors
+/// A checkpoint of an architecture that is not known, or that has no place in a GGUF file; what cannot be written;
+/// [`Error::Io`] of the kind `Interrupted` when `cancel` is set.
+pub fn quantize(
+    checkpoint: &Checkpoint,
+    mix: Mix,
+    path: &Path,
+    cancel: &AtomicBool,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Quantized> {
+    let h = Hyperparameters::read(checkpoint)?;
+    let (mut metadata, tensors) = export(checkpoint, &h)?;
+    metadata.insert("general.file_type".into(), Value::Unsigned(mix.file_type.into()));
+    metadata.insert("general.quantization_version".into(), Value::Unsigned(2));
+    let is_tied = !tensors.iter().any(|tensor| tensor.name == "output.weight");
+    let experts = h.experts.as_ref().map_or(0, |e| e.count);
+    let model = ModelShape { layers: h.layers, group: h.heads / h.kv_heads, experts, tied: is_tied };
+    let from_gguf = matches!(checkpoint.metadata, crate::checkpoint::Metadata::Gguf(_));
+    let factors = if from_gguf { vec![] } else { frequency_factors(&h) };
+
+    let mut specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|tensor| TensorSpec {
+            name: tensor.name.clone(),
+            kind: mix.kind(&tensor.name, &tensor.shape, &model),
+            shape: tensor.shape.clone(),
+        })
+        .collect();
+    specs.extend(factors.iter().map(|(name, factors)| TensorSpec {
+        name: (*name).to_owned(),
+        kind: BlockType::F32,
+        shape: vec![factors.len()],
+    }));
+
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let fault = |error| Error::io(path, error);
+    // under another name until it is whole; gone if that fails
+    let file =
+        tempfile::Builder::new().prefix(".pensive-").suffix(".gguf").tempfile_in(folder).map_err(fault)?;
+    let out = BufWriter::new(file);
+    let mut writer = GgufWriter::new(out, &metadata, &specs).map_err(fault)?;
+    let total = checkpoint.total_bytes();
+    let mut done = 0;
+    for (tensor, spec) in tensors.iter().zip(&specs) {
+        let bytes = converted(tensor, spec.kind, cancel);
+        if cancel.load(Ordering::Relaxed) {
+            return Err(fault(std::io::ErrorKind::Interrupted.into()));
+        }
+        writer.tensor(&bytes).map_err(fault)?;
+        done += (0..tensor.parts()).map(|i| tensor.stored_bytes(i)).sum::<u64>();
+        progress(done.min(total), total);
+    }
+    for (_, factors) in &factors {
+        let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
+        writer.tensor(&bytes).map_err(fault)?;
+    }
+    let mut out = writer.finish().map_err(fault)?;
+    out.flush().map_err(fault)?;
+    let file = out.into_inner().map_err(|error| fault(error.into_error()))?;
+    set_readable(file.as_file()).map_err(fault)?;
+    file.persist(path).map_err(|error| fault(error.error))?;
+    Ok(report(&specs, total))
+}
+
+/// A temporary file is the user's alone; this one becomes an ordinary file.
+fn set_readable(file: &std::fs::File) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    }
+    let _ = file;
+    Ok(())
+}
+
+fn report(specs: &[TensorSpec], from_bytes: u64) -> Quantized {
+    let values = |spec: &TensorSpec| spec.shape.iter().product::<usize>();
+    let parameters = specs.iter().map(|spec| values(spec) as u64).sum();
+    let bytes = specs.iter().map(|spec| spec.kind.row_bytes(values(spec)) as u64).sum();
+    let mut types: Vec<(String, usize)> = Vec::new();
+    for kind in BlockType::ALL {
+        let count = specs.iter().filter(|spec| spec.kind == kind).count();
+        if count > 0 {
+            types.push((kind.to_string(), count));
+        }
+    }
+    let bits_per_weight = 8.0 * bytes as f64 / f64::max(parameters as f64, 1.0);
+    Quantized { tensors: specs.len(), parameters, from_bytes, bytes, bits_per_weight, types }
+}
+
+/// A tensor's bytes in another type, on all cores.
+fn converted(export: &Export<'_>, kind: BlockType, cancel: &AtomicBool) -> Vec<u8> {
+    let mut all = Vec::new();
+    for part in 0..export.parts() {
+        let tensor = export.part(part);
+        if tensor.kind == kind {
+            all.extend_from_slice(tensor.bytes());
+        } else {
+            let at = all.len();
+            all.resize(at + kind.row_bytes(tensor.rows() * tensor.columns()), 0);
+            convert(&tensor, kind, &mut all[at..], cancel);
+        }
+        tensor.drop_pages();
+    }
+    all
+}
+
+/// The values of `tensor` as blocks of `kind`, by pieces of whole rows.
+pub(super) fn convert(tensor: &Tensor, kind: BlockType, to: &mut [u8], cancel: &AtomicBool) {
+    let (columns, rows) = (tensor.columns(), tensor.rows());
+    let rows_of_piece = (PIECE / columns.max(1)).max(1);
+    let (from_bytes, to_bytes) = (tensor.kind.row_bytes(columns), kind.row_bytes(columns));
+    let pieces = std::sync::Mutex::new(
+        tensor.bytes().chunks(rows_of_piece * from_bytes).zip(to.chunks_mut(rows_of_piece * to_bytes)),
+    );
+    let next = || pieces.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(rows.div_ceil(rows_of_piece));
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                let mut values = Vec::new();
+                while let Some((from, to)) = next() {
+                    if cancel.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    values.resize(from.len() / from_bytes * columns, 0.0);
+                    quant::dequantize(tensor.kind, from, &mut values);
+                    quant::quantize(kind, &values, to);
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,57 @@
+//! `pensive quantize MODEL FILE --type TYPE`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::args::{LoadArgs, QuantizeArgs};
+use super::interrupt::{self, Second};
+use super::pull;
+use super::render::{Console, Unit, bytes, print};
+use crate::api;
+use crate::checkpoint::Checkpoint;
+use crate::{Error, Result};
+
+pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
+    if !args.force && args.file.exists() {
+        return Err(Error::file(
+            &args.file,
+            "is there already: add --force to replace it, or name another file",
+        ));
+    }
+    let load = LoadArgs { yes: args.yes, offline: args.offline, ..LoadArgs::default() };
+    pull::ensure(&args.model, &load, console)?;
+    let hub = pull::hub(true)?;
+    let located = hub.find(&hub.reference(&args.model)?)?;
+    let path = located.and_then(|located| located.files.first().cloned());
+    let path = path.ok_or_else(|| Error::Hub(format!("{} is not on this machine", args.model)))?;
+    let checkpoint = Checkpoint::open(&path)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let armed = interrupt::arm(Second::Ends, {
+        let stop = stop.clone();
+        move || stop.store(true, Ordering::Relaxed)
+    });
+    let mut bar = console.slow_bar("quantizing", Unit::Bytes);
+    let written =
+        api::quantize(&checkpoint, args.mix, &args.file, &stop, |done, total| bar.update(done, total));
+    bar.finish();
+    drop(armed);
+    let written = written?;
+    print(if args.json {
+        serde_json::to_string(&written).map_err(|e| Error::Text(e.to_string()))? + "\n"
+    } else {
+        let types: Vec<String> =
+            written.types.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        format!(
+            "{}: {}, {:.2} bits per weight (from {}); {} tensors: {}\n",
+            args.file.display(),
+            bytes(written.bytes),
+            written.bits_per_weight,
+            bytes(written.from_bytes),
+            written.tensors,
+            types.join(", ")
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,223 @@
+//! A checkpoint as GGUF has it: names, metadata, and the order in which tensors stand.
+//!
+//! What is read from a GGUF file stays as it is. Of a Hugging Face repository tensors are renamed, experts are put
+//! together, and what GGUF wants otherwise (llama's queries and keys) is turned while it is written.
+
+use std::collections::BTreeMap;
+
+use super::{Hyperparameters, Scaling, names};
+use crate::backend::{Gate, RopeStyle};
+use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value};
+use crate::quant::BlockType;
+use crate::text::gguf_vocabulary;
+use crate::{Error, Result};
+
+/// A tensor as it is to be written.
+pub struct Export<'a> {
+    /// GGUF's name.
+    pub name: String,
+    /// Dimensions, slowest first.
+    pub shape: Vec<usize>,
+    /// What is stored, one matrix after the other.
+    parts: Vec<&'a Tensor>,
+    /// Heads whose halves of rows are to stand by turns.
+    interleaved_heads: Option<usize>,
+}
+
+impl Export<'_> {
+    /// How the values are stored now.
+    pub fn kind(&self) -> BlockType {
+        self.parts[0].kind
+    }
+
+    /// How many matrices it is made of, which [`part`](Self::part) gives one by one.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Bytes that a part takes where it is stored.
+    pub fn stored_bytes(&self, index: usize) -> u64 {
+        self.parts[index].bytes().len() as u64
+    }
+
+    /// A matrix, [rows, columns], as it is to stand in the file.
+    pub fn part(&self, index: usize) -> Tensor {
+        let tensor = self.parts[index].decoded();
+        match self.interleaved_heads {
+            Some(heads) => interleave_halves(&tensor, heads),
+            None => tensor,
+        }
+    }
+}
+
+/// In each head rows i and i + half become neighbours: GGUF's order for `llama`.
+fn interleave_halves(tensor: &Tensor, heads: usize) -> Tensor {
+    let vector = tensor.shape.len() == 1;
+    let rows = if vector { tensor.columns() } else { tensor.rows() };
+    let (row_bytes, half) = (tensor.bytes().len() / rows, rows / heads / 2);
+    let mut bytes = Vec::with_capacity(tensor.bytes().len());
+    for head in tensor.bytes().chunks(2 * half * row_bytes) {
+        for i in 0..half {
+            bytes.extend_from_slice(&head[i * row_bytes..][..row_bytes]);
+            bytes.extend_from_slice(&head[(half + i) * row_bytes..][..row_bytes]);
+        }
+    }
+    Tensor::from_bytes(&tensor.name, tensor.kind, &tensor.shape, bytes)
+}
+
+/// The metadata and the tensors of a GGUF file of this checkpoint.
+///
+/// # Errors
+/// A tensor or a tokenizer that has no place in such a file, named.
+pub fn export<'a>(
+    checkpoint: &'a Checkpoint,
+    h: &Hyperparameters,
+) -> Result<(BTreeMap<String, Value>, Vec<Export<'a>>)> {
+    match &checkpoint.metadata {
+        Metadata::Gguf(pairs) => {
+            let kept = pairs.iter().filter(|(key, _)| !key.starts_with("split."));
+            let metadata = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+            let tensors = checkpoint.tensors.values().map(|tensor| Export {
+                name: tensor.name.clone(),
+                shape: tensor.shape.clone(),
+                parts: vec![tensor],
+                interleaved_heads: None,
+            });
+            Ok((metadata, tensors.collect()))
+        }
+        Metadata::HuggingFace { .. } => {
+            let mut metadata = metadata(h);
+            if let Some(name) = checkpoint.name() {
+                metadata.insert("general.name".into(), Value::String(name.to_owned()));
+            }
+            metadata.extend(gguf_vocabulary(&checkpoint.metadata)?);
+            Ok((metadata, renamed(checkpoint, h)?))
+        }
+    }
+}
+
+/// The tensors of a Hugging Face repository under GGUF's names.
+fn renamed<'a>(checkpoint: &'a Checkpoint, h: &Hyperparameters) -> Result<Vec<Export<'a>>> {
+    let fault = |what: String| Error::file(checkpoint.files.first().cloned().unwrap_or_default(), what);
+    let mut experts: BTreeMap<String, BTreeMap<usize, &Tensor>> = BTreeMap::new();
+    let mut all = Vec::new();
+    for tensor in checkpoint.tensors.values() {
+        if names::layer(&tensor.name).is_some_and(|layer| layer >= h.layers) {
+            continue; // a layer that predicts further tokens
+        }
+        if let Some((name, expert)) = names::stacked(&tensor.name) {
+            experts.entry(name).or_default().insert(expert, tensor);
+            continue;
+        }
+        let name = names::gguf(&tensor.name).ok_or_else(|| {
+            let what = format!("tensor {} has no place in a GGUF file of {}", tensor.name, h.architecture);
+            fault(what)
+        })?;
+        let turned = h.architecture == "llama" && h.rope_style == RopeStyle::Halves;
+        let interleaved_heads = match name.rsplit('.').nth(1) {
+            Some("attn_q") if turned => Some(h.heads),
+            Some("attn_k") if turned => Some(h.kv_heads),
+            _ => None,
+        };
+        all.push(Export { name, shape: tensor.shape.clone(), parts: vec![tensor], interleaved_heads });
+    }
+    for (name, of_name) in experts {
+        let shape = of_name.values().next().map(|tensor| tensor.shape.clone()).unwrap_or_default();
+        let complete = of_name.keys().copied().eq(0..h.experts.as_ref().map_or(0, |e| e.count));
+        if !complete || of_name.values().any(|tensor| tensor.shape != shape) {
+            return Err(fault(format!("the experts of {name} are not complete, or not of one shape")));
+        }
+        let shape = [&[of_name.len()], &shape[..]].concat();
+        all.push(Export { name, shape, parts: of_name.into_values().collect(), interleaved_heads: None });
+    }
+    Ok(all)
+}
+
+/// Hyperparameters as GGUF names them; read back they are the same.
+fn metadata(h: &Hyperparameters) -> BTreeMap<String, Value> {
+    let name = h.architecture.clone();
+    let mut pairs = BTreeMap::from([("general.architecture".to_owned(), Value::String(name.clone()))]);
+    let mut put = |key: &str, value: Value| drop(pairs.insert(format!("{name}.{key}"), value));
+    let whole = |n: usize| Value::Unsigned(n as u64);
+    put("block_count", whole(h.layers));
+    put("context_length", whole(h.context));
+    put("embedding_length", whole(h.width));
+    put("feed_forward_length", whole(h.feed_forward));
+    put("vocab_size", whole(h.vocabulary));
+    put("attention.head_count", whole(h.heads));
+    put("attention.head_count_kv", whole(h.kv_heads));
+    put("attention.key_length", whole(h.head_dim));
+    put("attention.value_length", whole(h.latent.map_or(h.head_dim, |l| l.value_dim)));
+    put("attention.layer_norm_rms_epsilon", Value::Float(f64::from(h.norm_epsilon)));
+    put("rope.dimension_count", whole(h.rope_dims));
+    put("rope.freq_base", Value::Float(h.rope_base));
+    if let Some(window) = h.windows.iter().flatten().next() {
+        put("attention.sliding_window", whole(*window));
+    }
+    if let Some(l) = h.latent {
+        put("attention.kv_lora_rank", whole(l.rank));
+        l.query_rank.into_iter().for_each(|rank| put("attention.q_lora_rank", whole(rank)));
+    }
+    if let Some(e) = &h.experts {
+        put("expert_count", whole(e.count));
+        put("expert_used_count", whole(e.routing.used));
+        put("expert_feed_forward_length", whole(e.feed_forward));
+        put("expert_shared_count", whole(e.shared / e.feed_forward));
+        put("expert_weights_norm", Value::Bool(e.routing.normalize));
+        put("expert_weights_scale", Value::Float(f64::from(e.routing.scale)));
+        put("expert_group_count", whole(e.routing.groups.0));
+        put("expert_group_used_count", whole(e.routing.groups.1));
+        let gate = match e.routing.gate {
+            Gate::Softmax => 1,
+            Gate::Sigmoid => 2,
+            Gate::SoftmaxOfChosen => 3,
+        };
+        put("expert_gating_func", whole(gate));
+    }
+    scaling(h, &mut put);
+    pairs
+}
+
+fn scaling(h: &Hyperparameters, put: &mut impl FnMut(&str, Value)) {
+    match &h.rope_scaling {
+        Scaling::Linear { factor } => {
+            put("rope.scaling.type", Value::String("linear".into()));
+            put("rope.scaling.factor", Value::Float(*factor));
+        }
+        Scaling::Yarn { factor, beta_fast, beta_slow, original_context, .. } => {
+            put("rope.scaling.type", Value::String("yarn".into()));
+            put("rope.scaling.factor", Value::Float(*factor));
+            put("rope.scaling.original_context_length", Value::Unsigned(*original_context as u64));
+            put("rope.scaling.yarn_beta_fast", Value::Float(*beta_fast));
+            put("rope.scaling.yarn_beta_slow", Value::Float(*beta_slow));
+            // attention is multiplied by (1 + m ln(factor))²
+            let plain = f64::from(h.attention_scale) * (h.head_dim as f64).sqrt();
+            if h.architecture == "deepseek2" && plain > 1.0 {
+                let m = (plain.sqrt() - 1.0) / libm::log(*factor);
+                put("rope.scaling.yarn_log_multiplier", Value::Float(m));
+            }
+        }
+        Scaling::Long { original_context, attention_factor, .. } => {
+            put("rope.scaling.original_context_length", Value::Unsigned(*original_context as u64));
+            put("rope.scaling.attn_factor", Value::Float(*attention_factor));
+        }
+        Scaling::None | Scaling::Factors(_) | Scaling::Llama3 { .. } => {}
+    }
+}
+
+/// Vectors that GGUF has as tensors and config.json as numbers: what frequencies are divided by.
+pub fn frequency_factors(h: &Hyperparameters) -> Vec<(&'static str, Vec<f32>)> {
+    let as_floats = |factors: &[f64]| factors.iter().map(|&f| f as f32).collect();
+    match &h.rope_scaling {
+        Scaling::Llama3 { .. } => {
+            let plain = Hyperparameters { rope_scaling: Scaling::None, ..h.clone() }.rope();
+            let pairs = plain.inverse_frequencies.iter().zip(h.rope().inverse_frequencies);
+            vec![("rope_freqs.weight", pairs.map(|(plain, scaled)| (plain / scaled) as f32).collect())]
+        }
+        Scaling::Long { short, long, .. } => vec![
+            ("rope_factors_short.weight", as_floats(short)),
+            ("rope_factors_long.weight", as_floats(long)),
+        ],
+        _ => vec![],
+    }
+}

@@ -1,0 +1,197 @@
+//! Which type each tensor of a quantized model gets: llama.cpp's mixes, by their names.
+
+use super::BlockType;
+use BlockType::*;
+
+/// A mix: its name, `general.file_type` in GGUF (llama.cpp's `llama_ftype`), and the type of most matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mix {
+    /// `Q4_K_M`
+    pub name: &'static str,
+    /// GGUF's number of it.
+    pub file_type: u32,
+    /// What matrices get for which nothing else is said.
+    pub base: BlockType,
+}
+
+const MIXES: [Mix; 21] = [
+    mix("F32", 0, F32),
+    mix("F16", 1, F16),
+    mix("BF16", 32, BF16),
+    mix("Q8_0", 7, Q8_0),
+    mix("Q6_K", 18, Q6_K),
+    mix("Q5_K_M", 17, Q5_K),
+    mix("Q5_K_S", 16, Q5_K),
+    mix("Q5_0", 8, Q5_0),
+    mix("Q5_1", 9, Q5_1),
+    mix("Q4_K_M", 15, Q4_K),
+    mix("Q4_K_S", 14, Q4_K),
+    mix("Q4_0", 2, Q4_0),
+    mix("Q4_1", 3, Q4_1),
+    mix("IQ4_NL", 25, IQ4_NL),
+    mix("IQ4_XS", 30, IQ4_XS),
+    mix("Q3_K_L", 13, Q3_K),
+    mix("Q3_K_M", 12, Q3_K),
+    mix("Q3_K_S", 11, Q3_K),
+    mix("Q2_K", 10, Q2_K),
+    mix("TQ1_0", 36, TQ1_0),
+    mix("TQ2_0", 37, TQ2_0),
+];
+
+const fn mix(name: &'static str, file_type: u32, base: BlockType) -> Mix {
+    Mix { name, file_type, base }
+}
+
+/// What a mix needs to know of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelShape {
+    /// Layers.
+    pub layers: usize,
+    /// Query heads of a key/value head.
+    pub group: usize,
+    /// Experts of a layer; 0 or 1: none.
+    pub experts: usize,
+    /// Whether the embedding serves as output matrix.
+    pub tied: bool,
+}
+
+impl Mix {
+    /// The mix of this name, in any case; `Q4_K` is `Q4_K_M`, and so on.
+    pub fn parse(name: &str) -> Option<Mix> {
+        let upper = name.to_ascii_uppercase();
+        let whole = match upper.as_str() {
+            "Q3_K" | "Q4_K" | "Q5_K" => upper + "_M",
+            _ => upper,
+        };
+        MIXES.into_iter().find(|mix| mix.name == whole)
+    }
+
+    /// Their names, finest first.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        MIXES.iter().map(|mix| mix.name)
+    }
+
+    /// The type of a tensor by its GGUF name and shape, slowest dimension first.
+    ///
+    /// Vectors and routers stay F32. Rows that are no whole blocks of a type get one of 32 values that is no coarser, or
+    /// F16.
+    pub fn kind(&self, name: &str, shape: &[usize], model: &ModelShape) -> BlockType {
+        let columns = shape.last().copied().unwrap_or(1);
+        if shape.len() < 2
+            || !name.ends_with(".weight")
+            || name.contains("ffn_gate_inp")
+            || name.contains("norm")
+        {
+            return F32;
+        }
+        if self.base.block_len() == 1 {
+            return self.base;
+        }
+        fitting(self.preferred(name, model), columns)
+    }
+
+    fn preferred(&self, name: &str, model: &ModelShape) -> BlockType {
+        if name == "output.weight" || model.tied && name == "token_embd.weight" {
+            return if self.base == Q8_0 { Q8_0 } else { Q6_K };
+        }
+        let Some((layer, part)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+            return if matches!(self.base, TQ1_0 | TQ2_0) { Q4_K } else { self.base };
+        };
+        let layer: usize = layer.parse().unwrap_or(0);
+        let part = part.trim_end_matches(".weight").trim_end_matches("_exps");
+        self.of_part(part, layer, model).unwrap_or(self.base)
+    }
+
+    /// What a mix says of a part of a layer.
+    fn of_part(&self, part: &str, layer: usize, model: &ModelShape) -> Option<BlockType> {
+        let ModelShape { layers, group, experts, .. } = *model;
+        let eighth = layers / 8;
+        // the first eighth, the last, and every third between
+        let more = layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
+        match (part, self.name) {
+            ("attn_v" | "attn_k", _) if experts == 8 => Some(Q8_0),
+            ("attn_v", "Q2_K") => Some(if group >= 4 { Q4_K } else { Q3_K }),
+            ("attn_v", "Q3_K_M") => Some(if layer < 2 { Q5_K } else { Q4_K }),
+            ("attn_v", "Q3_K_L") => Some(Q5_K),
+            ("attn_v", "IQ4_NL" | "IQ4_XS") if group >= 4 => Some(Q5_K),
+            ("attn_v", "Q4_K_M" | "Q5_K_M") if more => Some(Q6_K),
+            ("attn_v", "Q4_K_S") if layer < 4 => Some(Q5_K),
+            ("ffn_down", "Q2_K") => Some(Q3_K),
+            ("ffn_down", "Q3_K_M") => Some(if layer < layers / 16 { Q5_K } else { Q4_K }),
+            ("ffn_down", "Q3_K_L") => Some(Q5_K),
+            ("ffn_down", "Q4_K_M" | "Q5_K_M") if more => Some(Q6_K),
+            ("ffn_down", "Q4_K_S" | "IQ4_NL" | "IQ4_XS") if layer < eighth => Some(Q5_K),
+            ("attn_output", "Q2_K" | "Q3_K_S" | "Q3_K_M" | "Q4_K_S" | "Q4_K_M") if experts == 8 => Some(Q5_K),
+            ("attn_output", "Q2_K") => Some(Q3_K),
+            ("attn_output", "Q3_K_M") => Some(Q4_K),
+            ("attn_output", "Q3_K_L") => Some(Q5_K),
+            ("attn_qkv", "Q3_K_M" | "Q3_K_L") => Some(Q4_K),
+            ("attn_qkv", "Q4_K_M") => Some(Q5_K),
+            ("attn_qkv", "Q5_K_M") => Some(Q6_K),
+            _ => None,
+        }
+    }
+}
+
+/// The type, or one whose blocks fit rows of this length.
+fn fitting(kind: BlockType, columns: usize) -> BlockType {
+    let smaller = match kind {
+        _ if columns.is_multiple_of(kind.block_len()) => return kind,
+        Q2_K | Q3_K | IQ4_XS | TQ1_0 | TQ2_0 => IQ4_NL,
+        Q4_K => Q5_0,
+        Q5_K => Q5_1,
+        Q6_K => Q8_0,
+        _ => F16,
+    };
+    if columns.is_multiple_of(smaller.block_len()) { smaller } else { F16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QWEN: ModelShape = ModelShape { layers: 28, group: 6, experts: 0, tied: false };
+
+    fn kind(mix: &str, name: &str, columns: usize) -> BlockType {
+        Mix::parse(mix).unwrap().kind(name, &[16, columns], &QWEN)
+    }
+
+    #[test]
+    fn names_are_known_in_any_case_and_without_their_size() {
+        assert_eq!(Mix::parse("q4_k_m").unwrap().file_type, 15);
+        assert_eq!(Mix::parse("q4_k").unwrap().name, "Q4_K_M");
+        assert_eq!(Mix::parse("q9"), None);
+    }
+
+    #[test]
+    fn the_m_mixes_give_some_layers_more() {
+        let down = |layer: usize| kind("Q4_K_M", &format!("blk.{layer}.ffn_down.weight"), 8960);
+        let finer = (0..28).filter(|&layer| down(layer) == Q6_K).count();
+        assert_eq!((down(0), down(3), down(5), down(27), finer), (Q6_K, Q4_K, Q6_K, Q6_K, 14));
+        assert_eq!(kind("Q4_K_M", "blk.3.attn_q.weight", 1536), Q4_K);
+        assert_eq!(kind("Q4_K_M", "output.weight", 1536), Q6_K);
+        assert_eq!(kind("Q4_K_M", "token_embd.weight", 1536), Q4_K);
+    }
+
+    #[test]
+    fn a_tied_embedding_is_as_fine_as_an_output_matrix() {
+        let mix = Mix::parse("Q4_K_M").unwrap();
+        let tied = ModelShape { tied: true, ..QWEN };
+        assert_eq!(mix.kind("token_embd.weight", &[100, 1536], &tied), Q6_K);
+    }
+
+    #[test]
+    fn rows_that_are_no_whole_blocks_get_another_type() {
+        assert_eq!(kind("Q4_K_M", "blk.3.attn_q.weight", 896), Q5_0);
+        assert_eq!(kind("Q4_K_M", "output.weight", 896), Q8_0);
+        assert_eq!(kind("Q2_K", "blk.3.attn_q.weight", 896), IQ4_NL);
+        assert_eq!(kind("Q8_0", "blk.3.attn_q.weight", 100), F16);
+    }
+
+    #[test]
+    fn vectors_norms_and_routers_stay_as_they_are() {
+        let mix = Mix::parse("Q8_0").unwrap();
+        assert_eq!(mix.kind("blk.0.attn_q.bias", &[1536], &QWEN), F32);
+        assert_eq!(mix.kind("blk.0.ffn_gate_inp.weight", &[8, 1536], &QWEN), F32);
+    }
+}

@@ -1,0 +1,159 @@
+//! Any checkpoint becomes a GGUF file: of the same values, or of others that are near.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use common::{Reference, SMOLLM2, fixture, real_model};
+use pensive::api::{Quantized, quantize};
+use pensive::backend::cpu::{CpuBackend, CpuOptions};
+use pensive::backend::{KvType, Plan};
+use pensive::checkpoint::Checkpoint;
+use pensive::engine::{Engine, Feed, Sequence, Wants};
+use pensive::model::{Decoder, Hyperparameters};
+use pensive::quant::Mix;
+use pensive::text::Special;
+use pensive::{Event, Model, Options, Prompt};
+
+const ROWS: usize = 48;
+
+/// The fixtures whose tensors all have a place in GGUF as they are.
+const ARCHITECTURES: [&str; 13] = [
+    "deepseek-v3",
+    "deepseek-v3-noqlora",
+    "deepseek-v3-yarn",
+    "glm4",
+    "llama-tied",
+    "llama3-rope",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen2-tied",
+    "qwen3",
+    "qwen3-moe",
+    "qwen3-yarn",
+];
+
+fn write(from: &Path, to: &Path, mix: &str) -> Quantized {
+    let checkpoint = Checkpoint::open(from).unwrap();
+    quantize(&checkpoint, Mix::parse(mix).unwrap(), to, &AtomicBool::new(false), |_, _| ()).unwrap()
+}
+
+fn logits(path: &Path, ids: &[u32]) -> Vec<f32> {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let hyperparameters = Hyperparameters::read(&checkpoint).unwrap();
+    let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+    let decoder = Decoder::load(&checkpoint, &hyperparameters, &mut backend, &mut |_, _| {}).unwrap();
+    let plan = Plan { rows: ROWS, logit_rows: ROWS, sequences: 1, pages: 2, kv_type: KvType::F32 };
+    let mut engine = Engine::new(Box::new(backend), decoder, plan).unwrap();
+    let mut sequence = Sequence::new();
+    let feed = Feed { sequence: &mut sequence, tokens: ids, wants: Wants::All };
+    engine.step(&mut [feed]).unwrap().to_vec()
+}
+
+/// Folder, token ids and reference logits of each architecture.
+fn each_architecture(mut test: impl FnMut(&str, &Path, &[u32], &[f32])) {
+    for name in ARCHITECTURES {
+        let Some(folder) = fixture(&format!("arch/{name}")) else { return };
+        let reference = Reference::open(&folder.join("reference.safetensors"));
+        test(name, &folder, &reference.ids("input_ids"), &reference.floats("logits"));
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// KL divergence of a row of logits.
+fn kl(reference: &[f32], logits: &[f32]) -> f64 {
+    let log_softmax = |row: &[f32]| {
+        let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+        row.iter().map(|&l| f64::from(l) - sum.ln()).collect::<Vec<_>>()
+    };
+    let (p, q) = (log_softmax(reference), log_softmax(logits));
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+#[test]
+fn an_f32_repository_as_gguf_has_the_same_logits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (once, twice) = (folder.path().join("once.gguf"), folder.path().join("twice.gguf"));
+    each_architecture(|name, repository, ids, expected| {
+        write(repository, &once, "F32");
+        write(&once, &twice, "F32");
+        let got = logits(&once, ids);
+        assert_eq!(bits(&got), bits(&logits(&twice, ids)), "{name}: from GGUF to GGUF");
+        if name.starts_with("llama") || name == "mistral" {
+            // dimensions of queries and keys stand in another order, so their products are summed in another
+            let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-3, "{name}: {worst}");
+        } else {
+            assert_eq!(bits(&got), bits(&logits(repository, ids)), "{name}: from safetensors to GGUF");
+        }
+    });
+}
+
+/// Where a router nearly hesitates, another expert changes all logits of a position; of models with experts the median is
+/// looked at.
+#[test]
+fn q8_0_stays_near() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("q8_0.gguf");
+    each_architecture(|name, repository, ids, expected| {
+        write(repository, &file, "Q8_0");
+        let (got, width) = (logits(&file, ids), expected.len() / ids.len());
+        let rows = expected.chunks(width).zip(got.chunks(width));
+        let mut kls: Vec<f64> = rows.map(|(p, q)| kl(p, q)).collect();
+        kls.sort_by(f64::total_cmp);
+        let mean = kls.iter().sum::<f64>() / kls.len() as f64;
+        let has_experts = name.starts_with("deepseek") || name.contains("moe");
+        let kl = if has_experts { kls[kls.len() / 2] } else { mean };
+        println!("{name}: KL mean {mean:.1e}, median {:.1e}", kls[kls.len() / 2]);
+        assert!(kl < 1e-2, "{name}: KL {kl}");
+    });
+}
+
+#[test]
+fn a_real_model_answers_alike_in_other_types() {
+    let Some(path) = real_model(SMOLLM2.1) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let answer = |path: &Path| {
+        let model = Model::builder(path.to_str().unwrap()).context(256).load().unwrap();
+        let options = Options::new().temperature(0.0).max_tokens(16);
+        let prompt = model.tokenizer().encode("The capital of France is", Special::Text).unwrap();
+        match model.generate(Prompt::Tokens(prompt), &options).unwrap().last() {
+            Some(Ok(Event::Done(stats))) => stats.answer,
+            other => panic!("the last event is {other:?}"),
+        }
+    };
+    for mix in ["Q8_0", "Q5_K_M"] {
+        let file: PathBuf = folder.path().join(format!("{mix}.gguf"));
+        let written = write(&path, &file, mix);
+        assert!(written.bits_per_weight < 9.0, "{written:?}");
+        let answer = answer(&file);
+        assert!(answer.contains("Paris"), "{mix}: {answer}");
+    }
+}
+
+#[test]
+fn what_is_not_whole_does_not_appear() {
+    let Some(repository) = fixture("arch/qwen2") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    let checkpoint = Checkpoint::open(&repository).unwrap();
+    let stopped =
+        quantize(&checkpoint, Mix::parse("Q8_0").unwrap(), &file, &AtomicBool::new(true), |_, _| ());
+    assert!(stopped.unwrap_err().to_string().contains("model.gguf"));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+}
+
+#[test]
+fn a_repository_that_has_no_place_in_gguf_is_refused_with_the_tensor() {
+    let Some(repository) = fixture("arch/gpt-oss") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&repository).unwrap();
+    let to = folder.path().join("model.gguf");
+    let refused = quantize(&checkpoint, Mix::parse("F16").unwrap(), &to, &AtomicBool::new(false), |_, _| ());
+    assert!(refused.unwrap_err().to_string().contains("experts.down_proj"));
+}
