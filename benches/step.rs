@@ -74,7 +74,10 @@ fn rows(threads: usize) {
     println!("| quantize {WIDTH} | {:.2} |", bench.linear(0, Source::Buffer(normed)));
     println!("| norm and quantize {WIDTH} | {:.2} |", bench.linear(0, norm));
     println!("| quantize {FEED_FORWARD} | {:.2} |", bench.linear(1, Source::Buffer(up)));
-    println!("| swiglu and quantize {FEED_FORWARD} | {:.2} |", bench.linear(1, Source::SwiGlu { gate, up }));
+    println!(
+        "| swiglu and quantize {FEED_FORWARD} | {:.2} |",
+        bench.linear(1, Source::Gated { gate, up, activation: Activation::SwiGlu })
+    );
     println!("| rope of {WIDTH} and {KEYS} | {:.2} |", bench.rope(&[heads(query), heads(key)]));
 }
 

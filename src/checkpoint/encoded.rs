@@ -138,7 +138,7 @@ fn e4m3(code: u8) -> f32 {
     let magnitude = match (exponent, code & 7) {
         (15, 7) => f32::NAN,
         (0, _) => mantissa / 512.0,
-        _ => (1.0 + mantissa / 8.0) * f32::from_bits(u32::from(exponent) + 120 << 23),
+        _ => (1.0 + mantissa / 8.0) * f32::from_bits((u32::from(exponent) + 120) << 23),
     };
     if code >> 7 == 0 { magnitude } else { -magnitude }
 }

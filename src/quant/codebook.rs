@@ -57,7 +57,7 @@ pub(super) fn dequantize_tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
     let d = f16_at(block, 52);
     let digit = |byte: u8, n: u32| {
         let shifted = byte.wrapping_mul(3u8.pow(n));
-        d * (f32::from((u16::from(shifted) * 3 >> 8) as u8) - 1.0)
+        d * (f32::from(((u16::from(shifted) * 3) >> 8) as u8) - 1.0)
     };
     for (i, y) in out.iter_mut().enumerate() {
         *y = match i {
@@ -164,8 +164,8 @@ pub(super) fn quantize_tq1_0(values: &[f32; 256], block: &mut [u8; 54]) {
         let number = digits.fold(0u16, |number, digit| 3 * number + u16::from(digit));
         ((number * 256).div_ceil(243)) as u8
     };
-    for i in 0..52 {
-        block[i] = match i {
+    for (i, byte) in block[..52].iter_mut().enumerate() {
+        *byte = match i {
             0..32 => number(i, 32, 5),
             32..48 => number(160 + i - 32, 16, 5),
             _ => number(240 + i - 48, 4, 4),

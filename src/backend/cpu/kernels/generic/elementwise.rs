@@ -68,7 +68,7 @@ unsafe fn head_norms_generic<S: Simd>(
 
 /// Plain loops, which the compiler turns into the instance's vectors: each value is computed for itself.
 #[inline(always)]
-#[allow(clippy::extra_unused_type_parameters)] // S stands for the features that it is compiled with
+#[allow(clippy::too_many_arguments, clippy::extra_unused_type_parameters)] // S stands for the features that it is compiled with
 unsafe fn rotate_generic<S: Simd>(
     x: *mut f32,
     heads: usize,
