@@ -45,8 +45,8 @@ fn noise(seed: u64, len: usize) -> impl Iterator<Item = f32> {
     .take(len)
 }
 
-/// Writes a model of two layers whose matrices are all of this type.
-fn write_model(path: &Path, kind: BlockType, seed: u64) {
+/// Writes a model of two layers whose matrices are all of this type; `extra` is what else its metadata says.
+fn write_model(path: &Path, kind: BlockType, seed: u64, extra: BTreeMap<String, Value>) {
     let s = Shape::of(kind);
     let metadata = [
         ("block_count", 2),
@@ -64,6 +64,7 @@ fn write_model(path: &Path, kind: BlockType, seed: u64) {
         .collect();
     metadata.insert("general.architecture".into(), Value::String("llama".into()));
     metadata.insert("llama.attention.layer_norm_rms_epsilon".into(), Value::Float(1e-5));
+    metadata.extend(extra);
 
     let mut tensors = Vec::new();
     let mut add = |name: String, kind: BlockType, shape: &[usize]| {
@@ -106,12 +107,50 @@ pub struct Written {
     _folder: tempfile::TempDir,
 }
 
+impl Written {
+    pub fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+}
+
 /// A model, the same for a seed.
 pub fn model(kind: BlockType, seed: u64) -> Written {
+    write(kind, seed, BTreeMap::new())
+}
+
+fn write(kind: BlockType, seed: u64, extra: BTreeMap<String, Value>) -> Written {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    write_model(&path, kind, seed);
+    write_model(&path, kind, seed, extra);
     Written { path, _folder: folder }
+}
+
+/// A model that can be talked to: control tokens (the last one ends a text) and the letters and marks that thoughts are
+/// closed with. It knows nothing; what it says is up to the caller's logits hook.
+pub fn chat_model(control: &[&str], template: &str) -> Written {
+    // spaces and line ends as byte-level vocabularies write them
+    let letters = "abcdefghijklmnopqrstuvwxyzIMW,;.?0123456789ĠĊ".chars().map(String::from);
+    let mut tokens: Vec<String> = control.iter().map(|token| token.to_string()).collect();
+    let mut kinds = vec![3; tokens.len()];
+    tokens.extend(letters);
+    kinds.resize(tokens.len(), 1);
+    for unused in tokens.len()..VOCABULARY {
+        tokens.push(format!("<unused{unused}>"));
+        kinds.push(5);
+    }
+    assert_eq!(tokens.len(), VOCABULARY, "the vocabulary is full");
+    let text = |text: &str| Value::String(text.to_owned());
+    let extra = [
+        ("llama.context_length", Value::Unsigned(1024)),
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text("gpt-4o")),
+        ("tokenizer.ggml.tokens", Value::Strings(tokens)),
+        ("tokenizer.ggml.token_type", Value::Integers(kinds)),
+        ("tokenizer.ggml.merges", Value::Strings(vec![])),
+        ("tokenizer.ggml.eos_token_id", Value::Unsigned(control.len() as u64 - 1)),
+        ("tokenizer.chat_template", text(template)),
+    ];
+    write(BlockType::F32, 1, extra.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 /// The model on a CPU backend, with room for 4 KV pages.
