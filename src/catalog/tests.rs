@@ -153,7 +153,7 @@ fn the_largest_model_that_fits_is_one_the_decoder_runs() {
     let name = |gib: u64| largest_that_fits(gib << 30, 4096).map(|e| e.name.as_str());
     assert_eq!(name(0), None);
     assert_eq!(name(2), Some("deepseek-r1:1.5b"));
-    assert_eq!(name(5), Some("phi-4-mini-reasoning:3.8b"));
+    assert_eq!(name(5), Some("deepseek-r1:7b"));
     assert_eq!(name(6), Some("glm-z1:9b"));
     assert_eq!(name(16), Some("magistral:24b"));
     assert_eq!(name(100), Some("gpt-oss:120b"));

@@ -348,7 +348,7 @@ pub struct RemoveArgs {
 /// `pensive tokenize`
 #[derive(Clone, Debug, Args)]
 pub struct TokenizeArgs {
-    /// Model, or the path of a tokenizer.json
+    /// Model, or the path of a tokenizer.json or tekken.json
     pub model: String,
     /// Text; without it, standard input
     #[arg(allow_hyphen_values = true)]
