@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench thoughts -- endings MODEL [RUNS]`: runs with random bounds and seeds; how many end with an answer,
 //! how many of those with room by themselves.
-//! `… -- cuts [N]`: pocket on N held-out problems of each kind (20), its thoughts cut at half of their length: by a budget
-//! (soft and hard end), and by the end marker alone at the same token.
+//! `… -- cuts [N]`: pocket on N held-out problems of each kind (20) at budgets that cut a half of its thoughts, and other
+//! shares: by the budget's soft and hard end, and by the end marker alone at the same token.
 //! `… -- votes [N]`: pocket at temperature 1: one sample, and the majority of eight.
 
 use std::collections::BTreeMap;
@@ -97,30 +97,37 @@ fn endings(name: &str, runs: usize) {
 fn cuts(most: usize) {
     let model = Model::load("pocket").expect("pocket is a part of pensive");
     let end = model.tokenizer().encode("\n</think>\n\n", Special::Parse).expect("text");
-    let mut tallies: BTreeMap<String, [usize; 4]> = BTreeMap::new();
-    for problem in problems(most) {
-        let options = Options::new().temperature(0.0);
-        let whole = done(model.generate(problem.prompt.as_str(), &options).expect("a generation"));
-        let budget = (whole.thought_tokens / 2).max(2);
-        let bound = done(
-            model.generate(problem.prompt.as_str(), &options.clone().think_budget(budget)).expect("one"),
-        );
-        let prompt = model.encode(problem.prompt.as_str(), &options).expect("a prompt");
-        let tokens = [&prompt, &whole.tokens[..budget - 1], &end].concat();
-        let bare =
-            done(model.generate(Prompt::Tokens(tokens), &options.max_tokens(100)).expect("a generation"));
-        let right = |answer: &str| usize::from(boxed(answer) == Some(problem.answer.as_str()));
-        let counts = [1, right(&whole.answer), right(&bound.answer), right(&bare.answer)];
-        for name in [problem.kind.as_str(), "all"] {
-            let tally = tallies.entry(name.to_owned()).or_default();
-            tally.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
-        }
-    }
+    let options = Options::new().temperature(0.0);
+    let ask = |problem: &Problem, options: &Options| {
+        done(model.generate(problem.prompt.as_str(), options).expect("a generation"))
+    };
+    let mut all: Vec<(Problem, Stats)> = problems(most)
+        .into_iter()
+        .map(|problem| (ask(&problem, &options), problem))
+        .map(|(s, p)| (p, s))
+        .collect();
+    all.sort_by_key(|(_, whole)| whole.thought_tokens);
     println!(
-        "| kind | problems | whole thought | budget of half of it | end marker there |\n|---|---|---|---|---|"
+        "| share of thoughts cut | budget | whole thoughts | soft and hard end | end marker there |\n|---|---|---|---|---|"
     );
-    for (kind, [all, whole, bound, bare]) in tallies {
-        println!("| {kind} | {all} | {whole} | {bound} | {bare} |");
+    for percent in [75, 50, 25] {
+        let budget = all[all.len() * (100 - percent) / 100].1.thought_tokens;
+        let (mut whole_right, mut bound_right, mut bare_right) = (0, 0, 0);
+        for (problem, whole) in &all {
+            let right = |answer: &str| usize::from(boxed(answer) == Some(problem.answer.as_str()));
+            whole_right += right(&whole.answer);
+            bound_right += right(&ask(problem, &options.clone().think_budget(budget)).answer);
+            bare_right += if whole.thought_tokens <= budget {
+                right(&whole.answer)
+            } else {
+                let prompt = model.encode(problem.prompt.as_str(), &options).expect("a prompt");
+                let tokens = [&prompt, &whole.tokens[..budget - 1], &end].concat();
+                let prompt = Prompt::Tokens(tokens);
+                right(&done(model.generate(prompt, &options.clone().max_tokens(100)).expect("one")).answer)
+            };
+        }
+        let count = all.len();
+        println!("| {percent}% | {budget} | {whole_right} of {count} | {bound_right} | {bare_right} |");
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::tiny::{engine, feed, model};
+use common::tiny::{Architecture, engine, feed, model_of};
 use pensive::backend::KvType;
 use pensive::backend::cpu::CpuOptions;
 use pensive::backend::cpu::kernels::Isa;
@@ -17,28 +17,50 @@ const TOKENS: [u32; 11] = [3, 74, 0, 31, 31, 8, 55, 2, 1, 70, 12];
 #[test]
 fn each_block_format_gives_the_same_bits_whatever_the_way() {
     for (i, kind) in BlockType::ALL.into_iter().enumerate() {
-        let model = model(kind, 1000 * i as u64);
-        for kv_type in [KvType::F16, KvType::Q8_0] {
-            let scalar = CpuOptions { threads: Some(1), isa: Some(Isa::Scalar), ..Default::default() };
-            let mut reference = engine(&model, scalar, kv_type);
-            let expected = feed(&mut reference, &mut Sequence::new(), &TOKENS, TOKENS.len());
-            let values: Vec<f32> = expected.iter().map(|&b| f32::from_bits(b)).collect();
-            assert!(values.iter().all(|v| v.is_finite() && v.abs() < 100.0), "{kind}");
-            assert!(values.iter().any(|v| v.abs() > 0.1), "{kind}");
+        all_ways_agree(Architecture::Llama, kind, 1000 * i as u64);
+    }
+}
 
-            // no matrix interleaved, the first of them, all
-            for interleaved_bytes in [0, 60_000, u64::MAX] {
-                for (isa, threads) in Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, threads))) {
-                    let options = CpuOptions { threads: Some(threads), isa: Some(isa), interleaved_bytes };
-                    let mut engine = engine(&model, options, kv_type);
-                    for chunk in [1, 7, TOKENS.len()] {
-                        let got = feed(&mut engine, &mut Sequence::new(), &TOKENS, chunk);
-                        assert!(
-                            got == expected,
-                            "{kind}, {kv_type} cache, {isa}, {threads} threads, chunks of {chunk}, \
-                             {interleaved_bytes} bytes interleaved"
-                        );
-                    }
+#[test]
+fn latent_attention_and_experts_give_the_same_bits_whatever_the_way() {
+    for (i, kind) in [
+        BlockType::F32,
+        BlockType::F16,
+        BlockType::Q8_0,
+        BlockType::Q4_1,
+        BlockType::MXFP4,
+        BlockType::Q4_K,
+        BlockType::IQ1_S,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        all_ways_agree(Architecture::Deepseek2, kind, 77 + 1000 * i as u64);
+    }
+}
+
+fn all_ways_agree(architecture: Architecture, kind: BlockType, seed: u64) {
+    let model = model_of(architecture, kind, seed);
+    for kv_type in [KvType::F16, KvType::Q8_0] {
+        let scalar = CpuOptions { threads: Some(1), isa: Some(Isa::Scalar), ..Default::default() };
+        let mut reference = engine(&model, scalar, kv_type);
+        let expected = feed(&mut reference, &mut Sequence::new(), &TOKENS, TOKENS.len());
+        let values: Vec<f32> = expected.iter().map(|&b| f32::from_bits(b)).collect();
+        assert!(values.iter().all(|v| v.is_finite() && v.abs() < 100.0), "{kind}");
+        assert!(values.iter().any(|v| v.abs() > 0.1), "{kind}");
+
+        // no matrix interleaved, the first of them, all
+        for interleaved_bytes in [0, 60_000, u64::MAX] {
+            for (isa, threads) in Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, threads))) {
+                let options = CpuOptions { threads: Some(threads), isa: Some(isa), interleaved_bytes };
+                let mut engine = engine(&model, options, kv_type);
+                for chunk in [1, 7, TOKENS.len()] {
+                    let got = feed(&mut engine, &mut Sequence::new(), &TOKENS, chunk);
+                    assert!(
+                        got == expected,
+                        "{architecture:?}, {kind}, {kv_type} cache, {isa}, {threads} threads, chunks of {chunk}, \
+                         {interleaved_bytes} bytes interleaved"
+                    );
                 }
             }
         }

@@ -1,12 +1,14 @@
 //! Thoughts under control, on the model inside the binary: whatever the bounds, a thought ends and an answer follows.
 #![cfg(feature = "pocket")]
 
+mod common;
+
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use pensive::api::{Act, ThoughtEnd};
 use pensive::text::Special;
-use pensive::{Error, Event, Finish, Model, Options, Prompt, Stats};
+use pensive::{Error, Event, Finish, Model, Options, Prompt, Stats, Think};
 
 static POCKET: LazyLock<Model> =
     LazyLock::new(|| Model::load("pocket").expect("pocket is a part of pensive"));
@@ -140,6 +142,36 @@ fn a_thought_that_loops_is_told_so_then_closed_and_an_answer_that_loops_is_stopp
 fn without_the_guard_a_loop_goes_on_to_its_bound() {
     let stats = ask("hm", &babbling("on and on and ").loop_guard(false).max_tokens(1000));
     assert_eq!((stats.finish, acts(&stats)), (Finish::Length, vec![Act::Length]));
+}
+
+/// After how many tokens a stretch of at least 12 of them has been written for the second time.
+fn second_repetition(tokens: &[u32]) -> Option<usize> {
+    let ends = |at: usize| (12..=at / 2).any(|n| tokens[at - n..at] == tokens[at - 2 * n..at - n]);
+    (24..tokens.len()).find(|&at| ends(at))
+}
+
+/// SmolLM2 135M, greedy, comes to repeat two paragraphs for ever.
+#[test]
+fn a_real_model_that_loops_is_noticed_within_200_tokens_of_the_second_repetition() {
+    let Some(model) = common::model(common::SMOLLM2) else { return };
+    let options = Options::new().temperature(0.0).think(Think::On).max_tokens(1200);
+    let run =
+        |options: &Options| match model.generate("Prove that there are infinitely many primes.", options) {
+            Ok(events) => match events.last() {
+                Some(Ok(Event::Done(stats))) => *stats,
+                other => panic!("the last event is {other:?}"),
+            },
+            Err(error) => panic!("{error}"),
+        };
+    let free = run(&options.clone().loop_guard(false));
+    let second = second_repetition(&free.tokens).expect("it loops");
+    let guarded = run(&options);
+    let noticed = guarded.control.first().expect("the guard acts");
+    println!("the second repetition ends after {second} tokens, noticed after {}", noticed.at);
+    assert_eq!(noticed.what, Act::Repeating);
+    assert!(noticed.at <= second + 200, "{} tokens, the second repetition after {second}", noticed.at);
+    assert!(guarded.tokens.len() < free.tokens.len(), "it is ended before its bound");
+    assert!(!guarded.answer.trim().is_empty());
 }
 
 #[test]

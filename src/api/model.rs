@@ -16,7 +16,7 @@ use crate::checkpoint::embedded;
 use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
-use crate::model::{Decoder, Hyperparameters};
+use crate::model::{Decoder, Hyperparameters, Scaling};
 use crate::reasoning::control::{self, ControlTokens};
 use crate::reasoning::{Markers, Part, Think, ThoughtParser};
 use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
@@ -167,6 +167,7 @@ impl ModelBuilder {
             architecture: h.architecture.clone(),
             device: engine.device(),
             context,
+            rope_context: matches!(h.rope_scaling, Scaling::Long { .. }).then_some(h.context_limit),
             vocabulary: h.vocabulary,
             tokenizer: text.tokenizer,
             template: text.template,
@@ -184,8 +185,9 @@ impl ModelBuilder {
 
     /// The backend with the weights on it, and the context it is planned for.
     fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<(Engine, usize)> {
-        let weights = checkpoint.tensors.values().map(|t| t.bytes().len() as u64).sum();
+        let weights = checkpoint.total_bytes() + Decoder::made_bytes(checkpoint, h);
         let (context, interleaved_bytes) = self.plan_memory(h, weights)?;
+        let h = &Hyperparameters { context_limit: context, ..h.clone() };
         let mut backend =
             CpuBackend::new(CpuOptions { threads: self.threads, isa: None, interleaved_bytes })?;
         let progress = &mut self.progress;
@@ -208,15 +210,15 @@ impl ModelBuilder {
             return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
         }
         let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
-        let widths = 5 * h.width + 2 * (h.heads + h.kv_heads) * h.head_dim + 2 * h.feed_forward;
-        let buffers = 4 * (self.chunk * widths + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
+        let buffers = 4
+            * (self.chunk * h.activation_width() + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
         let needs = Needs { weights, buffers, page };
         let available = memory::available_and_total_bytes().0;
-        let context = needs.context(self.context, h.context, available, self.force)?;
-        if self.context.is_none() && context < h.context {
+        let context = needs.context(self.context, h.context_limit, available, self.force)?;
+        if self.context.is_none() && context < h.context_limit {
             (self.progress)(Progress::Notice(format!(
                 "the context is {context} tokens, what fits into memory (the model's own is {})",
-                h.context
+                h.context_limit
             )));
         } else if context > h.context {
             (self.progress)(Progress::Notice(format!(
@@ -377,6 +379,7 @@ pub(crate) struct Inner {
     weight_bytes: u64,
     parameters: u64,
     context: usize,
+    rope_context: Option<usize>,
     vocabulary: usize,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
@@ -639,6 +642,11 @@ impl Model {
     /// Context in tokens.
     pub fn context(&self) -> usize {
         self.inner.context
+    }
+
+    /// The same, where it decides how positions are encoded (LongRoPE).
+    pub(super) fn rope_context(&self) -> Option<usize> {
+        self.inner.rope_context
     }
 
     /// Number of tokens that it knows: the width of its logits.

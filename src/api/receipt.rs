@@ -70,6 +70,9 @@ pub struct Receipt {
     pub prompt_tokens: Vec<u32>,
     /// How keys and values were stored.
     pub kv_type: String,
+    /// The context, tokens, where it decides how positions are encoded (LongRoPE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_context: Option<usize>,
     /// What the text began as.
     pub opening: Opening,
     /// Sampling parameters, resolved.
@@ -193,6 +196,19 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// [`digest`]s of rows of `width` logits, on all cores.
+pub(super) fn digests(rows: &[f32], width: usize) -> Vec<u64> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = (rows.len() / width).div_ceil(cores).max(1);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = rows
+            .chunks(share * width)
+            .map(|part| scope.spawn(move || part.chunks(width).map(digest).collect::<Vec<_>>()))
+            .collect();
+        parts.into_iter().flat_map(|part| part.join().expect("hashing does not panic")).collect()
+    })
+}
+
 /// 8 bytes that stand for a row of logits.
 pub(super) fn digest(logits: &[f32]) -> u64 {
     const MANY: usize = 1024;
@@ -242,6 +258,7 @@ impl Receipt {
             },
             prompt: model.tokenizer().decode(&first.prompt),
             prompt_tokens: first.prompt.clone(),
+            rope_context: model.rope_context(),
             kv_type: model.kv_type().to_string(),
             opening: first.opening,
             sampling: traces[0].sampling,
@@ -287,7 +304,7 @@ impl Receipt {
     /// Tokens of context that a replay needs.
     pub fn context(&self) -> usize {
         let longest = self.sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
-        self.prompt_tokens.len() + longest + 1
+        (self.prompt_tokens.len() + longest + 1).max(self.rope_context.unwrap_or(0))
     }
 
     /// Repeats the run on `model`: by feeding what was recorded, many tokens in a step, or (`decode`) by generating it

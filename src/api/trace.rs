@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::generation::{Event, Finish, Seconds, Start, Stats, ThoughtEnd};
-use super::receipt::{Opening, Record, digest};
+use super::receipt::{Opening, Record, digest, digests};
 use super::stream::Channel;
 use super::{LogitsHook, Model, Options};
 use crate::engine::lookup::Lookup;
@@ -31,6 +31,7 @@ pub(super) struct Trace {
     opening: ThoughtParser,
     script: Option<Vec<u32>>, // what is expected, when a receipt is checked
     record: Option<Record>,
+    digests: VecDeque<u64>, // of the next rows of logits, where they were made together
     hook: Option<LogitsHook>,
     sampler: Sampler,
     /// None for raw prompts.
@@ -97,6 +98,7 @@ impl Trace {
             is_guess: false,
             edits: VecDeque::new(),
             opening: start.parser.clone(),
+            digests: VecDeque::new(),
             script: None,
             record,
             limit,
@@ -296,6 +298,9 @@ impl Trace {
         let vocabulary = logits.len() / rows;
         let known = self.history.len();
         let mut right = 0;
+        if self.script.is_some() && rows > 1 {
+            self.digests = digests(logits, vocabulary).into();
+        }
         for row in logits.chunks_mut(vocabulary) {
             let token = self.choose(row);
             if self.is_over || rows == 1 || self.draft.get(right + 1) != Some(&token) {
@@ -303,6 +308,7 @@ impl Trace {
             }
             right += 1;
         }
+        self.digests.clear();
         self.sequence.truncate(known + right);
         if let Some(lookup) = self.lookup.as_mut().filter(|_| self.is_guess) {
             lookup.report(rows - 1, right);
@@ -312,7 +318,7 @@ impl Trace {
     /// Chooses the next token: the one that is due, or one by its logits.
     fn choose(&mut self, logits: &mut [f32]) -> u32 {
         if let Some(record) = &mut self.record {
-            record.digests.push(digest(logits));
+            record.digests.push(self.digests.pop_front().unwrap_or_else(|| digest(logits)));
         }
         if let Some((_, tokens)) = self.edits.pop_front_if(|edit| edit.0 == self.stats.tokens.len())
             && let Some(control) = &mut self.control

@@ -1,6 +1,7 @@
 //! Files become hyperparameters and tensors: GGUF and safetensors, memory-mapped, checked, never trusted.
 
 pub mod embedded;
+mod encoded;
 pub mod gguf;
 mod mapping;
 mod metadata;
@@ -14,6 +15,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use encoded::Encoding;
 pub use metadata::{FromValue, GgufMetadata, Metadata, Value};
 
 use crate::quant::BlockType;
@@ -31,6 +33,7 @@ pub struct Tensor {
     pub shape: Vec<usize>,
     data: Arc<Storage>,
     range: Range<usize>,
+    encoding: Encoding,
 }
 
 impl Tensor {
@@ -43,10 +46,12 @@ impl Tensor {
         assert_eq!(bytes.len(), expected, "bytes of tensor {name}");
         let range = 0..bytes.len();
         let data = Arc::new(Storage::Memory(bytes));
-        Tensor { name: name.to_owned(), kind, shape: shape.to_owned(), data, range }
+        let (name, shape) = (name.to_owned(), shape.to_owned());
+        Tensor { name, kind, shape, data, range, encoding: Encoding::Blocks }
     }
 
-    /// The stored bytes. They need not be aligned.
+    /// The stored bytes. They need not be aligned. Of a tensor that is stored otherwise than its type says they are of no
+    /// use before it is [`decoded`](Self::decoded).
     pub fn bytes(&self) -> &[u8] {
         &self.data.bytes()[self.range.clone()]
     }
@@ -66,7 +71,7 @@ impl Tensor {
     /// # Panics
     /// If the rows do not exist.
     pub fn slice(&self, name: &str, rows: Range<usize>) -> Tensor {
-        assert!(rows.end <= self.rows());
+        assert!(rows.end <= self.rows() && matches!(self.encoding, Encoding::Blocks), "rows of {name}");
         let row_bytes = self.kind.row_bytes(self.columns());
         let start = self.range.start;
         Tensor {
@@ -75,13 +80,14 @@ impl Tensor {
             shape: vec![rows.len(), self.columns()],
             data: Arc::clone(&self.data),
             range: start + rows.start * row_bytes..start + rows.end * row_bytes,
+            encoding: Encoding::Blocks,
         }
     }
 
     /// All values, as f32.
     pub fn values(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows() * self.columns()];
-        crate::quant::dequantize(self.kind, self.bytes(), &mut out);
+        crate::quant::dequantize(self.kind, self.decoded().bytes(), &mut out);
         out
     }
 

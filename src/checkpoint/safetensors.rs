@@ -8,6 +8,7 @@ use std::sync::Arc;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
+use super::encoded::{self, Encoding};
 use super::mapping::Storage;
 use super::{Checkpoint, Metadata, Tensor};
 use crate::quant::BlockType;
@@ -77,7 +78,7 @@ fn no_repository(folder: &Path) -> Error {
 
 fn open_single(folder: &Path, path: &Path) -> Result<Checkpoint> {
     let metadata = metadata(folder)?;
-    let tensors = open_tensors(path)?;
+    let tensors = encoded::join(open_tensors(path)?, &metadata).map_err(|what| Error::file(path, what))?;
     Ok(Checkpoint { files: vec![path.to_owned()], metadata, tensors })
 }
 
@@ -107,6 +108,7 @@ fn open_index(folder: &Path, path: &Path) -> Result<Checkpoint> {
         let missing = || Error::file(&shard, format!("has no tensor '{name}', but {INDEX} says so"));
         tensors.insert(name.clone(), tensor.ok_or_else(missing)?);
     }
+    let tensors = encoded::join(tensors, &metadata).map_err(|what| Error::file(path, what))?;
     Ok(Checkpoint { files: shards.into_keys().collect(), metadata, tensors })
 }
 
@@ -134,11 +136,12 @@ fn open_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
         .map_err(|e| Error::file(path, format!("is no whole safetensors file ({e}): download it again")))?;
     let start = 8 + header;
     let tensor = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
-        let kind = block_type(info.dtype).ok_or_else(|| {
-            Error::file(
-                path,
-                format!("tensor {name} is {:?}, which is not supported (F32, F16, BF16)", info.dtype),
-            )
+        let (kind, encoding) = stored(info.dtype).ok_or_else(|| {
+            let what = format!(
+                "tensor {name} is {:?}, which is not supported (F32, F16, BF16, F8_E4M3 with scales, MXFP4)",
+                info.dtype
+            );
+            Error::file(path, what)
         })?;
         let (begin, end) = info.data_offsets;
         let tensor = Tensor {
@@ -147,17 +150,21 @@ fn open_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             shape: info.shape.clone(),
             data: Arc::clone(&data),
             range: start + begin..start + end,
+            encoding,
         };
         Ok((name, tensor))
     };
     metadata.tensors().into_iter().map(tensor).collect()
 }
 
-fn block_type(dtype: Dtype) -> Option<BlockType> {
+/// What a tensor's values are once they are decoded, and how they are stored.
+fn stored(dtype: Dtype) -> Option<(BlockType, Encoding)> {
     match dtype {
-        Dtype::F32 => Some(BlockType::F32),
-        Dtype::F16 => Some(BlockType::F16),
-        Dtype::BF16 => Some(BlockType::BF16),
+        Dtype::F32 => Some((BlockType::F32, Encoding::Blocks)),
+        Dtype::F16 => Some((BlockType::F16, Encoding::Blocks)),
+        Dtype::BF16 => Some((BlockType::BF16, Encoding::Blocks)),
+        Dtype::F8_E4M3 => Some((BlockType::F32, Encoding::Bare)),
+        Dtype::U8 => Some((BlockType::MXFP4, Encoding::Bare)),
         _ => None,
     }
 }

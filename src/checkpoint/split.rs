@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::encoded::Encoding;
 use super::gguf::{self, TensorInfo};
 use super::mapping::Storage;
 use super::{Checkpoint, GgufMetadata, Metadata, Tensor};
@@ -93,6 +94,7 @@ fn collect(parts: Vec<Part>) -> Result<Checkpoint> {
                 shape: shape.clone(),
                 data: Arc::clone(&part.data),
                 range: range.clone(),
+                encoding: Encoding::Blocks,
             };
             if tensors.insert(name.clone(), tensor).is_some() {
                 return Err(part.error(format!("tensor {name} occurs in an earlier part too")));

@@ -2,7 +2,7 @@
 
 use super::Hyperparameters;
 use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear};
-use super::load::Load;
+use super::load::{Load, made_bytes};
 use crate::Result;
 use crate::backend::{Attention, Backend, Buffer, Experts, Heads, Matrix, Source, Step, Vector};
 use crate::checkpoint::Checkpoint;
@@ -125,6 +125,11 @@ impl Decoder {
             output,
             buffers: Buffers::new(h, backend),
         })
+    }
+
+    /// Bytes of matrices that loading makes beside the checkpoint's own.
+    pub fn made_bytes(checkpoint: &Checkpoint, hyperparameters: &Hyperparameters) -> u64 {
+        made_bytes(checkpoint, hyperparameters)
     }
 
     /// Runs a step. The logits of the rows that want them are then in [`logits`](Self::logits), in order.

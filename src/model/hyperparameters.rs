@@ -117,6 +117,22 @@ impl Hyperparameters {
         }
     }
 
+    /// f32 values that the buffers hold for a row of a step, logits aside.
+    pub fn activation_width(&self) -> usize {
+        let kv = self.kv_shape();
+        let of_latent = self
+            .latent
+            .map_or(0, |l| 2 * l.query_rank.unwrap_or(0) + self.heads * (kv.key_dim + l.value_dim));
+        let of_experts =
+            self.experts.as_ref().map_or(0, |e| e.count + 2 * e.shared + 2 * (self.width + e.feed_forward));
+        4 * self.width
+            + self.heads * (self.head_dim + 2 * kv.value_dim)
+            + kv.heads * (kv.key_dim + kv.value_dim)
+            + 2 * self.feed_forward
+            + of_latent
+            + of_experts
+    }
+
     fn check(&self) -> Result<(), String> {
         self.check_sizes()?;
         if !self.heads.is_multiple_of(self.kv_heads) {

@@ -150,14 +150,14 @@ impl<'a> Load<'a> {
     /// The experts' gate and up matrices, which may be stored as one.
     fn gates(&self, i: usize, count: usize, rows: usize, columns: usize) -> Result<[Vec<Tensor>; 2]> {
         let fused = format!("model.layers.{i}.mlp.experts.gate_up_proj");
-        let Some(both) = self.checkpoint.tensors.get(&fused) else {
+        let Some(both) = self.checkpoint.tensors.get(&fused).map(Tensor::decoded) else {
             let [gate, up] = ["gate", "up"].map(|part| self.stack(i, part, count, rows, columns));
             return Ok([gate?, up?]);
         };
         // gpt-oss: [experts, columns, 2 * rows], gate and up by turns; in MXFP4 [experts, 2 * rows, columns]
         let is_turned = both.kind.block_len() == 1;
         let shape = if is_turned { [count, columns, 2 * rows] } else { [count, 2 * rows, columns] };
-        self.check_shape(both, &shape)?;
+        self.check_shape(&both, &shape)?;
         let (tensor_rows, tensor_columns) = (shape[1], shape[2]);
         let mut parts = [Vec::new(), Vec::new()];
         for expert in 0..count {
@@ -177,10 +177,10 @@ impl<'a> Load<'a> {
             return self.cut(tensor, count, rows, columns);
         }
         let fused = format!("model.layers.{i}.mlp.experts.{part}_proj");
-        if let Some(all) = self.checkpoint.tensors.get(&fused) {
+        if let Some(all) = self.checkpoint.tensors.get(&fused).map(Tensor::decoded) {
             let is_turned = all.kind.block_len() == 1; // gpt-oss: [experts, columns, rows]
             let (rows, columns) = if is_turned { (columns, rows) } else { (rows, columns) };
-            let parts = self.cut(all, count, rows, columns)?;
+            let parts = self.cut(&all, count, rows, columns)?;
             return Ok(if is_turned { parts.iter().map(transposed).collect() } else { parts });
         }
         let expert = |expert| {
@@ -188,7 +188,7 @@ impl<'a> Load<'a> {
             let tensor = self.checkpoint.tensors.get(&name);
             let tensor = tensor.ok_or_else(|| self.fault(format!("has no tensor {name}")))?;
             self.check_shape(tensor, &[rows, columns])?;
-            Ok(tensor.clone())
+            Ok(tensor.decoded())
         };
         (0..count).map(expert).collect()
     }
@@ -296,23 +296,24 @@ impl<'a> Load<'a> {
                 let [fused, up] = both;
                 (if self.find(&fused).is_some() { fused } else { up }, if part == "up" { size } else { 0 })
             }
-            _ => return self.find(name).cloned(),
+            _ => return self.find(name).map(Tensor::decoded),
         };
         let whole = self.find(name);
-        let Some(fused) = self.find(&fused) else { return whole.cloned() };
+        let Some(fused) = self.find(&fused) else { return whole.map(Tensor::decoded) };
         let range = from..from + size;
         let stored = if kind == "bias" { fused.columns() } else { fused.rows() };
         if whole.is_some_and(|t| t.name != fused.name)
             || stored < range.end
             || (part == "up" && stored == size)
         {
-            return whole.cloned();
+            return whole.map(Tensor::decoded);
         }
+        let fused = fused.decoded();
         if kind == "bias" {
             let bytes = fused.values()[range].iter().flat_map(|v| v.to_le_bytes()).collect();
             return Some(Tensor::from_bytes(name, BlockType::F32, &[size], bytes));
         }
-        (stored != size || from > 0).then(|| fused.slice(name, range)).or_else(|| whole.cloned())
+        (stored != size || from > 0).then(|| fused.slice(name, range)).or_else(|| whole.map(Tensor::decoded))
     }
 
     /// A stored stack of matrices as single ones.
@@ -347,6 +348,19 @@ impl<'a> Load<'a> {
     }
 }
 
+/// Bytes of matrices that are made while loading, beside the checkpoint's own: keys of latent attention that are stored
+/// together with values.
+pub fn made_bytes(checkpoint: &Checkpoint, h: &Hyperparameters) -> u64 {
+    let Some(l) = h.latent else { return 0 };
+    let of_layer = |i: usize| {
+        let both = names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight"));
+        both.map_or(0, |tensor| {
+            h.heads * l.rank * turned_kind(tensor.kind, l.plain_dims).row_bytes(l.plain_dims)
+        })
+    };
+    (0..h.layers).map(of_layer).sum::<usize>() as u64
+}
+
 impl Cost {
     fn of(tensor: &Tensor) -> Cost {
         Cost {
@@ -378,16 +392,20 @@ fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
     Tensor::from_bytes(&tensor.name, tensor.kind, &[rows, tensor.columns()], bytes)
 }
 
-/// A matrix of any type, rows and columns exchanged: its values are stored anew, as F32 if they were, else as Q8_0 where
-/// rows are whole blocks, else as F16. The same on every processor.
+/// How [`turned`] stores rows of this length: plain numbers as F32 or F16, others as Q8_0 where rows are whole blocks.
+const fn turned_kind(kind: BlockType, len: usize) -> BlockType {
+    match kind {
+        BlockType::F32 => BlockType::F32,
+        BlockType::F16 | BlockType::BF16 => BlockType::F16,
+        _ if len.is_multiple_of(BlockType::Q8_0.block_len()) => BlockType::Q8_0,
+        _ => BlockType::F16,
+    }
+}
+
+/// A matrix of any type, rows and columns exchanged: its values are stored anew. The same on every processor.
 fn turned(tensor: &Tensor) -> Tensor {
     let (rows, columns) = (tensor.rows(), tensor.columns());
-    let kind = match tensor.kind {
-        BlockType::F32 => return transposed(tensor),
-        BlockType::F16 | BlockType::BF16 => BlockType::F16,
-        _ if rows.is_multiple_of(BlockType::Q8_0.block_len()) => BlockType::Q8_0,
-        _ => BlockType::F16,
-    };
+    let kind = turned_kind(tensor.kind, rows);
     let values = tensor.values();
     let turned: Vec<f32> = (0..columns)
         .flat_map(|column| (0..rows).map(move |row| (row, column)))

@@ -2,6 +2,9 @@
 //!
 //! Plain scalar Rust, exact: the truth that kernels are tested against.
 
+pub(crate) mod codebook;
+mod grids;
+pub(crate) mod i_quants;
 pub(crate) mod k_quants;
 mod legacy;
 pub(crate) mod planes;
@@ -27,12 +30,24 @@ pub enum BlockType {
     Q4_K = 12,
     Q5_K = 13,
     Q6_K = 14,
+    IQ2_XXS = 16,
+    IQ2_XS = 17,
+    IQ3_XXS = 18,
+    IQ1_S = 19,
+    IQ4_NL = 20,
+    IQ3_S = 21,
+    IQ2_S = 22,
+    IQ4_XS = 23,
+    IQ1_M = 29,
     BF16 = 30,
+    TQ1_0 = 34,
+    TQ2_0 = 35,
+    MXFP4 = 39,
 }
 
 impl BlockType {
     /// Every type that pensive reads.
-    pub const ALL: [BlockType; 13] = [
+    pub const ALL: [BlockType; 25] = [
         BlockType::F32,
         BlockType::F16,
         BlockType::Q4_0,
@@ -45,7 +60,19 @@ impl BlockType {
         BlockType::Q4_K,
         BlockType::Q5_K,
         BlockType::Q6_K,
+        BlockType::IQ2_XXS,
+        BlockType::IQ2_XS,
+        BlockType::IQ3_XXS,
+        BlockType::IQ1_S,
+        BlockType::IQ4_NL,
+        BlockType::IQ3_S,
+        BlockType::IQ2_S,
+        BlockType::IQ4_XS,
+        BlockType::IQ1_M,
         BlockType::BF16,
+        BlockType::TQ1_0,
+        BlockType::TQ2_0,
+        BlockType::MXFP4,
     ];
 
     /// The type with GGUF's number `id`, if pensive reads it.
@@ -58,8 +85,9 @@ impl BlockType {
         use BlockType::*;
         match self {
             F32 | F16 | BF16 => 1,
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4 => 32,
             Q2_K | Q3_K | Q4_K | Q5_K | Q6_K => 256,
+            IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS | TQ1_0 | TQ2_0 => 256,
         }
     }
 
@@ -79,6 +107,18 @@ impl BlockType {
             Q4_K => 144,
             Q5_K => 176,
             Q6_K => 210,
+            IQ2_XXS => 66,
+            IQ2_XS => 74,
+            IQ3_XXS => 98,
+            IQ1_S => 50,
+            IQ4_NL => 18,
+            IQ3_S => 110,
+            IQ2_S => 82,
+            IQ4_XS => 136,
+            IQ1_M => 56,
+            TQ1_0 => 54,
+            TQ2_0 => 66,
+            MXFP4 => 17,
         }
     }
 
@@ -121,6 +161,18 @@ pub fn dequantize(kind: BlockType, blocks: &[u8], out: &mut [f32]) {
         BlockType::Q4_K => from_blocks(blocks, out, k_quants::dequantize_q4_k),
         BlockType::Q5_K => from_blocks(blocks, out, k_quants::dequantize_q5_k),
         BlockType::Q6_K => from_blocks(blocks, out, k_quants::dequantize_q6_k),
+        BlockType::IQ2_XXS => from_blocks(blocks, out, i_quants::dequantize_iq2_xxs),
+        BlockType::IQ2_XS => from_blocks(blocks, out, i_quants::dequantize_iq2_xs),
+        BlockType::IQ3_XXS => from_blocks(blocks, out, i_quants::dequantize_iq3_xxs),
+        BlockType::IQ1_S => from_blocks(blocks, out, i_quants::dequantize_iq1_s),
+        BlockType::IQ4_NL => from_blocks(blocks, out, codebook::dequantize_iq4_nl),
+        BlockType::IQ3_S => from_blocks(blocks, out, i_quants::dequantize_iq3_s),
+        BlockType::IQ2_S => from_blocks(blocks, out, i_quants::dequantize_iq2_s),
+        BlockType::IQ4_XS => from_blocks(blocks, out, codebook::dequantize_iq4_xs),
+        BlockType::IQ1_M => from_blocks(blocks, out, i_quants::dequantize_iq1_m),
+        BlockType::TQ1_0 => from_blocks(blocks, out, codebook::dequantize_tq1_0),
+        BlockType::TQ2_0 => from_blocks(blocks, out, codebook::dequantize_tq2_0),
+        BlockType::MXFP4 => from_blocks(blocks, out, codebook::dequantize_mxfp4),
     }
 }
 
@@ -151,6 +203,18 @@ pub fn quantize(kind: BlockType, values: &[f32], blocks: &mut [u8]) {
         BlockType::Q4_K => to_blocks(values, blocks, k_quants::quantize_q4_k),
         BlockType::Q5_K => to_blocks(values, blocks, k_quants::quantize_q5_k),
         BlockType::Q6_K => to_blocks(values, blocks, k_quants::quantize_q6_k),
+        BlockType::IQ2_XXS => to_blocks(values, blocks, i_quants::quantize_iq2_xxs),
+        BlockType::IQ2_XS => to_blocks(values, blocks, i_quants::quantize_iq2_xs),
+        BlockType::IQ3_XXS => to_blocks(values, blocks, i_quants::quantize_iq3_xxs),
+        BlockType::IQ1_S => to_blocks(values, blocks, i_quants::quantize_iq1_s),
+        BlockType::IQ4_NL => to_blocks(values, blocks, codebook::quantize_iq4_nl),
+        BlockType::IQ3_S => to_blocks(values, blocks, i_quants::quantize_iq3_s),
+        BlockType::IQ2_S => to_blocks(values, blocks, i_quants::quantize_iq2_s),
+        BlockType::IQ4_XS => to_blocks(values, blocks, codebook::quantize_iq4_xs),
+        BlockType::IQ1_M => to_blocks(values, blocks, i_quants::quantize_iq1_m),
+        BlockType::TQ1_0 => to_blocks(values, blocks, codebook::quantize_tq1_0),
+        BlockType::TQ2_0 => to_blocks(values, blocks, codebook::quantize_tq2_0),
+        BlockType::MXFP4 => to_blocks(values, blocks, codebook::quantize_mxfp4),
     }
 }
 

@@ -14,6 +14,15 @@ use pensive::quant::{self, BlockType};
 /// Tokens of the vocabulary.
 pub const VOCABULARY: usize = 75;
 
+/// What a model is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Grouped-query attention, dense.
+    Llama,
+    /// Latent attention, in its unsplit form; the second layer has 8 experts in 4 groups and a shared one.
+    Deepseek2,
+}
+
 /// Sizes that a format's blocks allow.
 struct Shape {
     width: usize,
@@ -21,15 +30,25 @@ struct Shape {
     kv_heads: usize,
     head_dim: usize,
     feed_forward: usize,
+    /// Of latent attention: width of queries and of the latent, dimensions not rotated and rotated, of a value.
+    latent: [usize; 5],
+    expert: usize,
 }
 
 impl Shape {
-    fn of(kind: BlockType) -> Self {
-        match kind.block_len() {
-            1 => Shape { width: 100, heads: 6, kv_heads: 2, head_dim: 10, feed_forward: 77 },
-            32 => Shape { width: 96, heads: 8, kv_heads: 1, head_dim: 24, feed_forward: 160 },
-            _ => Shape { width: 256, heads: 32, kv_heads: 1, head_dim: 24, feed_forward: 512 },
-        }
+    fn of(kind: BlockType, architecture: Architecture) -> Self {
+        let latent = architecture == Architecture::Deepseek2;
+        let (width, heads, head_dim) = match kind.block_len() {
+            1 => (100, if latent { 3 } else { 6 }, 10),
+            32 => (96, if latent { 4 } else { 8 }, 24),
+            _ => (256, if latent { 8 } else { 32 }, 24),
+        };
+        let (kv_heads, feed_forward, latent, expert) = match kind.block_len() {
+            1 => (2, 77, [30, 20, 10, 6, 9], 33),
+            32 => (1, 160, [64, 32, 24, 8, 24], 64),
+            _ => (1, 512, [256, 256, 32, 16, 32], 256),
+        };
+        Shape { width, heads, kv_heads, head_dim, feed_forward, latent, expert }
     }
 }
 
@@ -45,60 +64,140 @@ fn noise(seed: u64, len: usize) -> impl Iterator<Item = f32> {
     .take(len)
 }
 
-/// Writes a model of two layers whose matrices are all of this type; `extra` is what else its metadata says.
-fn write_model(path: &Path, kind: BlockType, seed: u64, extra: BTreeMap<String, Value>) {
-    let s = Shape::of(kind);
-    let metadata = [
-        ("block_count", 2),
-        ("embedding_length", s.width),
-        ("attention.head_count", s.heads),
-        ("attention.head_count_kv", s.kv_heads),
-        ("attention.key_length", s.head_dim),
-        ("rope.dimension_count", s.head_dim),
-        ("feed_forward_length", s.feed_forward),
-        ("context_length", 64),
-    ];
-    let mut metadata: BTreeMap<String, Value> = metadata
-        .into_iter()
-        .map(|(key, value)| (format!("llama.{key}"), Value::Unsigned(value as u64)))
-        .collect();
-    metadata.insert("general.architecture".into(), Value::String("llama".into()));
-    metadata.insert("llama.attention.layer_norm_rms_epsilon".into(), Value::Float(1e-5));
-    metadata.extend(extra);
+/// A model's tensors in the making.
+struct Tensors {
+    kind: BlockType,
+    seed: u64,
+    tensors: Vec<(TensorSpec, Vec<u8>)>,
+}
 
-    let mut tensors = Vec::new();
-    let mut add = |name: String, kind: BlockType, shape: &[usize]| {
+impl Tensors {
+    fn add(&mut self, name: String, kind: BlockType, shape: &[usize]) {
         let len = shape.iter().product();
         let norm = shape.len() == 1;
         let size = 1.7 / (shape[shape.len() - 1] as f32).sqrt();
-        let values: Vec<f32> = noise(seed + tensors.len() as u64, len)
+        let values: Vec<f32> = noise(self.seed + self.tensors.len() as u64, len)
             .map(|v| if norm { 1.0 + v / 4.0 } else { v * size })
             .collect();
         let mut bytes = vec![0; kind.row_bytes(len)];
         quant::quantize(kind, &values, &mut bytes);
-        tensors.push((TensorSpec { name, kind, shape: shape.to_vec() }, bytes));
-    };
-    let (queries, keys) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
-    add("token_embd.weight".into(), kind, &[VOCABULARY, s.width]);
-    for layer in 0..2 {
-        let mut part = |name: &str, kind, shape: &[usize]| {
-            let suffix = if name.ends_with(".bias") { "" } else { ".weight" };
-            add(format!("blk.{layer}.{name}{suffix}"), kind, shape);
-        };
-        part("attn_norm", BlockType::F32, &[s.width]);
-        part("attn_q", kind, &[queries, s.width]);
-        part("attn_k", kind, &[keys, s.width]);
-        part("attn_k.bias", BlockType::F32, &[keys]);
-        part("attn_v", kind, &[keys, s.width]);
-        part("attn_output", kind, &[s.width, queries]);
-        part("ffn_norm", BlockType::F32, &[s.width]);
-        part("ffn_gate", kind, &[s.feed_forward, s.width]);
-        part("ffn_up", kind, &[s.feed_forward, s.width]);
-        part("ffn_down", kind, &[s.width, s.feed_forward]);
+        self.tensors.push((TensorSpec { name, kind, shape: shape.to_vec() }, bytes));
     }
-    add("output_norm.weight".into(), BlockType::F32, &[s.width]);
-    add("output.weight".into(), kind, &[VOCABULARY, s.width]);
-    write_gguf(path, &metadata, &tensors).unwrap();
+
+    /// Parts of a layer: vectors and the router stay F32.
+    fn layer(&mut self, layer: usize, parts: &[(&str, &[usize])]) {
+        for &(name, shape) in parts {
+            let kind = if shape.len() == 1 || name == "ffn_gate_inp" { BlockType::F32 } else { self.kind };
+            let suffix = if name.ends_with(".bias") { "" } else { ".weight" };
+            self.add(format!("blk.{layer}.{name}{suffix}"), kind, shape);
+        }
+    }
+}
+
+/// Metadata beside that of the shapes.
+type Extra = BTreeMap<String, Value>;
+
+/// Writes a model of two layers whose matrices are all of this type.
+fn write_model(path: &Path, architecture: Architecture, kind: BlockType, seed: u64, extra: Extra) {
+    let s = Shape::of(kind, architecture);
+    let [query_rank, rank, plain, rope, value] = s.latent;
+    let mut numbers = vec![
+        ("block_count", 2),
+        ("embedding_length", s.width),
+        ("attention.head_count", s.heads),
+        ("feed_forward_length", s.feed_forward),
+        ("context_length", 64),
+    ];
+    numbers.extend(match architecture {
+        Architecture::Llama => vec![
+            ("attention.head_count_kv", s.kv_heads),
+            ("attention.key_length", s.head_dim),
+            ("rope.dimension_count", s.head_dim),
+        ],
+        Architecture::Deepseek2 => vec![
+            ("attention.q_lora_rank", query_rank),
+            ("attention.kv_lora_rank", rank),
+            ("attention.key_length", plain + rope),
+            ("attention.value_length", value),
+            ("rope.dimension_count", rope),
+            ("expert_count", 8),
+            ("expert_used_count", 3),
+            ("expert_group_count", 4),
+            ("expert_group_used_count", 2),
+            ("expert_gating_func", 2),
+            ("expert_shared_count", 1),
+            ("expert_feed_forward_length", s.expert),
+        ],
+    });
+    let name = format!("{architecture:?}").to_lowercase();
+    let mut metadata: BTreeMap<String, Value> = numbers
+        .into_iter()
+        .map(|(key, value)| (format!("{name}.{key}"), Value::Unsigned(value as u64)))
+        .collect();
+    metadata.insert("general.architecture".into(), Value::String(name.clone()));
+    metadata.insert(format!("{name}.attention.layer_norm_rms_epsilon"), Value::Float(1e-5));
+    metadata.extend(extra);
+
+    let mut tensors = Tensors { kind, seed, tensors: Vec::new() };
+    tensors.add("token_embd.weight".into(), kind, &[VOCABULARY, s.width]);
+    for layer in 0..2 {
+        tensors.layer(layer, &[("attn_norm", &[s.width])]);
+        match architecture {
+            Architecture::Llama => {
+                let (queries, keys) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+                tensors.layer(
+                    layer,
+                    &[
+                        ("attn_q", &[queries, s.width]),
+                        ("attn_k", &[keys, s.width]),
+                        ("attn_k.bias", &[keys]),
+                        ("attn_v", &[keys, s.width]),
+                        ("attn_output", &[s.width, queries]),
+                    ],
+                );
+            }
+            Architecture::Deepseek2 => tensors.layer(
+                layer,
+                &[
+                    ("attn_q_a", &[query_rank, s.width]),
+                    ("attn_q_a_norm", &[query_rank]),
+                    ("attn_q_b", &[s.heads * (plain + rope), query_rank]),
+                    ("attn_kv_a_mqa", &[rank + rope, s.width]),
+                    ("attn_kv_a_norm", &[rank]),
+                    ("attn_kv_b", &[s.heads * (plain + value), rank]),
+                    ("attn_output", &[s.width, s.heads * value]),
+                ],
+            ),
+        }
+        tensors.layer(layer, &[("ffn_norm", &[s.width])]);
+        if architecture == Architecture::Deepseek2 && layer == 1 {
+            tensors.layer(
+                layer,
+                &[
+                    ("ffn_gate_inp", &[8, s.width]),
+                    ("exp_probs_b.bias", &[8]),
+                    ("ffn_gate_exps", &[8, s.expert, s.width]),
+                    ("ffn_up_exps", &[8, s.expert, s.width]),
+                    ("ffn_down_exps", &[8, s.width, s.expert]),
+                    ("ffn_gate_shexp", &[s.expert, s.width]),
+                    ("ffn_up_shexp", &[s.expert, s.width]),
+                    ("ffn_down_shexp", &[s.width, s.expert]),
+                ],
+            );
+        } else {
+            tensors.layer(
+                layer,
+                &[
+                    ("ffn_gate", &[s.feed_forward, s.width]),
+                    ("ffn_up", &[s.feed_forward, s.width]),
+                    ("ffn_down", &[s.width, s.feed_forward]),
+                ],
+            );
+        }
+    }
+    tensors.add("output_norm.weight".into(), BlockType::F32, &[s.width]);
+    tensors.add("output.weight".into(), kind, &[VOCABULARY, s.width]);
+    write_gguf(path, &metadata, &tensors.tensors).unwrap();
 }
 
 /// A model's file in a folder that goes away with it.
@@ -113,15 +212,21 @@ impl Written {
     }
 }
 
-/// A model, the same for a seed.
+/// A dense model, the same for a seed.
+#[allow(dead_code)]
 pub fn model(kind: BlockType, seed: u64) -> Written {
-    write(kind, seed, BTreeMap::new())
+    model_of(Architecture::Llama, kind, seed)
 }
 
-fn write(kind: BlockType, seed: u64, extra: BTreeMap<String, Value>) -> Written {
+/// A model, the same for a seed.
+pub fn model_of(architecture: Architecture, kind: BlockType, seed: u64) -> Written {
+    write(architecture, kind, seed, Extra::new())
+}
+
+fn write(architecture: Architecture, kind: BlockType, seed: u64, extra: Extra) -> Written {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    write_model(&path, kind, seed, extra);
+    write_model(&path, architecture, kind, seed, extra);
     Written { path, _folder: folder }
 }
 
@@ -150,9 +255,13 @@ pub fn chat_model(control: &[&str], template: &str) -> Written {
         ("tokenizer.ggml.eos_token_id", Value::Unsigned(control.len() as u64 - 1)),
         ("tokenizer.chat_template", text(template)),
     ];
-    write(BlockType::F32, 1, extra.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    write(
+        Architecture::Llama,
+        BlockType::F32,
+        1,
+        extra.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+    )
 }
-
 /// The model on a CPU backend, with room for 4 KV pages.
 pub fn engine(model: &Written, options: CpuOptions, kv_type: KvType) -> Engine {
     let checkpoint = Checkpoint::open(&model.path).unwrap();

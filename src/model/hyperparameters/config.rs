@@ -144,7 +144,7 @@ impl Fields<'_> {
             None if self.architecture.starts_with("qwen") => {
                 layer >= self.whole("max_window_layers").unwrap_or(usize::MAX)
             }
-            None if self.architecture == "gpt-oss" => layer % 2 == 0,
+            None if self.architecture == "gpt-oss" => layer.is_multiple_of(2),
             None => true,
         };
         (0..layers).map(|layer| window.filter(|_| slides(layer))).collect()

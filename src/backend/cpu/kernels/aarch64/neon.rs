@@ -185,6 +185,18 @@ impl Simd for Neon {
         unsafe { vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(-N))) }
     }
     #[inline(always)]
+    unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        unsafe {
+            let mut lanes = [0u32; 4];
+            vst1q_u32(lanes.as_mut_ptr(), index);
+            vld1q_u32(lanes.map(|i| *table.add(i as usize)).as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn i_look_up(table: &[u8; 16], index: Self::I) -> Self::I {
+        unsafe { vreinterpretq_u32_u8(vqtbl1q_u8(vld1q_u8(table.as_ptr()), vreinterpretq_u8_u32(index))) }
+    }
+    #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
         // Bytes of at most 127 are the same signed and unsigned.
         unsafe { Self::dot_signed(acc, w, x) }

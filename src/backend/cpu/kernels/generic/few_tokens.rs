@@ -133,11 +133,8 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
         // All at once would fill the queue of misses and hold up the loads.
         let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
         for block in 0..chunk.columns / block_len {
-            let halves = chunk.blocks.add(block * block_bytes * TILE);
-            let b = Block {
-                halves: halves.cast::<u16>().add(part),
-                words: halves.add(2 * TILE * F::HALVES.len()).cast::<u32>().add(part),
-            };
+            let start = chunk.blocks.add(block * block_bytes * TILE);
+            let b = Block::new::<F>(start, part);
             let mut scales = Scales::zero();
             F::scales::<S>(b, &mut scales);
             for unit in 0..block_len / F::UNIT {

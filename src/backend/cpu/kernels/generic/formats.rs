@@ -8,6 +8,7 @@
 //! rows. The value is `scale * (quant - offset) + minimum`. All unpacking is and, or, shift and multiply by lane.
 
 use super::super::Simd;
+pub use super::codebooks::*;
 use crate::quant::BlockType;
 
 /// Rows of a tile: the lanes of the widest vector.
@@ -49,6 +50,28 @@ pub struct Block {
     pub halves: *const u16,
     /// The 32-bit words: word i of these rows at `16 * i`.
     pub words: *const u32,
+    /// The single bytes: byte i of these rows at `16 * i`.
+    pub bytes: *const u8,
+}
+
+impl Block {
+    /// Rows from `part` on of the interleaved block of F that begins at `start`.
+    ///
+    /// # Safety
+    /// There is such a block.
+    #[inline(always)]
+    pub unsafe fn new<F: Format>(start: *const u8, part: usize) -> Self {
+        let words = 2 * TILE * F::HALVES.len();
+        let bytes = TILE * (F::KIND.block_bytes() - F::BYTES.len());
+        // SAFETY: within the block.
+        unsafe {
+            Block {
+                halves: start.cast::<u16>().add(part),
+                words: start.add(words).cast::<u32>().add(part),
+                bytes: start.add(bytes + part),
+            }
+        }
+    }
 }
 
 /// Scales and minima of a block, in ascending order of columns; what a format has fewer of is left alone.
@@ -73,24 +96,24 @@ impl<S: Simd> Scales<S> {
 }
 
 #[inline(always)]
-unsafe fn half<S: Simd>(b: Block, i: usize) -> S::F {
+pub(super) unsafe fn half<S: Simd>(b: Block, i: usize) -> S::F {
     unsafe { S::f_load_f16(b.halves.add(TILE * i)) }
 }
 
 #[inline(always)]
-unsafe fn word<S: Simd>(b: Block, i: usize) -> S::I {
+pub(super) unsafe fn word<S: Simd>(b: Block, i: usize) -> S::I {
     unsafe { S::i_load(b.words.add(TILE * i)) }
 }
 
 /// `(v >> shift) & mask`
 #[inline(always)]
-unsafe fn bits<S: Simd>(v: S::I, shift: usize, mask: u32) -> S::I {
+pub(super) unsafe fn bits<S: Simd>(v: S::I, shift: usize, mask: u32) -> S::I {
     unsafe { S::i_and(if shift == 0 { v } else { S::i_shr_by(v, shift as u32) }, S::i_splat(mask)) }
 }
 
 /// Byte i of each lane, as f32.
 #[inline(always)]
-unsafe fn byte<S: Simd>(v: S::I, i: usize) -> S::F {
+pub(super) unsafe fn byte<S: Simd>(v: S::I, i: usize) -> S::F {
     unsafe { S::f_from_i(bits::<S>(v, 8 * i, 0xff)) }
 }
 
@@ -103,7 +126,7 @@ unsafe fn negative<S: Simd>(v: S::F) -> S::F {
 /// A block format.
 ///
 /// # Safety
-/// HALVES and WORDS cover the block exactly, and the methods stay within them.
+/// HALVES, WORDS and BYTES cover the block exactly, and the methods stay within them.
 pub unsafe trait Format: 'static {
     /// Its name and sizes.
     const KIND: BlockType;
@@ -111,6 +134,8 @@ pub unsafe trait Format: 'static {
     const HALVES: &'static [usize];
     /// Byte offset and number of words of the 32-bit parts.
     const WORDS: &'static [(usize, usize)];
+    /// Byte offsets of single bytes.
+    const BYTES: &'static [usize] = &[];
     /// Columns that share a weight scale: 16 or 32.
     const SCALE_LEN: usize;
     /// Columns after which the quants lie as before, only further on: 32, 64 or 128.
@@ -160,9 +185,11 @@ macro_rules! four {
     };
 }
 
+pub(super) use four;
+
 /// 16 of the 32 nibbles of 16 bytes: low ones are columns 0..16, high ones 16..32.
 #[inline(always)]
-unsafe fn nibbles<S: Simd>(b: Block, first: usize, group: usize) -> [S::I; 4] {
+pub(super) unsafe fn nibbles<S: Simd>(b: Block, first: usize, group: usize) -> [S::I; 4] {
     unsafe { four!(i => bits::<S>(word::<S>(b, first + i), 4 * group, 0x0f0f_0f0f)) }
 }
 
@@ -514,6 +541,18 @@ macro_rules! with_format {
             BlockType::Q4_K => run!(of::Q4K),
             BlockType::Q5_K => run!(of::Q5K),
             BlockType::Q6_K => run!(of::Q6K),
+            BlockType::IQ1_S => run!(of::Iq1S),
+            BlockType::IQ1_M => run!(of::Iq1M),
+            BlockType::IQ2_XXS => run!(of::Iq2Xxs),
+            BlockType::IQ2_XS => run!(of::Iq2Xs),
+            BlockType::IQ2_S => run!(of::Iq2S),
+            BlockType::IQ3_XXS => run!(of::Iq3Xxs),
+            BlockType::IQ3_S => run!(of::Iq3S),
+            BlockType::IQ4_NL => run!(of::Iq4Nl),
+            BlockType::IQ4_XS => run!(of::Iq4Xs),
+            BlockType::TQ1_0 => run!(of::Tq1),
+            BlockType::TQ2_0 => run!(of::Tq2),
+            BlockType::MXFP4 => run!(of::Mxfp4),
             BlockType::F32 | BlockType::F16 | BlockType::BF16 => $else,
         }
     }};

@@ -60,5 +60,11 @@ unsafe fn interleave_block<S: Simd, F: Format>(rows: &RowPointers, offset: usize
             }
             words = words.add(count * TILE);
         }
+        let bytes = out.add(TILE * (F::KIND.block_bytes() - F::BYTES.len()));
+        for (i, &byte) in F::BYTES.iter().enumerate() {
+            for (row, &block) in rows.0.iter().enumerate() {
+                bytes.add(i * TILE + row).write(block.add(offset + byte).read());
+            }
+        }
     }
 }

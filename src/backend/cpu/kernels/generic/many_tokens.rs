@@ -60,12 +60,9 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
         let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
         let source = interleaved_chunk::<S, F>(p, tile, chunk, columns);
         for block in 0..columns / block_len {
-            let halves = source.add(block * block_bytes * TILE);
+            let start = source.add(block * block_bytes * TILE);
             for part in (0..TILE).step_by(S::LANES) {
-                let b = Block {
-                    halves: halves.cast::<u16>().add(part),
-                    words: halves.add(2 * TILE * F::HALVES.len()).cast::<u32>().add(part),
-                };
+                let b = Block::new::<F>(start, part);
                 unpack_block::<S, F>(b, out, block * block_len, part);
             }
         }

@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop)]
 
 pub mod attention;
+pub mod codebooks;
 pub mod elementwise;
 pub mod few_tokens;
 pub mod float;

@@ -171,6 +171,14 @@ impl Simd for Scalar {
         map(v, |v| ((v as i32) >> B) as u32)
     }
     #[inline(always)]
+    unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        index.map(|i| unsafe { *table.add(i as usize) })
+    }
+    #[inline(always)]
+    unsafe fn i_look_up(table: &[u8; 16], index: Self::I) -> Self::I {
+        index.map(|word| u32::from_le_bytes(word.to_le_bytes().map(|i| table[usize::from(i & 15)])))
+    }
+    #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
         std::array::from_fn(|i| {
             let (w, x) = (w[i].to_le_bytes(), x[i].to_le_bytes());

@@ -108,6 +108,13 @@ fn tame(kind: BlockType, bytes: &mut [u8]) {
     let halves: &[usize] = match kind {
         BlockType::F32 | BlockType::F16 | BlockType::BF16 => &[0],
         BlockType::Q4_0 | BlockType::Q5_0 | BlockType::Q8_0 => &[0],
+        BlockType::IQ2_XXS | BlockType::IQ2_XS | BlockType::IQ2_S | BlockType::IQ3_XXS => &[0],
+        BlockType::IQ3_S | BlockType::IQ1_S | BlockType::IQ4_NL | BlockType::IQ4_XS => &[0],
+        BlockType::TQ1_0 => &[52],
+        BlockType::TQ2_0 => &[64],
+        // the high nibble of the last scales is that of the factor; an exponent
+        BlockType::IQ1_M => &[54],
+        BlockType::MXFP4 => &[0],
         BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4_K | BlockType::Q5_K => &[0, 2],
         BlockType::Q2_K => &[80, 82],
         BlockType::Q3_K => &[108],
@@ -119,6 +126,7 @@ fn tame(kind: BlockType, bytes: &mut [u8]) {
                 // Exponents around 1.
                 BlockType::F32 => block[3] = block[3] & 0x81 | 0x3e,
                 BlockType::BF16 => block[1] = block[1] & 0x81 | 0x3e,
+                BlockType::MXFP4 => block[0] = block[0] % 8 + 120,
                 _ => block[at + 1] &= 0xb7,
             }
         }

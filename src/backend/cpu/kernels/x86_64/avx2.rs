@@ -169,6 +169,17 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_srai_epi32::<N>(v) }
     }
     #[inline(always)]
+    unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        unsafe { _mm256_i32gather_epi32::<4>(table.cast(), index) }
+    }
+    #[inline(always)]
+    unsafe fn i_look_up(table: &[u8; 16], index: Self::I) -> Self::I {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, index)
+        }
+    }
+    #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
         unsafe {
             if VNNI {

@@ -172,6 +172,17 @@ impl Simd for Avx512 {
         unsafe { _mm512_sra_epi32(v, _mm_cvtsi32_si128(N)) }
     }
     #[inline(always)]
+    unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I {
+        unsafe { _mm512_i32gather_epi32::<4>(index, table.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn i_look_up(table: &[u8; 16], index: Self::I) -> Self::I {
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, index)
+        }
+    }
+    #[inline(always)]
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I {
         unsafe { _mm512_dpbusd_epi32(acc, w, x) }
     }
