@@ -157,10 +157,7 @@ impl ModelBuilder {
         let h = engine.decoder().hyperparameters();
         let own = generation_config(&checkpoint.metadata);
         let recommended = entry.map(|e| e.sampling).unwrap_or_default();
-        let markers = entry.map_or_else(Markers::default, |e| Markers {
-            start: e.think_start.clone(),
-            end: e.think_end.clone(),
-        });
+        let markers = entry.map_or_else(|| text.markers(), Entry::markers);
         let control_tokens = control_tokens(&text.tokenizer, &markers)?;
         let inner = Inner {
             name: self.name,
@@ -311,6 +308,12 @@ impl Text {
             template: ChatTemplate::from_metadata(metadata)?,
         })
     }
+
+    /// The markers of a model that is not in the catalog.
+    fn markers(&self) -> Markers {
+        let template = self.template.as_ref().map(ChatTemplate::source);
+        Markers::find(template, |token| self.tokenizer.id(token).is_some()).unwrap_or_default()
+    }
 }
 
 /// Sampling that a checkpoint recommends: a Hugging Face repository in generation_config.json, a GGUF file under
@@ -353,13 +356,16 @@ fn gguf_sampling(pairs: &GgufMetadata) -> SamplingOverrides {
 /// What the control of thoughts writes and looks for, in this vocabulary.
 fn control_tokens(tokenizer: &Tokenizer, markers: &Markers) -> Result<ControlTokens> {
     let encode = |text: &str| tokenizer.encode(text, Special::Parse);
+    let ends = [markers.start_token(), markers.end_token()];
+    let others = markers.tokens().into_iter().filter(|token| !ends.contains(token));
     Ok(ControlTokens {
         sentence: encode(control::CLOSING)?,
         line_end: encode("\n")?,
-        end: encode(&format!("{}\n\n", markers.end))?,
+        end: encode(&markers.closing())?,
         wait: encode(control::WAIT)?,
         repeating: encode(control::REPEATING)?,
-        markers: [tokenizer.id(&markers.start), tokenizer.id(&markers.end)],
+        markers: ends.map(|token| tokenizer.id(token)),
+        headers: others.filter_map(|token| tokenizer.id(token)).collect(),
         ends: tokenizer.ends().to_vec(),
     })
 }
@@ -484,7 +490,7 @@ impl Model {
             _ => options.think.unwrap_or(self.inner.think),
         };
         let (tokens, parser) = match prompt {
-            Prompt::Messages(messages) => self.render(messages, think)?,
+            Prompt::Messages(messages) => self.render(messages, think, &options.template)?,
             Prompt::Raw(text) => (self.encode_raw(text)?, ThoughtParser::verbatim()),
             Prompt::Tokens(tokens) => (tokens.clone(), ThoughtParser::verbatim()),
         };
@@ -524,7 +530,7 @@ impl Model {
             return Err(Error::Context { prompt: start.prompt.len(), context: self.context() });
         }
         if options.thought.min.is_some() && self.inner.control_tokens.markers[1].is_none() {
-            let end = &self.inner.markers.end;
+            let end = self.inner.markers.end_token();
             return Err(Error::Unsupported(format!("min-think: `{end}` is no token of {}", self.name())));
         }
         let (room, least) = (self.context() - start.prompt.len(), self.inner.control_tokens.least_limit());
@@ -539,7 +545,12 @@ impl Model {
     }
 
     /// The conversation as tokens, and the parser of what follows.
-    fn render(&self, messages: &[Message], think: Think) -> Result<(Vec<u32>, ThoughtParser)> {
+    fn render(
+        &self,
+        messages: &[Message],
+        think: Think,
+        variables: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<(Vec<u32>, ThoughtParser)> {
         let Inner { tokenizer, template, markers, .. } = &*self.inner;
         let template = template.as_ref().ok_or_else(|| {
             Error::Unsupported(format!("{} has no chat template: give it a raw prompt (--raw)", self.name()))
@@ -559,17 +570,17 @@ impl Model {
                 context.extra.insert(key.into(), (think == Think::On).into());
             }
         }
+        context.extra.extend(variables.clone());
         let mut tokens = template.encode(tokenizer, &messages, &context)?;
-        const TAIL: usize = 16; // more than the longest marker has tokens
+        const TAIL: usize = 32; // more than the longest marker has tokens
         let tail = tokenizer.decode(&tokens[tokens.len().saturating_sub(TAIL)..]);
         let suffix = think.suffix(&tail, markers);
         tokens.extend(tokenizer.encode(&suffix, Special::Parse)?);
         let tail = tail + &suffix;
-        let tail = tail.trim_end();
-        let parser = if tail.ends_with(&markers.end) {
+        let parser = if markers.opens_answer(&tail) {
             ThoughtParser::answering(markers.clone())
         } else {
-            ThoughtParser::new(markers.clone(), tail.ends_with(&markers.start))
+            ThoughtParser::new(markers.clone(), markers.opens_thought(&tail))
         };
         Ok((tokens, parser))
     }

@@ -120,6 +120,8 @@ pub struct Options {
     pub seed: Option<u64>,
     /// Whether to think; none: the model's default.
     pub think: Option<Think>,
+    /// Further variables of the chat template: `reasoning_effort` of gpt-oss, `enable_thinking` of Qwen3.
+    pub template: serde_json::Map<String, serde_json::Value>,
     /// Strings that end the answer; they are not part of it.
     pub stop: Vec<String>,
     /// Sees and may edit the logits of each token.
@@ -143,6 +145,7 @@ impl Default for Options {
             max_tokens: None,
             seed: None,
             think: None,
+            template: serde_json::Map::new(),
             stop: Vec::new(),
             logits_hook: None,
             cancel: None,
@@ -204,6 +207,12 @@ impl Options {
     /// Longest time of the thought. What it cuts depends on the machine's speed.
     pub fn think_time(mut self, time: Duration) -> Self {
         self.thought.time = Some(time);
+        self
+    }
+
+    /// Sets a variable of the chat template, such as gpt-oss's `reasoning_effort`.
+    pub fn template_variable(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
+        self.template.insert(name.into(), value.into());
         self
     }
 

@@ -383,6 +383,7 @@ impl Trace {
         let last = self.stats.tokens.last().map_or(&b"\n"[..], |&id| self.model.tokenizer().bytes(id));
         Position {
             part: self.parser.part(),
+            in_header: self.parser.in_header(),
             has_thought: self.parser.has_thought(),
             thought_tokens: self.parser.thought_tokens(),
             answer_tokens: self.parser.answer_tokens(),
@@ -401,7 +402,7 @@ impl Trace {
         let tokenizer = model.tokenizer();
         if tokenizer.ends().contains(&token) {
             self.end(Finish::Stop);
-        } else if !tokenizer.is_control(token) || model.inner.control_tokens.markers.contains(&Some(token)) {
+        } else if !tokenizer.is_control(token) || model.inner.control_tokens.is_marker(token) {
             self.parser.push(tokenizer.bytes(token), &mut self.pieces);
             if self.parser.part() == Part::Thought {
                 self.thought_began.get_or_insert(self.seconds());

@@ -5,10 +5,19 @@ pub mod quantization;
 use std::sync::LazyLock;
 
 use crate::SamplingOverrides;
-use crate::reasoning::Think;
+use crate::reasoning::{Markers, Think};
 
-/// Architectures that the decoder runs, as GGUF names them.
-pub const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
+/// Architectures that the decoder runs: GGUF's name, and the `model_type`s of config.json.
+pub const ARCHITECTURES: [(&str, &[&str]); 8] = [
+    ("llama", &["llama", "mistral"]),
+    ("qwen2", &["qwen2"]),
+    ("qwen3", &["qwen3"]),
+    ("qwen3moe", &["qwen3_moe"]),
+    ("deepseek2", &["deepseek_v3", "deepseek_v2"]),
+    ("phi3", &["phi3"]),
+    ("glm4", &["glm4"]),
+    ("gpt-oss", &["gpt_oss"]),
+];
 
 /// A model of the catalog.
 #[derive(Clone, Debug, PartialEq, serde::Deserialize)]
@@ -55,9 +64,9 @@ pub struct Shape {
     pub heads: usize,
     /// Key/value heads.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Width of a head's query and key.
     pub head_dim: usize,
-    /// Width of the feed-forward.
+    /// Width of the feed-forward, in layers without experts.
     pub feed_forward: usize,
     /// Size of the vocabulary.
     pub vocabulary: usize,
@@ -66,9 +75,39 @@ pub struct Shape {
     /// Whether the output matrix is the token embedding.
     #[serde(default)]
     pub tied: bool,
-    /// Latent attention: values cached per token and layer in place of keys and values.
+    /// Experts.
     #[serde(default)]
-    pub kv_latent: Option<usize>,
+    pub experts: Option<Experts>,
+    /// Latent attention.
+    #[serde(default)]
+    pub latent: Option<Latent>,
+}
+
+/// The experts of a model.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    /// How many there are in a layer, those that every token goes through included.
+    pub count: usize,
+    /// Width of an expert's feed-forward.
+    pub feed_forward: usize,
+    /// The first layers, which have none.
+    #[serde(default)]
+    pub dense_layers: usize,
+}
+
+/// Sizes of latent attention.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Latent {
+    /// Width that queries are compressed to on the way.
+    pub query_rank: usize,
+    /// Width that keys and values are compressed to.
+    pub rank: usize,
+    /// Dimensions of a key that are rotated; all heads share them.
+    pub rope_dims: usize,
+    /// Width of a head's value.
+    pub value_dim: usize,
 }
 
 /// All entries, in the order of the file.
@@ -182,6 +221,11 @@ impl Entry {
         std::iter::once(&self.name).chain(&self.aliases).map(String::as_str)
     }
 
+    /// The strings between which it thinks.
+    pub fn markers(&self) -> Markers {
+        Markers { start: self.think_start.clone(), end: self.think_end.clone() }
+    }
+
     /// Estimated bytes of the weights at a quantization (`Q4_K_M`), before a download; none for one whose widths are
     /// not known (`IQ4_XS`).
     ///
@@ -198,10 +242,13 @@ impl Entry {
     /// Bytes of keys and values at `context` tokens, stored as f16; also beyond the model's own context.
     ///
     /// 2 bytes for each of layers × tokens × 2 (key and value) × key/value heads × width of a head; with latent
-    /// attention layers × tokens × width of the latent.
+    /// attention the latent is stored as key, with the rotated dimensions, and as value.
     pub fn kv_bytes(&self, context: usize) -> u64 {
         let shape = &self.shape;
-        let values = shape.kv_latent.unwrap_or(2 * shape.kv_heads * shape.head_dim);
+        let values = match shape.latent {
+            Some(latent) => 2 * latent.rank + latent.rope_dims,
+            None => 2 * shape.kv_heads * shape.head_dim,
+        };
         ((2 * shape.layers * values) as u64).saturating_mul(context as u64)
     }
 
@@ -214,18 +261,16 @@ impl Entry {
     }
 }
 
-/// Whether the decoder runs an architecture, by GGUF's name of it.
+/// Whether the decoder runs an architecture, by GGUF's name of it or by config.json's `model_type`.
 ///
 /// # Errors
 /// Why not, in words.
 pub fn runnable_architecture(architecture: &str) -> Result<(), String> {
-    if ARCHITECTURES.contains(&architecture) {
+    if ARCHITECTURES.iter().any(|(name, types)| *name == architecture || types.contains(&architecture)) {
         return Ok(());
     }
-    Err(format!(
-        "the architecture {architecture} is not supported yet; pensive runs {}",
-        ARCHITECTURES.join(", ")
-    ))
+    let names: Vec<&str> = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
+    Err(format!("the architecture {architecture} is not supported; pensive runs {}", names.join(", ")))
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 /// Mean bits per weight of the mixes that llama.cpp's quantizer makes: label, layers, token embedding, output
 /// matrix. A mix gives some matrices (half of `attn_v` and `ffn_down` in the `_M` mixes) a finer type; the mean is
-/// over the shapes of Llama and Qwen. A model with tied embeddings stores one matrix, at the output's width.
-const MIXES: [(&str, f64, f64, f64); 16] = [
+/// over the shapes of Llama and Qwen. A model with tied embeddings stores one matrix, at the output's width. In MXFP4
+/// are gpt-oss's experts, all else is in Q8_0.
+const MIXES: [(&str, f64, f64, f64); 17] = [
     ("Q2_K", 3.05, 2.625, 6.5625),
     ("Q3_K_S", 3.4375, 3.4375, 6.5625),
     ("Q3_K_M", 3.88, 3.4375, 6.5625),
@@ -18,6 +19,7 @@ const MIXES: [(&str, f64, f64, f64); 16] = [
     ("Q5_K_M", 5.67, 5.5, 6.5625),
     ("Q6_K", 6.5625, 6.5625, 6.5625),
     ("Q8_0", 8.5, 8.5, 8.5),
+    ("MXFP4", 4.35, 8.5, 8.5),
     ("F16", 16.0, 16.0, 16.0),
     ("F32", 32.0, 32.0, 32.0),
 ];

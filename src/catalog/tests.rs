@@ -15,27 +15,44 @@ fn every_entry_is_complete() {
         assert!(e.repository.ends_with("GGUF"), "{name}");
         assert!(e.weight_bytes(&e.quantization).is_some(), "{name}: {}", e.quantization);
         assert!(e.licence.starts_with("MIT") || e.licence.starts_with("Apache-2.0"), "{name}: {}", e.licence);
-        assert!(e.think_start.starts_with('<') && e.think_end.starts_with('<'), "{name}");
+        assert!(!e.think_start.is_empty() && !e.think_end.is_empty(), "{name}");
+        assert!(e.runnable().is_ok(), "{name}");
         assert!(e.sampling.temperature.is_some() && e.sampling.top_p.is_some(), "{name}");
         assert!(e.shape.context >= 32_768, "{name}");
     }
 }
 
 #[test]
-fn the_parameters_of_every_dense_entry_follow_from_its_shapes() {
-    for e in entries().iter().filter(|e| e.shape.kv_latent.is_none()) {
+fn the_parameters_of_every_entry_follow_from_its_shapes() {
+    for e in entries() {
         let s = &e.shape;
-        let attention = s.width * s.head_dim * (2 * s.heads + 2 * s.kv_heads);
-        let matrices = attention + 3 * s.width * s.feed_forward;
+        let attention = match s.latent {
+            // queries over their latent, keys and values over theirs, output
+            Some(l) => {
+                let plain_dims = s.head_dim - l.rope_dims;
+                l.query_rank * (s.width + s.heads * s.head_dim)
+                    + s.width * (l.rank + l.rope_dims)
+                    + l.rank * s.heads * (plain_dims + l.value_dim)
+                    + s.heads * l.value_dim * s.width
+            }
+            None => s.width * s.head_dim * (2 * s.heads + 2 * s.kv_heads),
+        };
+        let dense = 3 * s.width * s.feed_forward;
+        let feed_forwards = match s.experts {
+            Some(x) => {
+                x.dense_layers * dense + (s.layers - x.dense_layers) * x.count * 3 * s.width * x.feed_forward
+            }
+            None => s.layers * dense,
+        };
         let embeddings = s.vocabulary * s.width * if s.tied { 1 } else { 2 };
-        let billions = (s.layers * matrices + embeddings) as f64 / 1e9;
+        let billions = (s.layers * attention + feed_forwards + embeddings) as f64 / 1e9;
         assert!((billions / s.billions - 1.0).abs() < 0.002, "{}: {billions} against {}", e.name, s.billions);
     }
 }
 
 #[test]
 fn the_licence_names_the_base_models_where_it_binds() {
-    for e in entries().iter().filter(|e| e.architecture == "llama") {
+    for e in entries().iter().filter(|e| e.original.contains("Llama")) {
         assert!(e.licence.contains("Llama 3."), "{}: {}", e.name, e.licence);
     }
 }
@@ -109,6 +126,12 @@ fn weight_estimates_agree_with_published_files() {
         ("qwen3:8b", "Q4_K_M", 5_027_783_488),
         ("qwen3:4b", "Q4_K_M", 2_497_281_120),
         ("deepseek-r1:671b", "Q4_K_M", 404_940_000_000),
+        ("qwen3:30b-a3b", "Q4_K_M", 18_554_000_000),
+        ("qwen3:235b-a22b", "Q4_K_M", 142_150_000_000),
+        ("gpt-oss:20b", "MXFP4", 12_101_000_000),
+        ("gpt-oss:120b", "MXFP4", 63_372_000_000),
+        ("phi-4-reasoning:14b", "Q4_K_M", 9_052_000_000),
+        ("magistral:24b", "Q4_K_M", 14_324_000_000),
     ] {
         let ratio = find(name).unwrap().weight_bytes(quantization).unwrap() as f64 / published as f64;
         assert!((ratio - 1.0).abs() < 0.03, "{name} {quantization}: {ratio}");
@@ -122,7 +145,7 @@ fn kv_grows_with_the_context_also_beyond_the_models_own() {
     assert_eq!(r1.kv_bytes(4096), 2 * 28 * 4096 * 2 * 2 * 128);
     assert_eq!(r1.kv_bytes(2_000_000), 2 * 28 * 2_000_000 * 2 * 2 * 128);
     assert_eq!(r1.kv_bytes(usize::MAX), u64::MAX);
-    assert_eq!(find("deepseek-r1:671b").unwrap().kv_bytes(1), 2 * 61 * 576);
+    assert_eq!(find("deepseek-r1:671b").unwrap().kv_bytes(1), 2 * 61 * (512 + 64 + 512));
 }
 
 #[test]
@@ -130,10 +153,21 @@ fn the_largest_model_that_fits_is_one_the_decoder_runs() {
     let name = |gib: u64| largest_that_fits(gib << 30, 4096).map(|e| e.name.as_str());
     assert_eq!(name(0), None);
     assert_eq!(name(2), Some("deepseek-r1:1.5b"));
-    assert_eq!(name(8), Some("deepseek-r1:8b"));
-    assert_eq!(name(1000), Some("deepseek-r1:70b"));
-    assert_eq!(largest_that_fits(1000 << 30, usize::MAX).unwrap().name, "deepseek-r1:70b");
-    assert!(find("deepseek-r1:671b").unwrap().runnable().unwrap_err().contains("deepseek2"));
+    assert_eq!(name(5), Some("deepseek-r1:7b"));
+    assert_eq!(name(6), Some("glm-z1:9b"));
+    assert_eq!(name(16), Some("magistral:24b"));
+    assert_eq!(name(100), Some("gpt-oss:120b"));
+    assert_eq!(name(1000), Some("deepseek-r1:671b"));
+    assert_eq!(largest_that_fits(1000 << 30, usize::MAX).unwrap().name, "deepseek-r1:671b");
+}
+
+#[test]
+fn an_architecture_is_known_by_ggufs_name_and_by_config_jsons() {
+    for name in ["deepseek2", "deepseek_v3", "gpt-oss", "gpt_oss", "qwen3moe", "mistral", "phi3", "glm4"] {
+        assert_eq!(runnable_architecture(name), Ok(()), "{name}");
+    }
+    let error = runnable_architecture("rwkv7").unwrap_err();
+    assert!(error.contains("rwkv7") && error.contains("llama, qwen2, qwen3, qwen3moe"), "{error}");
 }
 
 #[test]
@@ -146,6 +180,9 @@ fn a_model_loaded_by_path_is_known_by_its_metadata() {
     );
     assert_eq!(name("qwen3", &["Deepseek-R1-0528-Qwen3-8B"]), Some("deepseek-r1:8b"));
     assert_eq!(name("qwen3", &["Qwen3-8B-UD-Q4_K_XL.gguf"]), Some("qwen3:8b"));
+    assert_eq!(name("gpt-oss", &["Gpt Oss 20b"]), Some("gpt-oss:20b"));
+    assert_eq!(name("phi3", &["Phi 4 Mini Reasoning"]), Some("phi-4-mini-reasoning:3.8b"));
+    assert_eq!(name("qwen3moe", &["Qwen3-30B-A3B-Thinking-2507"]), Some("qwen3:30b-a3b-thinking-2507"));
     assert_eq!(name("qwen2", &["agentica-org_DeepScaleR-1.5B-Preview-f16.gguf"]), Some("deepscaler:1.5b"));
     // Another model that merely has such a name in its own, and another architecture.
     assert_eq!(name("qwen3", &["Qwen3-4B-Instruct-2507"]), None);

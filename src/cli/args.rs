@@ -155,7 +155,7 @@ pub struct RunArgs {
     #[arg(long, conflicts_with = "json")]
     pub json_stream: bool,
     /// Take the prompt exactly as it is: no chat template, special tokens parsed
-    #[arg(long, conflicts_with_all = ["system", "system_file", "think", "no_think", "think_budget", "min_think", "think_time", "no_loop_guard"])]
+    #[arg(long, conflicts_with_all = ["system", "system_file", "think", "no_think", "think_budget", "min_think", "think_time", "no_loop_guard", "template_var"])]
     pub raw: bool,
     /// Print the speed on stderr
     #[arg(long)]
@@ -244,6 +244,9 @@ pub struct GenerateArgs {
     /// Longest time of the thought, as in 30s or 2m
     #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = parse_time)]
     pub think_time: Option<Duration>,
+    /// Variable of the chat template, such as reasoning_effort=high; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub template_var: Vec<(String, serde_json::Value)>,
     /// Let thoughts and answers repeat themselves
     #[arg(long)]
     pub no_loop_guard: bool,
@@ -382,7 +385,7 @@ pub struct RemoveArgs {
 /// `pensive tokenize`
 #[derive(Clone, Debug, Args)]
 pub struct TokenizeArgs {
-    /// Model, or the path of a tokenizer.json
+    /// Model, or the path of a tokenizer.json or tekken.json
     pub model: String,
     /// Text; without it, standard input
     #[arg(allow_hyphen_values = true)]
@@ -628,6 +631,17 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     time.filter(|time| !time.is_zero()).ok_or_else(|| "it must be a time, such as 30s or 2m".into())
 }
 
+/// NAME=VALUE: a value that is JSON is that, any other is a string.
+fn parse_variable(text: &str) -> Result<(String, serde_json::Value), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+            Ok((name.to_owned(), value))
+        }
+        _ => Err("it must be NAME=VALUE".into()),
+    }
+}
+
 fn parse_stop(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("it must not be empty".into()) } else { Ok(text.into()) }
 }
@@ -683,6 +697,14 @@ mod tests {
         let args = run("m hi -n 1 -n 2 --stop a --json --json --stop b").unwrap();
         assert_eq!(args.generate.max_tokens, Some(2));
         assert_eq!(args.generate.stop, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_variable_of_the_template_is_json_or_a_string() {
+        let variables = run("m hi --template-var reasoning_effort=high --template-var n=2").unwrap();
+        let expected = [("reasoning_effort".to_owned(), "high".into()), ("n".to_owned(), 2.into())];
+        assert_eq!(variables.generate.template_var, expected);
+        assert!(run("m hi --template-var effort").is_err() && run("m hi --template-var =1").is_err());
     }
 
     #[test]

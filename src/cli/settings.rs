@@ -378,6 +378,7 @@ impl Settings {
         options.max_tokens = self.flags.generate.max_tokens;
         options.seed = self.flags.generate.seed;
         options.think = self.think.as_ref().map(|t| t.value);
+        options.template = self.flags.generate.template_var.iter().cloned().collect();
         options.stop = self.flags.generate.stop.clone();
         options
     }

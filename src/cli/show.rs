@@ -14,8 +14,10 @@ use crate::api::generation_config;
 use crate::catalog::{self, Entry};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value, embedded};
 use crate::hub::{Located, Reference, Select};
+use crate::model::Hyperparameters;
 use crate::quant::BlockType;
-use crate::text::ChatTemplate;
+use crate::reasoning::Markers;
+use crate::text::{ChatTemplate, Tokenizer};
 use crate::{Error, Result, Sampling, Think};
 
 /// Contexts that the memory is given for beside the model's own, tokens.
@@ -85,8 +87,12 @@ struct Thinking {
 }
 
 impl Thinking {
+    fn new(markers: Markers, default: Think) -> Self {
+        Thinking { start: markers.start, end: markers.end, default }
+    }
+
     fn of(entry: &Entry) -> Self {
-        Thinking { start: entry.think_start.clone(), end: entry.think_end.clone(), default: entry.think }
+        Thinking::new(entry.markers(), entry.think)
     }
 }
 
@@ -128,7 +134,7 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
     let template = ChatTemplate::from_metadata(&checkpoint.metadata)?;
     let weights = size_on_disk(&checkpoint)?;
     let own_context = fields.number("context_length", "max_position_embeddings");
-    let memory = match fields.kv_bytes_per_token() {
+    let memory = match kv_bytes_per_token(&checkpoint, &fields) {
         Some(token) => {
             memory_at(weights, context, own_context, |context| token.saturating_mul(context as u64))
         }
@@ -138,10 +144,11 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
         true => Err("it holds no weights, only metadata".to_owned()),
         false => catalog::runnable_architecture(&fields.architecture),
     };
-    let marked = |t: &ChatTemplate| t.source().contains("</think>");
-    let by_template = || {
-        let (start, end) = ("<think>".into(), "</think>".into());
-        template.as_ref().filter(|t| marked(t)).map(|_| Thinking { start, end, default: Think::Auto })
+    let by_files = || {
+        let tokenizer = Tokenizer::from_metadata(&checkpoint.metadata).ok();
+        let is_token = |literal: &str| tokenizer.as_ref().is_some_and(|t| t.id(literal).is_some());
+        let markers = Markers::find(template.as_ref().map(ChatTemplate::source), is_token);
+        markers.map(|markers| Thinking::new(markers, Think::Auto))
     };
     Ok(Facts {
         name: name.to_owned(),
@@ -157,7 +164,7 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
         licence: entry.map(|e| e.licence.clone()).or_else(|| fields.text("general.license")),
         memory,
         chat_template: Some(template.is_some()),
-        thinking: entry.map(Thinking::of).or_else(by_template),
+        thinking: entry.map(Thinking::of).or_else(by_files),
         sampling: entry
             .map(|e| e.sampling)
             .unwrap_or_default()
@@ -166,6 +173,18 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
         files: checkpoint.files.iter().map(|f| f.display().to_string()).collect(),
         architecture: fields.architecture,
     })
+}
+
+/// Keys and values of one token in all layers, as f16: as the decoder stores them, or what the fields of one that it
+/// does not run say.
+fn kv_bytes_per_token(checkpoint: &Checkpoint, fields: &Fields) -> Option<u64> {
+    match Hyperparameters::read(checkpoint) {
+        Ok(h) => {
+            let shape = h.kv_shape();
+            Some((2 * h.layers * shape.heads * (shape.key_dim + shape.value_dim)) as u64)
+        }
+        Err(_) => fields.kv_bytes_per_token(),
+    }
 }
 
 /// Weights and KV at some contexts: the one that was asked for, else usual ones and the model's own.

@@ -42,7 +42,7 @@ struct Piece {
     piece: String,
 }
 
-/// The tokenizer of a model, or of a tokenizer.json.
+/// The tokenizer of a model, or of a tokenizer.json or tekken.json.
 fn tokenizer(model: &str) -> Result<Tokenizer> {
     let path = Path::new(model);
     if path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {

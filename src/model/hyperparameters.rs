@@ -5,20 +5,9 @@ mod gguf;
 
 use super::{names, rope::Scaling};
 use crate::backend::{Activation, KvShape, Rope, RopeStyle, Routing};
+use crate::catalog::ARCHITECTURES;
 use crate::checkpoint::{Checkpoint, Metadata};
 use crate::{Error, Result};
-
-/// Architectures that the decoder runs: GGUF's name, and the `model_type`s of config.json.
-const ARCHITECTURES: [(&str, &[&str]); 8] = [
-    ("llama", &["llama", "mistral"]),
-    ("qwen2", &["qwen2"]),
-    ("qwen3", &["qwen3"]),
-    ("qwen3moe", &["qwen3_moe"]),
-    ("deepseek2", &["deepseek_v3", "deepseek_v2"]),
-    ("phi3", &["phi3"]),
-    ("glm4", &["glm4"]),
-    ("gpt-oss", &["gpt_oss"]),
-];
 
 /// Sizes and constants of a model.
 #[derive(Clone, Debug, PartialEq)]

@@ -82,19 +82,26 @@ pub struct ControlTokens {
     pub sentence: Vec<u32>,
     /// A line end.
     pub line_end: Vec<u32>,
-    /// The end marker and a blank line.
+    /// The end marker and what stands behind it, such as a blank line.
     pub end: Vec<u32>,
     /// [`WAIT`].
     pub wait: Vec<u32>,
     /// [`REPEATING`].
     pub repeating: Vec<u32>,
-    /// The markers that are tokens: start, end.
+    /// What the markers are, or begin with, where those are tokens: start, end.
     pub markers: [Option<u32>; 2],
+    /// Other tokens that markers are made of.
+    pub headers: Vec<u32>,
     /// What ends a text.
     pub ends: Vec<u32>,
 }
 
 impl ControlTokens {
+    /// Whether it is a marker or a part of one.
+    pub fn is_marker(&self, token: u32) -> bool {
+        self.markers.contains(&Some(token)) || self.headers.contains(&token)
+    }
+
     /// The smallest bound on generated tokens that leaves room for an answer.
     pub fn least_limit(&self) -> usize {
         self.line_end.len() + self.end.len() + LEAST_RESERVED
@@ -106,7 +113,9 @@ impl ControlTokens {
 pub struct Position {
     /// What the next token belongs to.
     pub part: Part,
-    /// Whether there was a thought, closed or not.
+    /// Whether it stands between two messages, where it is not visible.
+    pub in_header: bool,
+    /// Whether there was a thought, closed or not, or it is certain that none comes.
     pub has_thought: bool,
     /// Tokens of the thought so far.
     pub thought_tokens: usize,
@@ -199,7 +208,8 @@ impl Control {
             },
             Part::Answer => {
                 if p.has_thought {
-                    self.tokens.markers.iter().flatten().for_each(|&id| forbid(logits, id));
+                    let ControlTokens { markers, headers, .. } = &self.tokens;
+                    markers.iter().flatten().chain(headers).for_each(|&id| forbid(logits, id));
                 }
                 if p.answer_visible {
                     return Decision::Draw;
@@ -217,7 +227,8 @@ impl Control {
         }
         let ends_text = self.tokens.ends.contains(&token);
         let ends_thought = self.tokens.markers[1] == Some(token);
-        if (ends_text || ends_thought) && self.too_early(p) && self.has_room(p, self.tokens.wait.len()) {
+        let goes_on = self.too_early(p) && !p.in_header && self.has_room(p, self.tokens.wait.len());
+        if (ends_text || ends_thought) && goes_on {
             self.events.push(ControlEvent { at: p.written, what: Act::Wait });
             return Some(self.tokens.wait.clone());
         }
@@ -250,6 +261,8 @@ impl Control {
         let ThoughtBounds { budget, time, .. } = self.bounds;
         if p.written + self.words(p, self.room_is).len() + self.tokens.end.len() >= self.room {
             Some(self.room_is)
+        } else if p.in_header {
+            None // the model itself has just ended a message
         } else if budget.is_some_and(|b| p.thought_tokens + self.words(p, Act::Budget).len() >= b) {
             Some(Act::Budget)
         } else {
@@ -282,7 +295,7 @@ impl Control {
     fn favour_end(&self, p: &Position, logits: &mut [f32]) {
         let (Some(budget), Some(end)) = (self.bounds.budget, self.tokens.markers[1]) else { return };
         let over = p.thought_tokens as f64 / budget as f64 - SOFT;
-        if over >= 0.0 && p.sentence_end && !self.too_early(p) {
+        if over >= 0.0 && p.sentence_end && !p.in_header && !self.too_early(p) {
             logits[end as usize] += FAVOUR * (over / (1.0 - SOFT)) as f32;
         }
     }

@@ -9,10 +9,15 @@
 //! - a marker is repeated: it is dropped; a start marker before the first visible character of the answer reopens the
 //!   thought;
 //! - the end marker never comes: everything is thought.
+//!
+//! gpt-oss writes messages on channels. What stands between `<|end|>`, `<|start|>` or `<|channel|>` and `<|message|>` is
+//! a header and never visible; a header that names the channel `final` does what an end marker does, one that names
+//! another (`analysis`, `commentary`) what a start marker does.
 
 use std::collections::VecDeque;
 
 use super::Markers;
+use super::markers::Mark;
 
 /// What a byte of the trace belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +61,8 @@ struct Held {
 pub struct ThoughtParser {
     markers: Markers,
     state: State,
+    /// What came of a header after its last marker, within one.
+    header: Option<Vec<u8>>,
     held: Vec<u8>,
     held_tokens: VecDeque<Held>,
     thought_tokens: usize,
@@ -86,6 +93,7 @@ impl ThoughtParser {
         ThoughtParser {
             markers,
             state,
+            header: None,
             held: Vec::new(),
             held_tokens: VecDeque::new(),
             thought_tokens: 0,
@@ -100,7 +108,12 @@ impl ThoughtParser {
         if self.state == State::Thinking { Part::Thought } else { Part::Answer }
     }
 
-    /// Whether there was a thought, closed or not.
+    /// Whether a header was begun and not ended.
+    pub fn in_header(&self) -> bool {
+        self.header.is_some()
+    }
+
+    /// Whether there was a thought, closed or not, or it is certain that none comes.
     pub fn has_thought(&self) -> bool {
         self.thought_seen
     }
@@ -127,11 +140,10 @@ impl ThoughtParser {
         }
         self.held.extend_from_slice(bytes);
         self.held_tokens.push_back(Held { bytes: bytes.len(), in_marker: false });
-        while let Some((at, is_start)) = self.find_marker() {
+        while let Some((at, len, mark)) = self.find_marker() {
             self.release(at, out);
-            let len = if is_start { self.markers.start.len() } else { self.markers.end.len() };
             self.consume(len, None);
-            self.marker(is_start, out);
+            self.marker(mark, out);
         }
         let keep = self.possible_marker();
         self.release(self.held.len() - keep, out);
@@ -142,15 +154,16 @@ impl ThoughtParser {
         self.release(self.held.len(), out);
     }
 
-    /// The first marker in the held bytes: where, and whether it is the start marker.
-    fn find_marker(&self) -> Option<(usize, bool)> {
+    /// The first marker in the held bytes: where, its length, what it does.
+    fn find_marker(&self) -> Option<(usize, usize, Mark)> {
         if self.state == State::Verbatim {
             return None;
         }
-        let find = |marker: &str| self.held.windows(marker.len()).position(|w| w == marker.as_bytes());
-        let start = find(&self.markers.start).map(|at| (at, true));
-        let end = find(&self.markers.end).map(|at| (at, false));
-        [start, end].into_iter().flatten().min()
+        let find = |(marker, mark): (&str, Mark)| {
+            let at = self.held.windows(marker.len()).position(|w| w == marker.as_bytes())?;
+            Some((at, marker.len(), mark))
+        };
+        self.markers.marks().into_iter().filter_map(find).min_by_key(|found| found.0)
     }
 
     /// Length of the longest end of the held bytes that may become a marker.
@@ -158,12 +171,11 @@ impl ThoughtParser {
         if self.state == State::Verbatim {
             return 0;
         }
-        let longest = self.markers.start.len().max(self.markers.end.len());
+        let marks = self.markers.marks();
+        let longest = marks.iter().map(|(marker, _)| marker.len()).max().unwrap_or(0);
         let may = |len: usize| {
             let tail = &self.held[self.held.len() - len..];
-            [&self.markers.start, &self.markers.end]
-                .iter()
-                .any(|m| m.len() > len && m.as_bytes().starts_with(tail))
+            marks.iter().any(|(marker, _)| marker.len() > len && marker.as_bytes().starts_with(tail))
         };
         (1..longest.min(self.held.len() + 1)).rev().find(|&len| may(len)).unwrap_or(0)
     }
@@ -172,6 +184,10 @@ impl ThoughtParser {
     fn release(&mut self, len: usize, out: &mut Vec<Piece>) {
         if len == 0 {
             return;
+        }
+        if let Some(header) = &mut self.header {
+            header.extend_from_slice(&self.held[..len]);
+            return self.consume(len, None);
         }
         let visible = self.held[..len].iter().any(|b| !b.is_ascii_whitespace());
         if self.state == State::Before && visible {
@@ -204,19 +220,41 @@ impl ThoughtParser {
         }
     }
 
-    fn marker(&mut self, is_start: bool, out: &mut Vec<Piece>) {
-        match (self.state, is_start) {
-            (State::Before, true) => {
+    fn marker(&mut self, mark: Mark, out: &mut Vec<Piece>) {
+        match mark {
+            Mark::Open => self.open(),
+            Mark::Close => self.close(out),
+            Mark::Header => self.header = Some(Vec::new()),
+            Mark::Message => match self.header.take() {
+                Some(header) if Markers::is_final(&header) => {
+                    self.close(out);
+                    self.thought_seen = true;
+                }
+                Some(_) => self.open(),
+                None => {} // ends no header: dropped
+            },
+        }
+    }
+
+    fn open(&mut self) {
+        match self.state {
+            State::Before => {
                 self.state = State::Thinking;
                 self.thought_seen = true;
             }
-            (State::Answering, true) if !self.answer_visible => self.state = State::Thinking,
-            (State::Thinking, false) => {
+            State::Answering if !self.answer_visible => self.state = State::Thinking,
+            _ => {} // repeated: dropped
+        }
+    }
+
+    fn close(&mut self, out: &mut Vec<Piece>) {
+        match self.state {
+            State::Thinking => {
                 self.state = State::Answering;
                 out.push(Piece::Closed);
             }
-            (State::Before, false) => self.state = State::Answering,
-            (State::Answering, false) if !self.thought_seen => {
+            State::Before => self.state = State::Answering,
+            State::Answering if !self.thought_seen => {
                 self.thought_seen = true;
                 self.answer_visible = false;
                 self.thought_tokens = std::mem::take(&mut self.answer_tokens);
@@ -313,7 +351,93 @@ mod tests {
         expect(ThoughtParser::verbatim(), &["<think>", "a"], "", "<think>a", (0, 2));
     }
 
+    fn channels() -> ThoughtParser {
+        ThoughtParser::new(Markers::channels(), false)
+    }
+
+    #[test]
+    fn on_channels_the_analysis_is_thought_and_the_final_channel_answer() {
+        let trace = [
+            "<|channel|>",
+            "analysis",
+            "<|message|>",
+            "hm",
+            " 4",
+            "<|end|>",
+            "<|start|>",
+            "assistant",
+            "<|channel|>",
+            "final",
+            "<|message|>",
+            "4",
+            "2",
+        ];
+        expect(channels(), &trace, "hm 4", "42", (2, 2));
+        expect(channels(), &trace[9..], "", "final42", (0, 3));
+        let open = ThoughtParser::new(Markers::channels(), true);
+        expect(open, &trace[3..], "hm 4", "42", (2, 2));
+    }
+
+    #[test]
+    fn a_model_may_go_to_the_final_channel_at_once() {
+        let mut parser = channels();
+        let mut pieces = Vec::new();
+        for token in ["<|channel|>", "final", "<|message|>"] {
+            assert!(!parser.has_thought());
+            parser.push(token.as_bytes(), &mut pieces);
+        }
+        assert!(parser.has_thought() && !parser.in_header() && pieces.is_empty());
+        expect(channels(), &["<|channel|>", "final", "<|message|>", "4"], "", "4", (0, 1));
+    }
+
+    #[test]
+    fn what_is_on_other_channels_is_thought() {
+        let commentary =
+            ["<|end|>", "<|start|>", "assistant", "<|channel|>", "commentary", "<|message|>", "so"];
+        let trace = ["<|channel|>", "analysis", "<|message|>", "a"];
+        let end = ["<|end|>", "<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "4"];
+        expect(channels(), &[&trace[..], &commentary, &trace, &end].concat(), "asoa", "4", (3, 1));
+        let call =
+            ["<|channel|>", "commentary", " to=functions.f ", "<|constrain|>", "json", "<|message|>", "{}"];
+        expect(channels(), &call, "{}", "", (1, 0));
+    }
+
+    #[test]
+    fn a_header_that_is_not_ended_is_not_visible() {
+        let mut parser = channels();
+        parser.push(b"<|channel|>ana", &mut Vec::new());
+        assert!(parser.in_header());
+        expect(parser, &["lysis"], "", "", (0, 0));
+        expect(channels(), &["<|message|>", "4"], "", "4", (0, 1));
+    }
+
+    #[test]
+    fn an_answer_on_the_final_channel_stays_one() {
+        let trace = ["<|channel|>final<|message|>", "4", "<|end|><|channel|>analysis<|message|>", "2"];
+        expect(channels(), &trace, "", "42", (0, 2));
+    }
+
     proptest::proptest! {
+        #[test]
+        fn how_channels_are_cut_into_tokens_changes_neither_thought_nor_answer(
+            parts in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "<|channel|>", "<|message|>", "<|end|>", "<|start|>", "analysis", "final", "a", "<", "|", "é", "\n"
+                ]), 0..14),
+            cuts in proptest::collection::vec(proptest::bool::ANY, 200),
+        ) {
+            let text = parts.concat();
+            let mut tokens = vec![String::new()];
+            for (c, cut) in text.chars().zip(&cuts) {
+                tokens.last_mut().unwrap().push(c);
+                if *cut { tokens.push(String::new()); }
+            }
+            let tokens: Vec<&str> = tokens.iter().map(String::as_str).collect();
+            let (thought, answer, ..) = parse(channels(), &tokens);
+            let (whole_thought, whole_answer, ..) = parse(channels(), &[&text]);
+            proptest::prop_assert_eq!((thought, answer), (whole_thought, whole_answer));
+        }
+
         #[test]
         fn how_a_trace_is_cut_into_tokens_changes_neither_thought_nor_answer(
             parts in proptest::collection::vec(

@@ -1,6 +1,6 @@
 //! Text to token ids and back: tokenizer, chat template, incremental detokenizer.
 //!
-//! [`Tokenizer`] reads a vocabulary from GGUF metadata or from a tokenizer.json and runs on the `tokenizers`
+//! [`Tokenizer`] reads a vocabulary from GGUF metadata, a tokenizer.json or a tekken.json and runs on the `tokenizers`
 //! crate. [`ChatTemplate`] renders published Jinja templates as Hugging Face transformers does, and encodes the
 //! result so that text inside a message can never become a control token. [`Detokenizer`] turns the bytes of
 //! tokens into text without ever cutting a character.
@@ -9,6 +9,7 @@ mod added;
 mod detokenizer;
 mod from_gguf;
 mod from_json;
+mod from_tekken;
 mod guard;
 mod jinja;
 mod pretokenizer;

@@ -5,6 +5,12 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
+/// Words of letters, numbers of up to three digits: cl100k's pattern, which Llama 3, Phi-4 and GLM-4 have as well.
+const CL100K: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
 /// A pre-tokenizer by its name in GGUF metadata. The patterns are those of the models' own tokenizer.json.
 #[derive(Debug)]
 pub(super) struct Scheme {
@@ -32,9 +38,34 @@ const SCHEMES: &[Scheme] = &[
     },
     Scheme {
         names: &["llama-bpe", "llama3", "llama-v3"],
+        patterns: &[CL100K],
+        whole_words: true,
+        add_bos: true,
+    },
+    Scheme {
+        // Phi-4's files say dbrx
+        names: &["dbrx", "glm4", "chatglm-bpe"],
+        patterns: &[CL100K],
+        whole_words: false,
+        add_bos: false,
+    },
+    Scheme {
+        // o200k's, of gpt-oss and Phi-4-mini: capitals begin a word, and what follows an apostrophe ends one
+        names: &["gpt-4o"],
         patterns: &[concat!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
-            r"\s*[\r\n]+|\s+(?!\S)|\s+"
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )],
+        whole_words: false,
+        add_bos: false,
+    },
+    Scheme {
+        names: &["tekken"],
+        patterns: &[concat!(
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
+            r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         )],
         whole_words: true,
         add_bos: true,
@@ -136,14 +167,19 @@ impl Scheme {
     /// The pre-tokenizer: words of the patterns, their bytes written as the printable characters of GPT-2's
     /// byte-level vocabularies.
     pub fn pre_tokenizer(&self) -> PreTokenizerWrapper {
-        let split = |pattern: &&str| {
-            let pattern = SplitPattern::Regex((*pattern).to_owned());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-            PreTokenizerWrapper::Split(split.expect("the patterns above are valid"))
-        };
-        let bytes = PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false));
-        Sequence::new(self.patterns.iter().map(split).chain([bytes]).collect()).into()
+        by_patterns(self.patterns).expect("the patterns above are valid")
     }
+}
+
+/// Words of these patterns, applied one after the other, their bytes written as byte-level vocabularies write them.
+pub(super) fn by_patterns(patterns: &[&str]) -> tokenizers::Result<PreTokenizerWrapper> {
+    let split = |pattern: &&str| {
+        let pattern = SplitPattern::Regex((*pattern).to_owned());
+        Ok(PreTokenizerWrapper::Split(Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?))
+    };
+    let bytes = PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, false, false));
+    let splits: Vec<_> = patterns.iter().map(split).chain([Ok(bytes)]).collect::<tokenizers::Result<_>>()?;
+    Ok(Sequence::new(splits).into())
 }
 
 #[cfg(test)]
@@ -172,9 +208,21 @@ mod tests {
     fn digits_stand_alone_in_groups_of_three_or_together() {
         assert_eq!(words("qwen2", "1234"), ["1", "2", "3", "4"]);
         assert_eq!(words("smollm", "1234"), ["1", "2", "3", "4"]);
-        assert_eq!(words("llama-bpe", "1234"), ["123", "4"]);
+        assert_eq!(words("tekken", "1234"), ["1", "2", "3", "4"]);
+        for name in ["llama-bpe", "dbrx", "glm4", "gpt-4o"] {
+            assert_eq!(words(name, "1234"), ["123", "4"], "{name}");
+        }
         assert_eq!(words("deepseek-v3", "1234"), ["123", "4"]);
         assert_eq!(words("deepseek-llm", "1234"), ["1234"]);
+    }
+
+    #[test]
+    fn newer_schemes_begin_a_word_at_a_capital() {
+        assert_eq!(words("dbrx", "parseHTMLPage it's"), ["parseHTMLPage", " it", "'s"]);
+        assert_eq!(words("gpt-4o", "parseHTMLPage it's"), ["parse", "HTMLPage", " it's"]);
+        assert_eq!(words("tekken", "parseHTMLPage it's"), ["parse", "HTMLPage", " it", "'s"]);
+        assert_eq!(words("gpt-4o", "I'LL see\n\n//x/\n y"), ["I'LL", " see", "\n\n", "//", "x", "/\n", " y"]);
+        assert_eq!(words("tekken", "e\u{301}tat हिन्दी"), ["e\u{301}tat", " हिन्दी"]);
     }
 
     #[test]

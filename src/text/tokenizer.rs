@@ -5,7 +5,7 @@ use std::path::Path;
 use tokenizers::{Model, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Token};
 
 use super::added::{Added, AddedTokens, Found};
-use super::{from_gguf, from_json};
+use super::{from_gguf, from_json, from_tekken};
 use crate::checkpoint::Metadata;
 use crate::{Error, Result};
 
@@ -69,7 +69,8 @@ impl Pieces {
     }
 }
 
-/// Control tokens that end a turn or a text, by the names that published models give them.
+/// Control tokens that end a turn or a text, by the names that published models give them; where a turn has no token
+/// at its end, that is the beginning of the next.
 const END_LITERALS: &[&str] = &[
     "<｜end▁of▁sentence｜>",
     "<|EOT|>",
@@ -80,6 +81,9 @@ const END_LITERALS: &[&str] = &[
     "<|eom_id|>",
     "<|end|>",
     "<|return|>",
+    "<|call|>",
+    "<|user|>",
+    "<|observation|>",
     "<end_of_turn>",
     "[EOS]",
     "[EOT]",
@@ -91,7 +95,7 @@ pub(super) fn is_end_literal(literal: &str) -> bool {
 }
 
 impl Tokenizer {
-    /// From a checkpoint: GGUF metadata, or the folder's tokenizer.json.
+    /// From a checkpoint: GGUF metadata, or the folder's tokenizer.json or, without that, its tekken.json.
     ///
     /// Of GGUF's tokenizer models `gpt2` (byte-level byte-pair encoding) and `llama` (SentencePiece-style) are
     /// read. Where two merges of a `llama` vocabulary have the same score, the one of the vocabulary's order
@@ -103,20 +107,33 @@ impl Tokenizer {
         let parts = match metadata {
             Metadata::Gguf(pairs) => from_gguf::parts(pairs)?,
             Metadata::HuggingFace { config, folder } => {
-                from_json::parts(&folder.join("tokenizer.json"), Some(config))?
+                let (json, tekken) = (folder.join("tokenizer.json"), folder.join("tekken.json"));
+                match (json.exists(), tekken.exists()) {
+                    (true, _) => from_json::parts(&json, Some(config))?,
+                    (_, true) => from_tekken::parts(&tekken)?,
+                    _ => {
+                        return Err(Error::file(
+                            folder,
+                            "has neither tokenizer.json nor tekken.json: put one of them there, from the model's \
+                             repository, or take a GGUF file, which holds its vocabulary",
+                        ));
+                    }
+                }
             }
         };
         Ok(Tokenizer::assemble(parts))
     }
 
-    /// From a tokenizer.json. What ends a generation and whether BOS is wanted is also read from
-    /// tokenizer_config.json and generation_config.json beside it, if they are there.
+    /// From a tokenizer.json or a tekken.json. What ends a generation and whether BOS is wanted is also read from
+    /// tokenizer_config.json and generation_config.json beside a tokenizer.json, if they are there.
     ///
     /// # Errors
     /// A file that cannot be read or is not a tokenizer's; a decoder that is neither byte-level nor
     /// SentencePiece-style.
     pub fn from_file(path: &Path) -> Result<Self> {
-        Ok(Tokenizer::assemble(from_json::parts(path, None)?))
+        let is_tekken = path.file_name().is_some_and(|name| name == "tekken.json");
+        let parts = if is_tekken { from_tekken::parts(path) } else { from_json::parts(path, None) };
+        Ok(Tokenizer::assemble(parts?))
     }
 
     fn assemble(parts: Parts) -> Self {
@@ -131,8 +148,15 @@ impl Tokenizer {
         for &id in ends.iter().chain(bos.as_ref().map(|(id, _)| id)) {
             control[id as usize] = true;
         }
+        // where messages have channels, a turn is several of them, and this ends one
+        let message_end = added
+            .iter()
+            .any(|token| token.literal == "<|channel|>")
+            .then(|| added.iter().find(|token| token.literal == "<|end|>"))
+            .flatten()
+            .map(|token| token.id);
         let mut seen = std::collections::HashSet::new();
-        ends.retain(|&id| seen.insert(id));
+        ends.retain(|&id| Some(id) != message_end && seen.insert(id));
         Tokenizer { core, added: AddedTokens::new(added), pieces, control, bos, ends }
     }
 
@@ -251,6 +275,21 @@ pub(super) fn byte_level_bytes(entry: &str) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// How GPT-2's byte-level alphabet writes bytes: the inverse of [`byte_level_bytes`].
+pub(super) fn byte_level_entry(bytes: &[u8]) -> String {
+    let character = |&byte: &u8| {
+        let code = u32::from(byte);
+        let code = match byte {
+            0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => code,
+            0x00..=0x20 => 0x100 + code,
+            0x7F..=0xA0 => 0x121 + code - 0x7F,
+            0xAD => 0x143,
+        };
+        char::from_u32(code).expect("all of these are characters")
+    };
+    bytes.iter().map(character).collect()
 }
 
 /// Bytes of a vocabulary entry in SentencePiece's way: `▁` is a space, `<0x0A>` a byte.

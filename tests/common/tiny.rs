@@ -94,8 +94,11 @@ impl Tensors {
     }
 }
 
+/// Metadata beside that of the shapes.
+type Extra = BTreeMap<String, Value>;
+
 /// Writes a model of two layers whose matrices are all of this type.
-fn write_model(path: &Path, architecture: Architecture, kind: BlockType, seed: u64) {
+fn write_model(path: &Path, architecture: Architecture, kind: BlockType, seed: u64, extra: Extra) {
     let s = Shape::of(kind, architecture);
     let [query_rank, rank, plain, rope, value] = s.latent;
     let mut numbers = vec![
@@ -133,6 +136,7 @@ fn write_model(path: &Path, architecture: Architecture, kind: BlockType, seed: u
         .collect();
     metadata.insert("general.architecture".into(), Value::String(name.clone()));
     metadata.insert(format!("{name}.attention.layer_norm_rms_epsilon"), Value::Float(1e-5));
+    metadata.extend(extra);
 
     let mut tensors = Tensors { kind, seed, tensors: Vec::new() };
     tensors.add("token_embd.weight".into(), kind, &[VOCABULARY, s.width]);
@@ -202,6 +206,12 @@ pub struct Written {
     _folder: tempfile::TempDir,
 }
 
+impl Written {
+    pub fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+}
+
 /// A dense model, the same for a seed.
 #[allow(dead_code)]
 pub fn model(kind: BlockType, seed: u64) -> Written {
@@ -210,12 +220,48 @@ pub fn model(kind: BlockType, seed: u64) -> Written {
 
 /// A model, the same for a seed.
 pub fn model_of(architecture: Architecture, kind: BlockType, seed: u64) -> Written {
+    write(architecture, kind, seed, Extra::new())
+}
+
+fn write(architecture: Architecture, kind: BlockType, seed: u64, extra: Extra) -> Written {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    write_model(&path, architecture, kind, seed);
+    write_model(&path, architecture, kind, seed, extra);
     Written { path, _folder: folder }
 }
 
+/// A model that can be talked to: control tokens (the last one ends a text) and the letters and marks that thoughts are
+/// closed with. It knows nothing; what it says is up to the caller's logits hook.
+pub fn chat_model(control: &[&str], template: &str) -> Written {
+    // spaces and line ends as byte-level vocabularies write them
+    let letters = "abcdefghijklmnopqrstuvwxyzIMW,;.?0123456789ĠĊ".chars().map(String::from);
+    let mut tokens: Vec<String> = control.iter().map(|token| token.to_string()).collect();
+    let mut kinds = vec![3; tokens.len()];
+    tokens.extend(letters);
+    kinds.resize(tokens.len(), 1);
+    for unused in tokens.len()..VOCABULARY {
+        tokens.push(format!("<unused{unused}>"));
+        kinds.push(5);
+    }
+    assert_eq!(tokens.len(), VOCABULARY, "the vocabulary is full");
+    let text = |text: &str| Value::String(text.to_owned());
+    let extra = [
+        ("llama.context_length", Value::Unsigned(1024)),
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text("gpt-4o")),
+        ("tokenizer.ggml.tokens", Value::Strings(tokens)),
+        ("tokenizer.ggml.token_type", Value::Integers(kinds)),
+        ("tokenizer.ggml.merges", Value::Strings(vec![])),
+        ("tokenizer.ggml.eos_token_id", Value::Unsigned(control.len() as u64 - 1)),
+        ("tokenizer.chat_template", text(template)),
+    ];
+    write(
+        Architecture::Llama,
+        BlockType::F32,
+        1,
+        extra.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+    )
+}
 /// The model on a CPU backend, with room for 4 KV pages.
 pub fn engine(model: &Written, options: CpuOptions, kv_type: KvType) -> Engine {
     let checkpoint = Checkpoint::open(&model.path).unwrap();

@@ -12,6 +12,7 @@ fn tokens() -> ControlTokens {
         wait: vec![6],
         repeating: vec![7; 3],
         markers: [Some(0), Some(END)],
+        headers: vec![8],
         ends: vec![STOP],
     }
 }
@@ -19,6 +20,7 @@ fn tokens() -> ControlTokens {
 fn thinking(thought_tokens: usize) -> Position {
     Position {
         part: Part::Thought,
+        in_header: false,
         has_thought: true,
         thought_tokens,
         answer_tokens: 0,
@@ -146,8 +148,19 @@ fn an_answer_has_no_marker_and_does_not_end_before_it_can_be_seen() {
     let mut logits = [0.0; 10];
     assert_eq!(control.before(&at(0, false), &mut logits), Decision::Draw);
     assert_eq!(logits.map(|l| l == f32::NEG_INFINITY)[..4], [true, true, true, false]);
+    assert_eq!(logits[8], f32::NEG_INFINITY);
     assert_eq!(control.before(&at(BLANKS, false), &mut logits), Decision::DrawVisible);
     let mut logits = [0.0; 10];
     assert_eq!(control.before(&at(3, true), &mut logits), Decision::Draw);
     assert_eq!(logits.map(|l| l == f32::NEG_INFINITY)[..4], [true, true, false, false]);
+}
+
+#[test]
+fn between_two_messages_only_the_bound_on_tokens_closes_a_thought() {
+    let bounds = ThoughtBounds { min: Some(50), ..budget(20) };
+    let mut control = control(bounds, 100); // 75 for the thought
+    let header = |n| Position { in_header: true, ..thinking(n) };
+    assert_eq!(control.before(&header(30), &mut [0.0; 10]), Decision::Draw);
+    assert_eq!(control.instead(&header(30), END), None, "a message that ends is not held open");
+    assert!(matches!(control.before(&header(73), &mut [0.0; 10]), Decision::Write(_)));
 }

@@ -218,3 +218,23 @@ fn sentencepiece_asks_for_bos_unless_the_metadata_says_otherwise() {
     assert_eq!((tokenizer.bos(), tokenizer.ends()), (Some((1, true)), &[2][..]));
     assert!(tokenizer.is_control(0));
 }
+
+/// The small vocabulary with more tokens, all of them control tokens.
+fn with_control(pre: &str, literals: &[&str]) -> Tokenizer {
+    let mut fields = small_fields();
+    let Some(Value::Strings(entries)) = fields.get_mut("tokenizer.ggml.tokens") else { unreachable!() };
+    entries.extend(literals.iter().map(|literal| (*literal).to_owned()));
+    let Some(Value::Integers(kinds)) = fields.get_mut("tokenizer.ggml.token_type") else { unreachable!() };
+    kinds.extend(literals.iter().map(|_| 3));
+    set(&mut fields, "pre", Value::String(pre.to_owned()));
+    read(fields).unwrap()
+}
+
+#[test]
+fn the_end_of_a_message_ends_a_text_unless_messages_have_channels() {
+    let phi = with_control("gpt-4o", &["<|end|>", "<|user|>"]);
+    assert!(phi.ends().contains(&266) && phi.ends().contains(&267));
+    let gpt_oss = with_control("gpt-4o", &["<|channel|>", "<|end|>", "<|return|>", "<|call|>"]);
+    assert!(!gpt_oss.ends().contains(&267) && gpt_oss.is_control(267));
+    assert!(gpt_oss.ends().contains(&268) && gpt_oss.ends().contains(&269));
+}

@@ -94,6 +94,44 @@ fn a_template_with_tools_renders_as_transformers_does() {
     assert_eq!(tokenizer.decode(&ids[1..]), expected);
 }
 
+#[test]
+fn macros_namespaces_and_filters_that_templates_lean_on_render_as_transformers_does() {
+    // The expected text is by transformers' `_compile_jinja_template`.
+    let source = r#"{%- macro kind(spec, depth=0) -%}
+    {%- if spec is mapping and spec.type is iterable and spec.type is not string -%}
+        {{- spec.type | join(" | ") -}}
+    {%- elif spec.type == "array" -%}
+        {%- set inner = kind(spec['items'], depth + 1) -%}
+        {{- inner + "[]" if inner|length < 9 else "any[]" -}}
+    {%- else -%}
+        {{- spec.type ~ depth -}}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set last = namespace(name=none) -%}
+{%- for tool in tools if tool.get("name") %}
+{{ tool.name }}: {{ kind(tool.spec) }} {{ tool.get("note", "no note") }}
+{{ tool.spec | tojson(indent=4, ensure_ascii=False) }}
+{%- set last.name = tool.name %}
+{%- endfor %}
+{% for message in messages[1:] -%}
+    {{ messages[loop.index:] | map(attribute="role") | join(",") }};
+{%- endfor %} {{ last.name }} {{ "thinking" in messages[0] }} {{ effort is defined and effort }}"#;
+    let tools = json!([
+        {"name": "a", "spec": {"type": "array", "items": {"type": "array", "items": {"type": "n"}}}},
+        {"spec": {}},
+        {"name": "b", "note": "é", "spec": {"type": ["string", "null"]}}
+    ]);
+    let extra = [("tools".to_owned(), tools), ("effort".to_owned(), json!("high"))].into_iter().collect();
+    let context = TemplateContext { extra, ..Default::default() };
+    let messages = ["user", "assistant", "user"].map(|role| message(role, "x"));
+    assert_eq!(
+        ChatTemplate::new(source).unwrap().render(&messages, &context).unwrap(),
+        "a: n2[][] no note\n{\n    \"type\": \"array\",\n    \"items\": {\n        \"type\": \"array\",\n        \
+         \"items\": {\n            \"type\": \"n\"\n        }\n    }\n}b: string | null é\n{\n    \"type\": [\n        \
+         \"string\",\n        \"null\"\n    ]\n}assistant,user;user; b False high"
+    );
+}
+
 /// A template in R1's way: it cuts an assistant's earlier thought away.
 const R1_LIKE: &str = "{{ bos_token }}{% for m in messages %}\
     {% if m.role == 'system' %}{{ m.content }}{% endif %}\

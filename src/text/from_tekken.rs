@@ -1,0 +1,225 @@
+//! A tokenizer from Mistral's tekken.json: byte sequences in the order in which they were merged, without the merges.
+
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use tokenizers::ModelWrapper;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+
+use super::added::Added;
+use super::pretokenizer;
+use super::tokenizer::{Parts, Pieces, byte_level_entry};
+use crate::{Error, Result};
+
+#[derive(Deserialize)]
+struct Tekken {
+    config: Config,
+    /// By rank; the first ones are used, as many as the vocabulary has room for.
+    vocab: Vec<Entry>,
+    /// By rank, which is the id.
+    special_tokens: Option<Vec<Special>>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    /// Cuts a text into words.
+    pattern: String,
+    /// Ids, those of special tokens included.
+    default_vocab_size: usize,
+    /// Ids that come before all others.
+    default_num_special_tokens: usize,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    token_bytes: String,
+}
+
+#[derive(Deserialize)]
+struct Special {
+    rank: usize,
+    token_str: String,
+    is_control: bool,
+}
+
+/// The special tokens of a file that names none.
+const SPECIAL: [&str; 20] = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+];
+
+/// Reads the file.
+pub(super) fn parts(path: &Path) -> Result<Parts> {
+    let text = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    let fault = |what: String| Error::file(path, format!("is not a tokenizer that can be read: {what}"));
+    let tekken: Tekken = serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
+    tekken.parts().map_err(fault)
+}
+
+impl Tekken {
+    fn parts(self) -> std::result::Result<Parts, String> {
+        let Config { pattern, default_vocab_size: size, default_num_special_tokens: first } = &self.config;
+        let used = size.checked_sub(*first).filter(|used| *used <= self.vocab.len());
+        let used = used.ok_or(format!(
+            "{size} ids, {first} of them special, are no sizes for {} entries",
+            self.vocab.len()
+        ))?;
+        let (mut pieces, mut added) = (Pieces::default(), Vec::new());
+        for (id, token) in self.special(*first)?.into_iter().enumerate() {
+            pieces.push(token.literal.bytes());
+            added.push(Added { id: id as u32, ..token });
+        }
+        let mut entries = Vec::with_capacity(used);
+        for entry in &self.vocab[..used] {
+            let bytes = STANDARD.decode(&entry.token_bytes).map_err(|error| error.to_string())?;
+            entries.push(byte_level_entry(&bytes));
+            pieces.push(bytes);
+        }
+        let ids = (*first as u32..).zip(&entries);
+        let vocab: Vocab = ids.map(|(id, entry)| (entry.clone(), id)).collect();
+        let merges = merges(&entries, &vocab);
+        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(true).build();
+        let mut core =
+            tokenizers::Tokenizer::new(ModelWrapper::BPE(model.map_err(|error| error.to_string())?));
+        core.with_pre_tokenizer(Some(
+            pretokenizer::by_patterns(&[pattern]).map_err(|error| error.to_string())?,
+        ));
+        let id = |literal: &str| added.iter().find(|token| token.literal == literal).map(|token| token.id);
+        let (bos, ends) = (id("<s>").map(|id| (id, true)), id("</s>").into_iter().collect());
+        Ok(Parts { core, added, pieces, bos, ends })
+    }
+
+    /// The special tokens by id: those that have a name, and placeholders.
+    fn special(&self, count: usize) -> std::result::Result<Vec<Added>, String> {
+        if count > self.config.default_vocab_size {
+            return Err(format!("{count} special tokens are more than all"));
+        }
+        let placeholder = |id| Added::new(format!("<SPECIAL_{id}>"), 0, true);
+        let mut special: Vec<Added> = (0..count).map(placeholder).collect();
+        let mut name = |rank: usize, literal: &str, control| match special.get_mut(rank) {
+            Some(slot) => {
+                *slot = Added::new(literal, 0, control);
+                Ok(())
+            }
+            None => Err(format!("the special token {literal} has the rank {rank} of {count}")),
+        };
+        match &self.special_tokens {
+            Some(tokens) => tokens.iter().try_for_each(|t| name(t.rank, &t.token_str, t.is_control))?,
+            None => SPECIAL.iter().enumerate().try_for_each(|(rank, literal)| name(rank, literal, true))?,
+        }
+        Ok(special)
+    }
+}
+
+/// Every way to put an entry together from two others, in the entries' order: the lowest rank is merged first.
+fn merges(entries: &[String], vocab: &Vocab) -> Merges {
+    let mut merges = Merges::new();
+    for entry in entries {
+        for (at, _) in entry.char_indices().skip(1) {
+            let (left, right) = entry.split_at(at);
+            if vocab.contains_key(left) && vocab.contains_key(right) {
+                merges.push((left.to_owned(), right.to_owned()));
+            }
+        }
+    }
+    merges
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::checkpoint::Metadata;
+    use crate::text::{Special, Tokenizer};
+
+    /// The 256 bytes, "th", "thi", "é" and one more than there is room for.
+    fn tekken() -> Value {
+        use base64::Engine;
+        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        let bytes = (0..=255u8).map(|byte| encode(&[byte]));
+        let words = ["th", "thi", "é", "unused"].map(|word| encode(word.as_bytes()));
+        let vocab: Vec<Value> = bytes
+            .chain(words)
+            .enumerate()
+            .map(|(rank, token)| json!({"rank": rank, "token_bytes": token, "token_str": null}))
+            .collect();
+        json!({
+            "config": {
+                "pattern": r"\p{L}+|[^\p{L}]", "num_vocab_tokens": 260, "default_vocab_size": 265,
+                "default_num_special_tokens": 6, "version": "v13"
+            },
+            "vocab": vocab,
+            "special_tokens": [
+                {"rank": 0, "token_str": "<unk>", "is_control": true},
+                {"rank": 1, "token_str": "<s>", "is_control": true},
+                {"rank": 2, "token_str": "</s>", "is_control": true},
+                {"rank": 3, "token_str": "[THINK]", "is_control": true},
+                {"rank": 4, "token_str": "[/THINK]", "is_control": true}
+            ]
+        })
+    }
+
+    fn read(tekken: &Value) -> crate::Result<Tokenizer> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tekken.json"), tekken.to_string()).unwrap();
+        Tokenizer::from_metadata(&Metadata::HuggingFace {
+            config: Value::Null,
+            folder: folder.path().to_owned(),
+        })
+    }
+
+    #[test]
+    fn ids_are_ranks_behind_the_special_tokens() {
+        let tokenizer = read(&tekken()).unwrap();
+        assert_eq!(tokenizer.len(), 265);
+        let ids = tokenizer.encode("<s>this é[/THINK]", Special::Parse).unwrap();
+        assert_eq!(ids, [1, 6 + 257, 6 + 115, 6 + 32, 6 + 258, 4]);
+        assert_eq!(tokenizer.decode(&ids), "<s>this é[/THINK]");
+        assert_eq!((tokenizer.bos(), tokenizer.ends()), (Some((1, true)), &[2][..]));
+        assert!(tokenizer.is_control(5) && tokenizer.id("<SPECIAL_5>") == Some(5));
+        assert_eq!(tokenizer.id("unused"), None);
+    }
+
+    #[test]
+    fn a_file_without_special_tokens_has_the_usual_ones() {
+        let mut plain = tekken();
+        plain.as_object_mut().unwrap().remove("special_tokens");
+        plain["config"]["default_num_special_tokens"] = json!(20);
+        plain["config"]["default_vocab_size"] = json!(276);
+        let tokenizer = read(&plain).unwrap();
+        assert_eq!(tokenizer.encode("[INST]a", Special::Parse).unwrap(), [3, 20 + 97]);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_errors() {
+        for (key, value) in [("default_vocab_size", 1000), ("default_num_special_tokens", 3)] {
+            let mut wrong = tekken();
+            wrong["config"][key] = json!(value);
+            let message = read(&wrong).map(|_| ()).unwrap_err().to_string();
+            assert!(message.contains("tekken.json"), "{message}");
+        }
+        let mut wrong = tekken();
+        wrong["config"]["pattern"] = json!("(");
+        assert!(read(&wrong).is_err());
+    }
+}
