@@ -2,7 +2,7 @@
 //! run by llama.cpp, perplexity and KL divergence from the source. And whether both engines continue a text alike on
 //! pensive's file.
 //!
-//! usage: peers quantize SOURCE.gguf TYPE,… --text FILE [--folder FOR_THE_FILES] [--windows N]
+//! usage: peers quantize SOURCE.gguf TYPE,… --text FILE [--folder FOR_THE_FILES] [--windows N] [-t THREADS] [--keep]
 
 use std::ffi::CString;
 use std::num::NonZeroU32;
@@ -34,18 +34,24 @@ struct Args {
     text: PathBuf,
     folder: PathBuf,
     windows: usize,
+    /// Of llama.cpp.
+    threads: i32,
+    /// Whether the files stay.
+    keep: bool,
 }
 
 fn args(words: &[String]) -> Option<Args> {
     let mut words = words.iter();
     let source = words.next()?.into();
     let types = words.next()?.split(',').map(Mix::parse).collect::<Option<_>>()?;
-    let mut args = Args { source, types, text: PathBuf::new(), folder: std::env::temp_dir(), windows: usize::MAX };
+    let mut args = Args { source, types, text: PathBuf::new(), folder: std::env::temp_dir(), windows: usize::MAX, threads: 2, keep: false };
     while let Some(word) = words.next() {
         match word.as_str() {
             "--text" => args.text = words.next()?.into(),
             "--folder" => args.folder = words.next()?.into(),
             "--windows" => args.windows = words.next()?.parse().ok()?,
+            "--keep" => args.keep = true,
+            "-t" => args.threads = words.next()?.parse().ok()?,
             _ => return None,
         }
     }
@@ -55,7 +61,7 @@ fn args(words: &[String]) -> Option<Args> {
 pub fn main(words: &[String]) {
     let Some(args) = args(words) else {
         eprintln!(
-            "usage: peers quantize SOURCE.gguf TYPE,… --text FILE [--folder FOR_THE_FILES] [--windows N]"
+            "usage: peers quantize SOURCE.gguf TYPE,… --text FILE [--folder FOR_THE_FILES] [--windows N] [-t THREADS] [--keep]"
         );
         std::process::exit(2);
     };
@@ -74,11 +80,11 @@ pub fn main(words: &[String]) {
         let written = quantize(&source, *mix, &ours, &AtomicBool::new(false), |_, _| {}).expect("pensive quantizes");
         quantize_by_llama(&args.source, &theirs, *mix);
         let their_bits = differences(&ours, &theirs);
-        let measured = measure(&backend, &[&args.source, &ours, &theirs], &tokens, args.windows);
-        let agreed = greedy(&backend, &ours, &tokens[..PROMPT]);
+        let measured = measure(&backend, &[&args.source, &ours, &theirs], &tokens, &args);
+        let agreed = greedy(&backend, &ours, &tokens[..PROMPT], &args);
         let [perplexity, kl] = measured;
         println!(
-            "| {} | {:.3}, {their_bits:.3} | {:.4}, {:.4}, {:.4} | {:.4} | {:.5}, {:.5} | {agreed} of {GREEDY} |",
+            "| {} | {:.3}, {their_bits:.3} | {:.4}, {:.4}, {:.4} | {:.4} | {:.5}, {:.5} | {agreed} |",
             mix.name,
             written.bits_per_weight,
             perplexity[0],
@@ -88,7 +94,9 @@ pub fn main(words: &[String]) {
             kl[1],
             kl[2]
         );
-        [ours, theirs].iter().for_each(|file| drop(std::fs::remove_file(file)));
+        if !args.keep {
+            [ours, theirs].iter().for_each(|file| drop(std::fs::remove_file(file)));
+        }
     }
 }
 
@@ -127,12 +135,12 @@ fn differences(ours: &Path, theirs: &Path) -> f64 {
     8.0 * theirs.total_bytes() as f64 / values as f64
 }
 
-fn context<'a>(backend: &LlamaBackend, model: &'a LlamaModel) -> LlamaContext<'a> {
+fn context<'a>(backend: &LlamaBackend, model: &'a LlamaModel, threads: i32) -> LlamaContext<'a> {
     let params = LlamaContextParams::default()
         .with_n_ctx(NonZeroU32::new(WINDOW as u32))
         .with_n_batch(WINDOW as u32)
-        .with_n_threads(2)
-        .with_n_threads_batch(2);
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads);
     model.new_context(backend, params).expect("llama.cpp makes a context")
 }
 
@@ -141,11 +149,11 @@ fn load(backend: &LlamaBackend, path: &Path) -> LlamaModel {
 }
 
 /// [perplexity, KL divergence from the first] of each file.
-fn measure(backend: &LlamaBackend, files: &[&Path; 3], tokens: &[u32], windows: usize) -> [[f64; 3]; 2] {
+fn measure(backend: &LlamaBackend, files: &[&Path; 3], tokens: &[u32], args: &Args) -> [[f64; 3]; 2] {
     let models = files.map(|file| load(backend, file));
-    let mut contexts: Vec<LlamaContext> = models.iter().map(|model| context(backend, model)).collect();
+    let mut contexts: Vec<LlamaContext> = models.iter().map(|model| context(backend, model, args.threads)).collect();
     let (mut surprise, mut divergence, mut count) = ([0.0; 3], [0.0; 3], 0);
-    for window in tokens.chunks_exact(WINDOW).take(windows) {
+    for window in tokens.chunks_exact(WINDOW).take(args.windows) {
         for context in &mut contexts {
             context.clear_kv_cache();
             let mut batch = LlamaBatch::new(WINDOW, 1);
@@ -174,8 +182,9 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&l| f64::from(l - best) - sum.ln()).collect()
 }
 
-/// How many tokens both engines continue a text by before they part.
-fn greedy(backend: &LlamaBackend, file: &Path, prompt: &[u32]) -> usize {
+/// How many tokens both engines continue a text by before they part, and how near to each other the two tokens at which
+/// they part are for llama.cpp.
+fn greedy(backend: &LlamaBackend, file: &Path, prompt: &[u32], args: &Args) -> String {
     let name = file.to_str().expect("the path is UTF-8");
     let ours = Model::builder(name).context(WINDOW).load().expect("pensive loads its file");
     let mut options = Options::new().max_tokens(GREEDY);
@@ -187,10 +196,10 @@ fn greedy(backend: &LlamaBackend, file: &Path, prompt: &[u32]) -> usize {
     let continued = done.last().expect("a generation ends");
 
     let model = load(backend, file);
-    let mut context = context(backend, &model);
+    let mut context = context(backend, &model, args.threads);
     let mut tokens = prompt.to_vec();
     let mut read = 0;
-    while tokens.len() < prompt.len() + GREEDY {
+    for (agreed, &ours) in continued.iter().enumerate() {
         let mut batch = LlamaBatch::new(WINDOW, 1);
         for (position, &token) in tokens.iter().enumerate().skip(read) {
             let last = position + 1 == tokens.len();
@@ -199,8 +208,12 @@ fn greedy(backend: &LlamaBackend, file: &Path, prompt: &[u32]) -> usize {
         context.decode(&mut batch).expect("llama.cpp decodes");
         read = tokens.len();
         let logits = context.get_logits_ith(batch.n_tokens() - 1);
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("there are logits");
-        tokens.push(best as u32);
+        let theirs = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("there are logits");
+        if theirs != ours as usize {
+            let gap = logits[theirs] - logits[ours as usize];
+            return format!("{agreed} of {GREEDY}, parting at {gap:.3}");
+        }
+        tokens.push(ours);
     }
-    continued.iter().zip(&tokens[prompt.len()..]).take_while(|(a, b)| a == b).count()
+    format!("{} of {GREEDY}", continued.len())
 }
