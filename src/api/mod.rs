@@ -8,6 +8,7 @@ pub mod memory;
 mod model;
 mod options;
 mod quantize;
+mod quantize_on_load;
 mod receipt;
 mod stream;
 mod trace;
@@ -22,5 +23,8 @@ pub(crate) use model::generation_config;
 pub use model::{Model, ModelBuilder, Progress};
 pub use options::{LogitsHook, Message, Options, Prompt, Role};
 pub use quantize::{Quantized, quantize};
+pub use quantize_on_load::Quantize;
+#[cfg(feature = "cli")]
+pub(crate) use quantize_on_load::ROOM;
 pub use receipt::{Difference, Opening, Receipt, ReceiptModel, Record, RecordedSequence, SCHEMA, Verdict};
 pub use votes::{BOXED, Outcome, VoteEvent, VoteOptions, Votes};

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use super::generation::{Slot, Start, lock};
 use super::memory::{self, Needs};
+use super::quantize_on_load::ROOM;
 use super::receipt::Opening;
-use super::{Chat, Generation, Message, Options, Prompt};
+use super::{Chat, Generation, Message, Options, Prompt, Quantize};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{Device, KvType, Plan};
 use crate::catalog::{self, Entry};
@@ -16,7 +17,8 @@ use crate::checkpoint::embedded;
 use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
-use crate::model::{Decoder, Hyperparameters, Scaling};
+use crate::model::{Conversion, Decoder, Hyperparameters, Scaling, loaded_bytes};
+use crate::quant::Mix;
 use crate::reasoning::control::{self, ControlTokens};
 use crate::reasoning::{Markers, Part, Think, ThoughtParser};
 use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
@@ -58,6 +60,7 @@ pub struct ModelBuilder {
     sequences: usize,
     logit_rows: usize,
     kv_type: KvType,
+    quantize: Quantize,
     force: bool,
     download: bool,
     sampling: SamplingOverrides,
@@ -100,6 +103,12 @@ impl ModelBuilder {
     /// How keys and values are stored.
     pub fn kv_type(mut self, kv_type: KvType) -> Self {
         self.kv_type = kv_type;
+        self
+    }
+
+    /// What becomes of weights that are stored as plain floats.
+    pub fn quantize(mut self, quantize: Quantize) -> Self {
+        self.quantize = quantize;
         self
     }
 
@@ -153,7 +162,7 @@ impl ModelBuilder {
             let engine = self.engine(&checkpoint, &hyperparameters);
             (text.join().expect("building the vocabulary does not panic"), engine)
         });
-        let (text, (engine, context)) = (text?, engine?);
+        let (text, Loaded { engine, context, quantized, weight_bytes }) = (text?, engine?);
         let h = engine.decoder().hyperparameters();
         let own = generation_config(&checkpoint.metadata);
         let recommended = entry.map(|e| e.sampling).unwrap_or_default();
@@ -161,7 +170,8 @@ impl ModelBuilder {
         let control_tokens = control_tokens(&text.tokenizer, &markers)?;
         let inner = Inner {
             name: self.name,
-            weight_bytes: checkpoint.total_bytes(),
+            weight_bytes,
+            quantized,
             parameters: checkpoint.tensors.values().map(|t| t.rows() as u64 * t.columns() as u64).sum(),
             files: checkpoint.files,
             architecture: h.architecture.clone(),
@@ -184,16 +194,21 @@ impl ModelBuilder {
     }
 
     /// The backend with the weights on it, and the context it is planned for.
-    fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<(Engine, usize)> {
-        let weights = checkpoint.total_bytes() + Decoder::made_bytes(checkpoint, h);
-        let (context, interleaved_bytes) = self.plan_memory(h, weights)?;
+    fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<Loaded> {
+        let conversion = self.conversion(checkpoint, h);
+        let weight_bytes = loaded_bytes(checkpoint, conversion.as_ref());
+        let weights = weight_bytes + Decoder::made_bytes(checkpoint, h);
+        let (context, in_memory) = self.plan_memory(h, weights, conversion.is_some())?;
+        // what was converted lies in memory once, interleaved or not
+        let interleaved_bytes = if conversion.is_some() { u64::MAX } else { in_memory };
         let h = &Hyperparameters { context_limit: context, ..h.clone() };
         let mut backend =
             CpuBackend::new(CpuOptions { threads: self.threads, isa: None, interleaved_bytes })?;
         let progress = &mut self.progress;
-        let decoder = Decoder::load(checkpoint, h, &mut backend, &mut |done, total| {
-            progress(Progress::Load { done, total });
-        })?;
+        let decoder =
+            Decoder::load_as(checkpoint, h, conversion.as_ref(), &mut backend, &mut |done, total| {
+                progress(Progress::Load { done, total });
+            })?;
         let plan = Plan {
             rows: self.chunk.min(context),
             logit_rows: self.logit_rows.max(self.sequences).min(self.chunk).min(context),
@@ -201,18 +216,41 @@ impl ModelBuilder {
             pages: memory::pages(context) * self.sequences,
             kv_type: self.kv_type,
         };
-        Ok((Engine::new(Box::new(backend), decoder, plan)?, context))
+        let engine = Engine::new(Box::new(backend), decoder, plan)?;
+        Ok(Loaded { engine, context, quantized: conversion.map(|conversion| conversion.mix), weight_bytes })
     }
 
-    /// The context, and the bytes of weights that memory has room for.
-    fn plan_memory(&mut self, h: &Hyperparameters, weights: u64) -> Result<(usize, u64)> {
-        if self.context == Some(0) {
-            return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
+    /// What weights are converted to, and says so if nobody asked for it.
+    fn conversion(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<Conversion> {
+        let available = memory::available_and_total_bytes().0;
+        let context = self.context.unwrap_or(h.context_limit.min(ROOM));
+        let fits = |weights| self.needs(h, weights).total(context) <= available / 4 * 3;
+        let conversion = self.quantize.conversion(checkpoint, h, fits)?;
+        if self.quantize == Quantize::Auto {
+            (self.progress)(Progress::Notice(format!(
+                "the weights are quantized to {} while they are loaded: as they are stored they take {:.1} of {:.1} GiB of \
+                 memory that are available; --quantize none leaves them as they are",
+                conversion.mix.name,
+                loaded_bytes(checkpoint, None) as f64 / f64::from(1 << 30),
+                available as f64 / f64::from(1 << 30)
+            )));
         }
+        Some(conversion)
+    }
+
+    fn needs(&self, h: &Hyperparameters, weights: u64) -> Needs {
         let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
         let buffers = 4
             * (self.chunk * h.activation_width() + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
-        let needs = Needs { weights, buffers, page };
+        Needs { weights, buffers, page }
+    }
+
+    /// The context, and the bytes of weights that memory has room for.
+    fn plan_memory(&mut self, h: &Hyperparameters, weights: u64, is_converted: bool) -> Result<(usize, u64)> {
+        if self.context == Some(0) {
+            return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
+        }
+        let needs = self.needs(h, weights);
         let available = memory::available_and_total_bytes().0;
         let context = needs.context(self.context, h.context_limit, available, self.force)?;
         if self.context.is_none() && context < h.context_limit {
@@ -227,7 +265,7 @@ impl ModelBuilder {
             )));
         }
         let in_memory = needs.weights_in_memory(context, available);
-        if in_memory < weights {
+        if in_memory < weights && !is_converted {
             (self.progress)(Progress::Notice(format!(
                 "{:.1} of {:.1} GiB of weights are read from the file as they are needed, which is slow",
                 (weights - in_memory) as f64 / f64::from(1 << 30),
@@ -288,6 +326,14 @@ fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry>
     }
     names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
     catalog::for_metadata(&h.architecture, &names)
+}
+
+/// What [`ModelBuilder::engine`] made.
+struct Loaded {
+    engine: Engine,
+    context: usize,
+    quantized: Option<Mix>,
+    weight_bytes: u64,
 }
 
 struct Found {
@@ -377,6 +423,7 @@ pub(crate) struct Inner {
     architecture: String,
     device: Device,
     weight_bytes: u64,
+    quantized: Option<Mix>,
     parameters: u64,
     context: usize,
     rope_context: Option<usize>,
@@ -418,6 +465,7 @@ impl Model {
             sequences: 1,
             logit_rows: LOGIT_ROWS,
             kv_type: KvType::default(),
+            quantize: Quantize::default(),
             force: false,
             download: false,
             sampling: SamplingOverrides::default(),
@@ -620,9 +668,14 @@ impl Model {
         self.inner.device
     }
 
-    /// Bytes of all its tensors, as stored.
+    /// Bytes of all its tensors, as they were loaded.
     pub fn weight_bytes(&self) -> u64 {
         self.inner.weight_bytes
+    }
+
+    /// What its weights were quantized to while it was loaded; none: they are as its files have them.
+    pub fn quantized(&self) -> Option<Mix> {
+        self.inner.quantized
     }
 
     /// Number of values in all its tensors.

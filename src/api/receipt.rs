@@ -105,6 +105,9 @@ pub struct ReceiptModel {
     pub name: String,
     /// SHA-256 of its files ([`Model::sha256`]).
     pub sha256: String,
+    /// What its weights were quantized to while it was loaded ([`Model::quantized`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<String>,
     /// SHA-256 of its chat template.
     pub template_sha256: Option<String>,
 }
@@ -254,6 +257,7 @@ impl Receipt {
             model: ReceiptModel {
                 name: model.name().into(),
                 sha256: model.sha256(progress)?,
+                quantized: model.quantized().map(|mix| mix.name.to_owned()),
                 template_sha256: model.template_source().map(sha256),
             },
             prompt: model.tokenizer().decode(&first.prompt),
@@ -327,6 +331,17 @@ impl Receipt {
                 "keys and values were {}, the model was loaded with {}",
                 self.kv_type,
                 model.kv_type()
+            );
+            return Err(Error::Saved(what));
+        }
+        let quantized = model.quantized().map(|mix| mix.name);
+        if self.model.quantized.as_deref() != quantized {
+            let shown =
+                |mix: Option<&str>| mix.map_or("as stored".to_owned(), |mix| format!("quantized to {mix}"));
+            let what = format!(
+                "weights were {}, those of the model are {}",
+                shown(self.model.quantized.as_deref()),
+                shown(quantized)
             );
             return Err(Error::Saved(what));
         }

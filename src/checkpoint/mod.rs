@@ -91,6 +91,11 @@ impl Tensor {
         out
     }
 
+    /// Whether it lies in memory of its own, which is given back when its last clone is gone.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(*self.data, Storage::Memory(_))
+    }
+
     /// Gives the memory of the tensor's pages back to the system; the next access reads them from the file
     /// again. The pages at both ends may hold bytes of neighbours, which are read again as well. Does nothing
     /// where the system knows no such advice, or the tensor lies in memory.

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use super::words::arrange;
-use crate::api::ThoughtBounds;
+use crate::api::{Quantize, ThoughtBounds};
 use crate::backend::KvType;
 use crate::quant::Mix;
 use crate::{Error, Result, Sampling, SamplingOverrides, Think};
@@ -202,6 +202,10 @@ pub struct LoadArgs {
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
     #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
+    /// Quantize weights that are stored as plain floats while they are loaded: q8_0, q4_k_m and so on, none, or auto: as far
+    /// as memory asks for [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<Quantize>,
     /// Load even what does not fit into memory
     #[arg(long)]
     pub force: bool,
@@ -367,6 +371,9 @@ pub struct ShowArgs {
     /// Context in tokens for the memory that is needed
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
+    /// What weights that are stored as plain floats are loaded as, for the memory that is needed [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<Quantize>,
     /// Print a JSON object
     #[arg(long)]
     pub json: bool,
@@ -451,6 +458,9 @@ pub struct BenchArgs {
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
     #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
+    /// Quantize weights that are stored as plain floats while they are loaded [default: auto]
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<Quantize>,
     /// Load even what does not fit into memory
     #[arg(long)]
     pub force: bool,

@@ -88,8 +88,8 @@ fn load(
     context: usize,
     console: &Console,
 ) -> Result<Model> {
-    let BenchArgs { kv_type, force, yes, offline, .. } = *args;
-    let load = LoadArgs { threads, context: Some(context), kv_type, force, yes, offline };
+    let BenchArgs { kv_type, quantize, force, yes, offline, .. } = *args;
+    let load = LoadArgs { threads, context: Some(context), kv_type, quantize, force, yes, offline };
     let flags = Flags { model: Some(model.to_owned()), load, ..Flags::default() };
     session::load_once(&Settings::from_env(flags)?, console)
 }
@@ -145,7 +145,11 @@ impl Subject {
             }
         };
         let limits = known.limits(&Stopwatch::new(&model), model.device())?;
-        Ok(Subject { name: short_name(called), model, sha256, limits })
+        let mut name = short_name(called);
+        if let Some(mix) = model.quantized() {
+            name = format!("{name} as {}", mix.name);
+        }
+        Ok(Subject { name, model, sha256, limits })
     }
 
     fn measure(

@@ -9,7 +9,7 @@ use super::args::{KvArg, LoadArgs, ReplayArgs};
 use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
-use crate::api::Receipt;
+use crate::api::{Quantize, Receipt};
 use crate::{Error, Model, Result, Stats};
 
 pub(super) fn run(args: &ReplayArgs, console: &Console) -> Result<ExitCode> {
@@ -66,7 +66,13 @@ fn load(receipt: &Receipt, args: &ReplayArgs, console: &Console) -> Result<Model
         "f32" => KvArg::F32,
         other => return Err(Error::file(&args.file, format!("kv_type: there is no `{other}`"))),
     };
+    // what memory had room for then may be another now
+    let quantized = receipt.model.quantized.as_deref();
+    let quantize = quantized.map_or(Ok(Quantize::Never), |mix| {
+        mix.parse().map_err(|what| Error::file(&args.file, format!("quantized: {what}")))
+    })?;
     let load = LoadArgs {
+        quantize: Some(quantize),
         context: Some(receipt.context()),
         kv_type: Some(kv_type),
         threads: args.threads,

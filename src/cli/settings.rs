@@ -404,6 +404,9 @@ impl Settings {
         if let Some(kv_type) = &self.kv_type {
             builder = builder.kv_type(kv_type.value.into());
         }
+        if let Some(quantize) = self.flags.load.quantize {
+            builder = builder.quantize(quantize);
+        }
         Ok(builder)
     }
 }

@@ -10,11 +10,12 @@ use super::args::ShowArgs;
 use super::memory;
 use super::render::{Console, bytes, print, table};
 use super::session::{Named, missing};
-use crate::api::generation_config;
+use crate::api::memory::available_and_total_bytes;
+use crate::api::{Quantize, ROOM, generation_config};
 use crate::catalog::{self, Entry};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value, embedded};
 use crate::hub::{Located, Reference, Select};
-use crate::model::Hyperparameters;
+use crate::model::{Hyperparameters, loaded_bytes};
 use crate::quant::BlockType;
 use crate::reasoning::Markers;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -26,7 +27,9 @@ const CONTEXTS: [usize; 2] = [8_192, 32_768];
 pub(super) fn run(args: &ShowArgs, _: &Console) -> Result<ExitCode> {
     let named = Named::find(&args.model)?;
     let facts = match (&named.located, &named.reference) {
-        (Some(located), _) => from_files(&args.model, located, args.context)?,
+        (Some(located), _) => {
+            from_files(&args.model, located, args.context, args.quantize.unwrap_or_default())?
+        }
         (None, Reference::Hub(reference)) => match reference.entry {
             Some(entry) if !matches!(reference.select, Select::File(_)) => {
                 let quantization = match &reference.select {
@@ -60,6 +63,8 @@ struct Facts {
     quantization: String,
     /// Bytes of the weights: of the files, or estimated.
     bytes: Option<u64>,
+    /// What the weights are quantized to while they are loaded.
+    loaded_as: Option<String>,
     context: Option<usize>,
     runnable: bool,
     why_not: Option<String>,
@@ -110,6 +115,7 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
         parameters: (entry.shape.billions * 1e9) as u64,
         quantization,
         bytes,
+        loaded_as: None,
         context: Some(entry.shape.context),
         runnable: entry.runnable().is_ok(),
         why_not: entry.runnable().err(),
@@ -122,7 +128,7 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
     }
 }
 
-fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<Facts> {
+fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Quantize) -> Result<Facts> {
     let first = located.files.first().ok_or_else(|| Error::Hub(format!("{name} has no files")))?;
     let checkpoint = Checkpoint::open(first)?;
     let fields = Fields::new(&checkpoint.metadata);
@@ -134,9 +140,17 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
     let template = ChatTemplate::from_metadata(&checkpoint.metadata)?;
     let weights = size_on_disk(&checkpoint)?;
     let own_context = fields.number("context_length", "max_position_embeddings");
-    let memory = match kv_bytes_per_token(&checkpoint, &fields) {
+    let token = kv_bytes_per_token(&checkpoint, &fields);
+    let room = context.unwrap_or(ROOM.min(own_context.unwrap_or(ROOM))) as u64;
+    let conversion = Hyperparameters::read(&checkpoint).ok().and_then(|h| {
+        let kv = token.unwrap_or(0).saturating_mul(room);
+        let available = available_and_total_bytes().0;
+        quantize.conversion(&checkpoint, &h, |weights| weights.saturating_add(kv) <= available / 4 * 3)
+    });
+    let loaded = conversion.as_ref().map_or(weights, |to| loaded_bytes(&checkpoint, Some(to)));
+    let memory = match token {
         Some(token) => {
-            memory_at(weights, context, own_context, |context| token.saturating_mul(context as u64))
+            memory_at(loaded, context, own_context, |context| token.saturating_mul(context as u64))
         }
         None => Vec::new(),
     };
@@ -158,6 +172,7 @@ fn from_files(name: &str, located: &Located, context: Option<usize>) -> Result<F
         parameters: checkpoint.tensors.values().map(|t| (t.rows() * t.columns()) as u64).sum(),
         quantization: located.quantization.clone().unwrap_or_else(|| main_type(checkpoint.tensors.values())),
         bytes: Some(weights),
+        loaded_as: conversion.map(|to| to.mix.name.to_owned()),
         context: own_context,
         runnable: runnable.is_ok(),
         why_not: runnable.err(),
@@ -289,6 +304,7 @@ impl Facts {
             ("context", self.context.map_or_else(unknown, |n| format!("{n} tokens"))),
             ("licence", self.licence.clone().unwrap_or_else(unknown)),
         ];
+        lines.extend(self.loaded_as.iter().map(|mix| ("loaded as", mix.clone())));
         for (i, memory) in self.memory.iter().enumerate() {
             let name = if i == 0 { "memory" } else { "" };
             lines.push((

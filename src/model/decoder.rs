@@ -1,8 +1,8 @@
 //! The one decoder text.
 
-use super::Hyperparameters;
 use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear};
 use super::load::{Load, made_bytes};
+use super::{Conversion, Hyperparameters};
 use crate::Result;
 use crate::backend::{Attention, Backend, Buffer, Experts, Heads, Matrix, Source, Step, Vector};
 use crate::checkpoint::Checkpoint;
@@ -102,8 +102,22 @@ impl Decoder {
         backend: &mut dyn Backend,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        Self::load_as(checkpoint, hyperparameters, None, backend, progress)
+    }
+
+    /// [`load`](Self::load) with matrices of other types than they are stored in.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and too little memory.
+    pub fn load_as(
+        checkpoint: &Checkpoint,
+        hyperparameters: &Hyperparameters,
+        conversion: Option<&Conversion>,
+        backend: &mut dyn Backend,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let h = hyperparameters;
-        let mut load = Load::new(checkpoint, h, backend, progress);
+        let mut load = Load::new(checkpoint, h, conversion, backend, progress);
         let embedding = load.embedding("token_embd.weight", h.vocabulary, h.width)?;
         let layers = (0..h.layers).map(|i| load.layer(i)).collect::<Result<Vec<_>>>()?;
         let output_norm = load.vector("output_norm.weight", h.width)?;
@@ -118,7 +132,7 @@ impl Decoder {
         }
         Ok(Decoder {
             hyperparameters: h.clone(),
-            fingerprint: fingerprint(checkpoint, h),
+            fingerprint: fingerprint(checkpoint, h, conversion),
             embedding,
             layers,
             output_norm,
@@ -346,7 +360,7 @@ impl Decoder {
 }
 
 /// See [`Decoder::fingerprint`].
-fn fingerprint(checkpoint: &Checkpoint, h: &Hyperparameters) -> [u8; 32] {
+fn fingerprint(checkpoint: &Checkpoint, h: &Hyperparameters, conversion: Option<&Conversion>) -> [u8; 32] {
     const FIRST: usize = 256; // bytes of a tensor: one system page at most
     let mut hash = Sha256::new();
     for tensor in checkpoint.tensors.values() {
@@ -357,6 +371,9 @@ fn fingerprint(checkpoint: &Checkpoint, h: &Hyperparameters) -> [u8; 32] {
     let rope = h.rope();
     for number in rope.inverse_frequencies.iter().chain([&rope.magnitude, &f64::from(h.norm_epsilon)]) {
         hash.update(number.to_le_bytes());
+    }
+    if let Some(conversion) = conversion {
+        hash.update(conversion.mix.name);
     }
     hash.finalize().into()
 }

@@ -2,7 +2,7 @@
 //! otherwise.
 
 use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear, Matrices};
-use super::{ExpertShape, Hyperparameters, Latent, names, rope};
+use super::{Conversion, ExpertShape, Hyperparameters, Latent, loaded_bytes, names, rope};
 use crate::backend::{Backend, Matrix, Rope, Vector};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor};
 use crate::quant::{self, BlockType};
@@ -12,6 +12,7 @@ use crate::{Error, Result};
 pub struct Load<'a> {
     checkpoint: &'a Checkpoint,
     h: &'a Hyperparameters,
+    conversion: Option<&'a Conversion>,
     rope: Rope,
     backend: &'a mut dyn Backend,
     progress: &'a mut dyn FnMut(u64, u64),
@@ -23,11 +24,12 @@ impl<'a> Load<'a> {
     pub fn new(
         checkpoint: &'a Checkpoint,
         h: &'a Hyperparameters,
+        conversion: Option<&'a Conversion>,
         backend: &'a mut dyn Backend,
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
-        let total = checkpoint.tensors.values().map(|t| t.bytes().len() as u64).sum();
-        Load { checkpoint, h, rope: h.rope(), backend, progress, done: 0, total }
+        let total = loaded_bytes(checkpoint, conversion);
+        Load { checkpoint, h, conversion, rope: h.rope(), backend, progress, done: 0, total }
     }
 
     pub fn layer(&mut self, i: usize) -> Result<Layer> {
@@ -109,7 +111,7 @@ impl<'a> Load<'a> {
         if let (Some(k), Some(v)) = (self.find(&keys), self.find(&values)) {
             let k = self.cut(k, heads, l.rank, l.plain_dims)?;
             let v = self.cut(v, heads, l.value_dim, l.rank)?;
-            return Ok((self.matrices(k)?, self.matrices(v)?));
+            return Ok((self.matrices(&keys, k)?, self.matrices(&values, v)?));
         }
         let (name, of_head) = (format!("blk.{i}.attn_kv_b.weight"), l.plain_dims + l.value_dim);
         let both = self.tensor(&name, heads * of_head, l.rank)?;
@@ -118,7 +120,7 @@ impl<'a> Load<'a> {
         };
         let k = (0..heads).map(|head| turned(&part(head, 0, l.plain_dims))).collect();
         let v = (0..heads).map(|head| part(head, l.plain_dims, l.value_dim)).collect();
-        Ok((self.matrices(k)?, self.matrices(v)?))
+        Ok((self.matrices(&keys, k)?, self.matrices(&values, v)?))
     }
 
     fn gated(&mut self, i: usize, suffix: &str, width: usize) -> Result<Gated> {
@@ -139,9 +141,9 @@ impl<'a> Load<'a> {
         Ok(FeedForward::Experts {
             router: self.linear(&name("ffn_gate_inp"), count, width)?,
             correction: self.optional_vector(&name("exp_probs_b.bias"), count)?,
-            gate: self.matrices(gate)?,
-            up: self.matrices(up)?,
-            down: self.matrices(down)?,
+            gate: self.matrices(&name("ffn_gate_exps.weight"), gate)?,
+            up: self.matrices(&name("ffn_up_exps.weight"), up)?,
+            down: self.matrices(&name("ffn_down_exps.weight"), down)?,
             biases: self.expert_biases(i, count, feed_forward)?,
             shared: if shared > 0 { Some(self.gated(i, "_shexp", shared)?) } else { None },
         })
@@ -171,9 +173,10 @@ impl<'a> Load<'a> {
 
     /// The experts' matrices of this part, each [rows, columns].
     fn stack(&self, i: usize, part: &str, count: usize, rows: usize, columns: usize) -> Result<Vec<Tensor>> {
-        let name = format!("blk.{i}.ffn_{part}_exps.weight");
+        let stacked = format!("blk.{i}.ffn_{part}_exps.weight");
         if let Metadata::Gguf(_) = self.checkpoint.metadata {
-            let tensor = self.find(&name).ok_or_else(|| self.fault(format!("has no tensor {name}")))?;
+            let found = self.find(&stacked);
+            let tensor = found.ok_or_else(|| self.fault(format!("has no tensor {stacked}")))?;
             return self.cut(tensor, count, rows, columns);
         }
         let fused = format!("model.layers.{i}.mlp.experts.{part}_proj");
@@ -188,7 +191,7 @@ impl<'a> Load<'a> {
             let tensor = self.checkpoint.tensors.get(&name);
             let tensor = tensor.ok_or_else(|| self.fault(format!("has no tensor {name}")))?;
             self.check_shape(tensor, &[rows, columns])?;
-            Ok(tensor.decoded())
+            self.converted(&stacked, tensor.decoded()) // one by one: decoded they may not fit into memory together
         };
         (0..count).map(expert).collect()
     }
@@ -225,6 +228,7 @@ impl<'a> Load<'a> {
 
     pub fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
         let tensor = self.tensor(&format!("{name}.weight"), rows, columns)?;
+        let tensor = self.converted(&format!("{name}.weight"), tensor)?;
         self.check_kind(&tensor)?;
         let matrix = self.backend.add_matrix(&tensor)?;
         self.count(&tensor);
@@ -232,7 +236,10 @@ impl<'a> Load<'a> {
         Ok(Linear { matrix, bias, cost: Cost::of(&tensor) })
     }
 
-    fn matrices(&mut self, tensors: Vec<Tensor>) -> Result<Matrices> {
+    /// The matrices of what GGUF calls `name`.
+    fn matrices(&mut self, name: &str, tensors: Vec<Tensor>) -> Result<Matrices> {
+        let tensors: Vec<Tensor> =
+            tensors.into_iter().map(|tensor| self.converted(name, tensor)).collect::<Result<_>>()?;
         let mut cost = Cost { bytes: 0, values: 0, quantized: true };
         for tensor in &tensors {
             self.check_kind(tensor)?;
@@ -314,6 +321,11 @@ impl<'a> Load<'a> {
             return Some(Tensor::from_bytes(name, BlockType::F32, &[size], bytes));
         }
         (stored != size || from > 0).then(|| fused.slice(name, range)).or_else(|| whole.map(Tensor::decoded))
+    }
+
+    /// The matrix that GGUF calls `name` as it is to be multiplied with.
+    fn converted(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
+        self.conversion.map_or(Ok(tensor.clone()), |conversion| conversion.convert(name, tensor))
     }
 
     /// A stored stack of matrices as single ones.

@@ -2,6 +2,7 @@
 //!
 //! A new architecture is a mapping of names (`names`) and a few fields of [`Hyperparameters`].
 
+mod conversion;
 mod decoder;
 pub mod export;
 mod hyperparameters;
@@ -10,6 +11,7 @@ mod load;
 mod names;
 mod rope;
 
+pub use conversion::{Conversion, loaded_bytes};
 pub use decoder::{Decoder, Work};
 pub use hyperparameters::{ExpertShape, Hyperparameters, Latent};
 pub use rope::Scaling;

@@ -3,6 +3,7 @@
 //! Plain scalar Rust, exact: the truth that kernels are tested against.
 
 pub(crate) mod codebook;
+mod convert;
 mod grids;
 pub(crate) mod i_quants;
 pub(crate) mod k_quants;
@@ -11,6 +12,7 @@ mod mix;
 pub(crate) mod planes;
 mod search;
 
+pub use convert::Rows;
 use half::{bf16, f16};
 pub use mix::{Mix, ModelShape};
 

@@ -1,10 +1,13 @@
 //! pensive, llama.cpp and candle-transformers on the same file, in turn: medians and ratios.
 //!
+//! `peers quantize` compares what they quantize (quantized.rs).
+//!
 //! usage: peers MODEL.gguf [-t THREADS] [-r REPETITIONS] [-d DEPTH,…] [-p PROMPT] [-n GENERATE] [--no-candle]
 
 mod candle;
 mod llama;
 mod ours;
+mod quantized;
 
 use std::path::PathBuf;
 
@@ -58,6 +61,10 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "quantize") {
+        return quantized::main(&words[1..]);
+    }
     let Some(args) = args() else {
         eprintln!(
             "usage: peers MODEL.gguf [-t THREADS] [-r REPETITIONS] [-d DEPTH,…] [-p PROMPT] [-n GENERATE] [--no-candle]"

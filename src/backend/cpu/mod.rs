@@ -149,11 +149,12 @@ impl CpuBackend {
         check_matrix(tensor)?;
         let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
         let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
-        let matrix = WeightMatrix::new(tensor, layout)?;
+        let mut matrix = WeightMatrix::new(tensor, layout)?;
         if let (Some(left), true) = (left, matrix.interleaved_bytes() > 0) {
             self.interleaved_bytes = left;
             tensor.populate(); // memory has room for all of it
         }
+        matrix.settle(self.isa);
         Ok(matrix)
     }
 

@@ -116,6 +116,19 @@ impl WeightMatrix {
         Ok(Self { rows, columns, kind, storage })
     }
 
+    /// Interleaves at once what lies in memory, so that it is not there twice; what is mapped waits for the first products.
+    pub fn settle(&mut self, isa: Isa) {
+        let tiles = self.tiles();
+        let Storage::Interleaved(copied) = &mut self.storage else { return };
+        if !copied.tensor.is_in_memory() {
+            return;
+        }
+        // SAFETY: nobody else has the matrix.
+        (0..tiles).for_each(|tile| unsafe { copied.copy(isa, tile) });
+        (copied.ready, copied.end) = (AtomicUsize::new(tiles), AtomicUsize::new(tiles));
+        copied.tensor = Tensor::from_bytes(&copied.tensor.name, self.kind, &[0, self.columns], vec![]);
+    }
+
     /// Begins a product that copies up to `bytes` of the matrix, in whole tiles, to where it will be interleaved.
     /// Returns what is left of them.
     ///

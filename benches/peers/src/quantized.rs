@@ -1,0 +1,219 @@
+//! Files that pensive quantized beside those that llama.cpp makes of the same source: the types of their tensors, and, all
+//! run by llama.cpp, perplexity and KL divergence from the source. And whether both engines continue a text alike on
+//! pensive's file.
+//!
+//! usage: peers quantize SOURCE.gguf TYPE,… --text FILE [--folder FOR_THE_FILES] [--windows N] [-t THREADS] [--keep]
+
+use std::ffi::CString;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use llama_cpp_2::context::LlamaContext;
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+use pensive::api::quantize;
+use pensive::checkpoint::Checkpoint;
+use pensive::quant::Mix;
+use pensive::text::{Special, Tokenizer};
+use pensive::{Event, Model, Options, Prompt};
+
+/// Tokens of a window, each read by itself; the second half counts.
+const WINDOW: usize = 512;
+/// Tokens that both engines continue the text by, and from how many.
+const GREEDY: usize = 64;
+const PROMPT: usize = 32;
+
+struct Args {
+    source: PathBuf,
+    types: Vec<Mix>,
+    text: PathBuf,
+    folder: PathBuf,
+    windows: usize,
+    /// Of llama.cpp.
+    threads: i32,
+    /// Whether the files stay.
+    keep: bool,
+}
+
+fn args(words: &[String]) -> Option<Args> {
+    let mut words = words.iter();
+    let source = words.next()?.into();
+    let types = words.next()?.split(',').map(Mix::parse).collect::<Option<_>>()?;
+    let mut args = Args { source, types, text: PathBuf::new(), folder: std::env::temp_dir(), windows: usize::MAX, threads: 2, keep: false };
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--text" => args.text = words.next()?.into(),
+            "--folder" => args.folder = words.next()?.into(),
+            "--windows" => args.windows = words.next()?.parse().ok()?,
+            "--keep" => args.keep = true,
+            "-t" => args.threads = words.next()?.parse().ok()?,
+            _ => return None,
+        }
+    }
+    args.text.exists().then_some(args)
+}
+
+pub fn main(words: &[String]) {
+    let Some(args) = args(words) else {
+        eprintln!(
+            "usage: peers quantize SOURCE.gguf TYPE,… --text FILE [--folder FOR_THE_FILES] [--windows N] [-t THREADS] [--keep]"
+        );
+        std::process::exit(2);
+    };
+    let mut backend = LlamaBackend::init().expect("llama.cpp starts");
+    backend.void_logs();
+    let source = Checkpoint::open(&args.source).expect("the source can be read");
+    let tokenizer = Tokenizer::from_metadata(&source.metadata).expect("the source has a vocabulary");
+    let text = std::fs::read_to_string(&args.text).expect("the text can be read");
+    let tokens = tokenizer.encode(&text, Special::Text).expect("the text can be encoded");
+    println!("{} windows of {WINDOW} tokens", (tokens.len() / WINDOW).min(args.windows));
+    println!("| type | bits: pensive, llama.cpp | perplexity: source, pensive, llama.cpp | ratio | KL: pensive, llama.cpp | greedy |");
+    println!("|---|---|---|---|---|---|");
+    for mix in &args.types {
+        let [ours, theirs] =
+            ["pensive", "llama.cpp"].map(|by| args.folder.join(format!("{}-{by}.gguf", mix.name)));
+        let written = quantize(&source, *mix, &ours, &AtomicBool::new(false), |_, _| {}).expect("pensive quantizes");
+        quantize_by_llama(&args.source, &theirs, *mix);
+        let their_bits = differences(&ours, &theirs);
+        let measured = measure(&backend, &[&args.source, &ours, &theirs], &tokens, &args);
+        let agreed = greedy(&backend, &ours, &tokens[..PROMPT], &args);
+        let [perplexity, kl] = measured;
+        println!(
+            "| {} | {:.3}, {their_bits:.3} | {:.4}, {:.4}, {:.4} | {:.4} | {:.5}, {:.5} | {agreed} |",
+            mix.name,
+            written.bits_per_weight,
+            perplexity[0],
+            perplexity[1],
+            perplexity[2],
+            perplexity[1] / perplexity[2],
+            kl[1],
+            kl[2]
+        );
+        if !args.keep {
+            [ours, theirs].iter().for_each(|file| drop(std::fs::remove_file(file)));
+        }
+    }
+}
+
+/// llama.cpp's own quantization; a source that is quantized already is taken too.
+fn quantize_by_llama(source: &Path, to: &Path, mix: Mix) {
+    let c_string = |path: &Path| CString::new(path.to_str().expect("the path is UTF-8")).expect("without NUL");
+    let (source, to) = (c_string(source), c_string(to));
+    // SAFETY: both strings live until the call returns, and the parameters are llama.cpp's own defaults but for two.
+    let failed = unsafe {
+        let mut params = llama_cpp_sys_2::llama_model_quantize_default_params();
+        params.ftype = mix.file_type;
+        params.allow_requantize = true;
+        llama_cpp_sys_2::llama_model_quantize(source.as_ptr(), to.as_ptr(), &params)
+    };
+    assert_eq!(failed, 0, "llama.cpp quantizes to {}", mix.name);
+}
+
+/// Prints the tensors whose types differ; returns the bits per weight of the second file.
+fn differences(ours: &Path, theirs: &Path) -> f64 {
+    let [ours, theirs] = [ours, theirs].map(|file| Checkpoint::open(file).expect("pensive reads both files"));
+    assert_eq!(ours.tensors.len(), theirs.tensors.len(), "tensors");
+    let mut differ = 0;
+    for (name, theirs) in &theirs.tensors {
+        let ours = ours.tensor(name).expect("both files have the same tensors");
+        if ours.kind != theirs.kind {
+            differ += 1;
+            if differ <= 8 {
+                println!("{name} {:?}: {} here, {} there", ours.shape, ours.kind, theirs.kind);
+            }
+        }
+    }
+    if differ > 8 {
+        println!("{differ} tensors differ in type");
+    }
+    let values: usize = theirs.tensors.values().map(|t| t.rows() * t.columns()).sum();
+    8.0 * theirs.total_bytes() as f64 / values as f64
+}
+
+fn context<'a>(backend: &LlamaBackend, model: &'a LlamaModel, threads: i32) -> LlamaContext<'a> {
+    let params = LlamaContextParams::default()
+        .with_n_ctx(NonZeroU32::new(WINDOW as u32))
+        .with_n_batch(WINDOW as u32)
+        .with_n_threads(threads)
+        .with_n_threads_batch(threads);
+    model.new_context(backend, params).expect("llama.cpp makes a context")
+}
+
+fn load(backend: &LlamaBackend, path: &Path) -> LlamaModel {
+    LlamaModel::load_from_file(backend, path, &LlamaModelParams::default()).expect("llama.cpp loads the file")
+}
+
+/// [perplexity, KL divergence from the first] of each file.
+fn measure(backend: &LlamaBackend, files: &[&Path; 3], tokens: &[u32], args: &Args) -> [[f64; 3]; 2] {
+    let models = files.map(|file| load(backend, file));
+    let mut contexts: Vec<LlamaContext> = models.iter().map(|model| context(backend, model, args.threads)).collect();
+    let (mut surprise, mut divergence, mut count) = ([0.0; 3], [0.0; 3], 0);
+    for window in tokens.chunks_exact(WINDOW).take(args.windows) {
+        for context in &mut contexts {
+            context.clear_kv_cache();
+            let mut batch = LlamaBatch::new(WINDOW, 1);
+            for (position, &token) in window.iter().enumerate() {
+                let counts = position >= WINDOW / 2;
+                batch.add(LlamaToken(token as i32), position as i32, &[0], counts).expect("the batch has room");
+            }
+            context.decode(&mut batch).expect("llama.cpp decodes");
+        }
+        for position in WINDOW / 2..WINDOW - 1 {
+            let rows: Vec<Vec<f64>> =
+                contexts.iter().map(|c| log_softmax(c.get_logits_ith(position as i32))).collect();
+            for (i, row) in rows.iter().enumerate() {
+                surprise[i] -= row[window[position + 1] as usize];
+                divergence[i] += rows[0].iter().zip(row).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            }
+            count += 1;
+        }
+    }
+    [surprise.map(|sum| (sum / f64::from(count)).exp()), divergence.map(|sum| sum / f64::from(count))]
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - best).exp()).sum();
+    logits.iter().map(|&l| f64::from(l - best) - sum.ln()).collect()
+}
+
+/// How many tokens both engines continue a text by before they part, and how near to each other the two tokens at which
+/// they part are for llama.cpp.
+fn greedy(backend: &LlamaBackend, file: &Path, prompt: &[u32], args: &Args) -> String {
+    let name = file.to_str().expect("the path is UTF-8");
+    let ours = Model::builder(name).context(WINDOW).load().expect("pensive loads its file");
+    let mut options = Options::new().max_tokens(GREEDY);
+    options.sampling.temperature = Some(0.0);
+    options.sampling.repeat_penalty = Some(1.0);
+    let generation = ours.generate(Prompt::Tokens(prompt.to_vec()), &options).expect("pensive generates");
+    let events = generation.map(|event| event.expect("pensive generates"));
+    let done = events.filter_map(|event| if let Event::Done(stats) = event { Some(stats.tokens) } else { None });
+    let continued = done.last().expect("a generation ends");
+
+    let model = load(backend, file);
+    let mut context = context(backend, &model, args.threads);
+    let mut tokens = prompt.to_vec();
+    let mut read = 0;
+    for (agreed, &ours) in continued.iter().enumerate() {
+        let mut batch = LlamaBatch::new(WINDOW, 1);
+        for (position, &token) in tokens.iter().enumerate().skip(read) {
+            let last = position + 1 == tokens.len();
+            batch.add(LlamaToken(token as i32), position as i32, &[0], last).expect("the batch has room");
+        }
+        context.decode(&mut batch).expect("llama.cpp decodes");
+        read = tokens.len();
+        let logits = context.get_logits_ith(batch.n_tokens() - 1);
+        let theirs = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("there are logits");
+        if theirs != ours as usize {
+            let gap = logits[theirs] - logits[ours as usize];
+            return format!("{agreed} of {GREEDY}, parting at {gap:.3}");
+        }
+        tokens.push(ours);
+    }
+    format!("{} of {GREEDY}", continued.len())
+}
