@@ -97,14 +97,16 @@ impl Product {
     /// The best time of the product of one of `pieces` parts of the matrix, on all threads of a pool.
     fn seconds(&self, pieces: usize, pool: &Pool) -> f64 {
         let (rows, columns) = (self.matrix.rows(), self.matrix.columns());
-        let activations = Activations::new(self.tokens, columns);
-        for (row, x) in self.x.chunks(columns).enumerate() {
-            // SAFETY: this thread is the only one.
-            unsafe { activations.quantize(self.isa, row, x) };
+        let activations = Activations::new(self.matrix.activation(), self.tokens, columns);
+        if self.matrix.activation() != ActivationKind::F32 {
+            for (row, x) in self.x.chunks(columns).enumerate() {
+                // SAFETY: this thread is the only one.
+                unsafe { activations.quantize(self.isa, row, x) };
+            }
         }
         let input = match self.matrix.activation() {
             ActivationKind::F32 => Input::Floats { x: &self.x, width: columns },
-            ActivationKind::I8 => Input::Quantized(&activations),
+            _ => Input::Quantized(&activations),
         };
         let scratch: Vec<_> = (0..pool.threads()).map(|_| Mutex::new(Scratch::new(self.tokens))).collect();
         let mut out = vec![0.0; self.tokens * rows];

@@ -68,8 +68,8 @@ impl Workspace {
                 let x = &input[..rows * columns];
                 let x = match matrix.activation() {
                     ActivationKind::F32 => Input::Floats { x, width: columns },
-                    ActivationKind::I8 => {
-                        activations.begin(rows, columns);
+                    kind @ (ActivationKind::I8 | ActivationKind::I8Powers) => {
+                        activations.begin(kind, rows, columns);
                         for (row, x) in x.chunks_exact(columns).enumerate() {
                             // SAFETY: these activations are this thread's.
                             unsafe { activations.quantize(isa, row, x) };
@@ -94,7 +94,8 @@ impl Workspace {
         }
         let chunks = rows * columns.div_ceil(CHUNK);
         if self.activations.first().is_none_or(|a| a.room() < chunks) {
-            self.activations = (0..threads).map(|_| Activations::new(rows, columns)).collect();
+            self.activations =
+                (0..threads).map(|_| Activations::new(ActivationKind::I8, rows, columns)).collect();
         }
     }
 }

@@ -67,17 +67,27 @@ pub struct Product<'a> {
 pub struct Workspace {
     /// Bytes of matrices that products may still interleave in this step.
     pub copies: u64,
-    activations: Activations,
+    /// Of each kind of int8 that the matrices take.
+    activations: Vec<Activations>,
     /// By thread.
     pub scratch: Vec<Scratch>,
 }
 
 impl Workspace {
-    /// For inputs of up to [rows, columns] and `threads` threads.
-    pub fn new(rows: usize, columns: usize, threads: usize) -> Self {
+    /// For inputs of up to `rows` rows to these matrices, and `threads` threads.
+    pub fn new<'a>(rows: usize, matrices: impl Iterator<Item = &'a WeightMatrix>, threads: usize) -> Self {
+        let mut widest = [(ActivationKind::I8, 0), (ActivationKind::I8Powers, 0)];
+        for matrix in matrices {
+            for (kind, columns) in &mut widest {
+                if *kind == matrix.activation() {
+                    *columns = matrix.columns().max(*columns);
+                }
+            }
+        }
+        let quantized = widest.into_iter().filter(|(_, columns)| *columns > 0);
         Workspace {
             copies: 0,
-            activations: Activations::new(rows, columns),
+            activations: quantized.map(|(kind, columns)| Activations::new(kind, rows, columns)).collect(),
             scratch: (0..threads).map(|_| Scratch::new(rows)).collect(),
         }
     }
@@ -97,9 +107,11 @@ impl Workspace {
     ) {
         let Input { rows, width, .. } = input;
         let products = || (0..count).map(&product);
-        let quantized = products().any(|p| p.matrix.activation() == ActivationKind::I8);
-        if quantized {
-            self.activations.begin(rows, width);
+        let asked_for = |kind| products().any(|p| p.matrix.activation() == kind);
+        let mut quantized = false;
+        for activations in self.activations.iter_mut().filter(|a| asked_for(a.kind())) {
+            activations.begin(activations.kind(), rows, width);
+            quantized = true;
         }
         let work: usize = products().map(|p| p.matrix.rows()).sum::<usize>() * rows * width;
         let threads = if work < SMALL { 1 } else { pool.threads() };
@@ -121,7 +133,7 @@ impl Workspace {
                     // SAFETY: the part lies in the input, and belongs to one task.
                     unsafe {
                         input.make(isa, row, columns.clone());
-                        if quantized {
+                        for activations in activations.iter().filter(|a| asked_for(a.kind())) {
                             let x = input.part(row, columns.clone());
                             activations.quantize_part(isa, row, columns.start, x);
                         }
@@ -225,7 +237,7 @@ impl Product<'_> {
         isa: Isa,
         tiles: Range<usize>,
         input: Input<'_>,
-        activations: &Activations,
+        activations: &[Activations],
         scratch: &mut Scratch,
     ) {
         let height = self.matrix.rows();
@@ -233,11 +245,14 @@ impl Product<'_> {
         // SAFETY: the caller's promise.
         unsafe {
             let x = match self.matrix.activation() {
-                ActivationKind::I8 => kernels::Input::Quantized(activations),
                 ActivationKind::F32 => kernels::Input::Floats {
                     x: std::slice::from_raw_parts(values.at(0), rows * width),
                     width,
                 },
+                kind => {
+                    let of_kind = activations.iter().find(|a| a.kind() == kind);
+                    kernels::Input::Quantized(of_kind.expect("activations of each kind that matrices take"))
+                }
             };
             let out = Output { to: self.to.at(0), stride: height };
             self.matrix.multiply(isa, tiles.clone(), x, self.bias, out, scratch);

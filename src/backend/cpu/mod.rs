@@ -314,12 +314,12 @@ impl Backend for CpuBackend {
             })
             .collect::<Result<_>>()?;
         self.step = StepRows::new(&plan);
-        let columns = self.weights.iter().filter_map(|weight| match weight {
-            Weight::Matrix(matrix) => Some(matrix.columns()),
+        let matrices = self.weights.iter().filter_map(|weight| match weight {
+            Weight::Matrix(matrix) => Some(matrix),
             Weight::Table(_) => None,
         });
-        let of_stacks = self.stacks.iter().map(|matrices| matrices[0].columns());
-        let columns = columns.chain(of_stacks).max().unwrap_or(0);
+        let matrices = matrices.chain(self.stacks.iter().flatten());
+        let linear = linear::Workspace::new(plan.rows, matrices, self.pool.threads());
         let cache = KvCache::new(&self.shapes, plan.pages, plan.kv_type)?;
         self.ready = Some(Ready {
             plan,
@@ -327,7 +327,7 @@ impl Backend for CpuBackend {
             rope: RopeTable::new(rope, plan.rows)?,
             attention: attention::Scratch::new(&cache, self.pool.threads(), plan.rows, plan.pages)?,
             cache,
-            linear: linear::Workspace::new(plan.rows, columns, self.pool.threads()),
+            linear,
             by_head: by_head::Workspace::default(),
             experts: experts::Workspace::default(),
             next_copies: 0,

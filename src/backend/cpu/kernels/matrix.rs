@@ -28,7 +28,13 @@ entry_points! {
     /// [`float::multiply_float`] on an ISA.
     fn multiply_float<W: Float>(p: &FloatProduct) = float::multiply_float;
     /// [`quantized::quantize`] on an ISA.
-    fn quantize(x: *const f32, columns: usize, out: *mut QuantizedChunk, stride: usize) = quantized::quantize;
+    fn quantize(
+        x: *const f32,
+        columns: usize,
+        powers: bool,
+        out: *mut QuantizedChunk,
+        stride: usize,
+    ) = quantized::quantize;
 }
 
 /// How a matrix is held. Results are equal to the bit.
@@ -46,8 +52,11 @@ pub enum Layout {
 pub enum ActivationKind {
     /// f32, as they are.
     F32,
-    /// int8 with a scale for each 16 values.
+    /// int8 with a scale for each 16 values: what blocks of 32 take.
     I8,
+    /// int8 with a scale for each 256 values, and a power of two for each 32 of them: what super-blocks take. Of two
+    /// scales in a product one then costs no multiplication.
+    I8Powers,
 }
 
 impl ActivationKind {
@@ -55,6 +64,7 @@ impl ActivationKind {
     pub const fn of(kind: BlockType) -> Self {
         match kind {
             BlockType::F32 | BlockType::F16 | BlockType::BF16 => ActivationKind::F32,
+            _ if kind.block_len() == CHUNK => ActivationKind::I8Powers,
             _ => ActivationKind::I8,
         }
     }
@@ -104,7 +114,7 @@ impl WeightMatrix {
         }
         let tensor = tensor.clone();
         let storage = match (layout, ActivationKind::of(kind)) {
-            (Layout::Interleaved, ActivationKind::I8) => {
+            (Layout::Interleaved, ActivationKind::I8 | ActivationKind::I8Powers) => {
                 let bytes = rows.next_multiple_of(TILE) * kind.row_bytes(columns);
                 let tiles = Memory::new(bytes, &format!("tensor {}", tensor.name))?;
                 tiles.prefer_huge_pages();
@@ -220,7 +230,11 @@ impl WeightMatrix {
         let bias = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
         match input {
             Input::Quantized(x) => {
-                assert_eq!(x.columns, self.columns, "width of the input");
+                assert_eq!(
+                    (x.kind, x.columns),
+                    (self.activation(), self.columns),
+                    "kind and width of the input"
+                );
                 assert!(x.rows <= scratch.rows, "{} rows, scratch for {}", x.rows, scratch.rows);
                 let mut product = Product {
                     weights: Bytes::AsInFile(std::ptr::null()),
@@ -332,7 +346,7 @@ impl Copied {
 /// Input of a product: the rows of a step.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
-    /// For matrices whose [`WeightMatrix::activation`] is [`ActivationKind::I8`].
+    /// Of the kind that [`WeightMatrix::activation`] says.
     Quantized(&'a Activations),
     /// [rows, width], for [`ActivationKind::F32`].
     Floats {
@@ -361,6 +375,7 @@ unsafe impl Sync for Output {}
 pub struct Activations {
     /// [chunks of 256 columns][rows]: a chunk of all rows is read in one go.
     chunks: Box<[UnsafeCell<QuantizedChunk>]>,
+    kind: ActivationKind,
     rows: usize,
     columns: usize,
 }
@@ -369,20 +384,26 @@ pub struct Activations {
 unsafe impl Sync for Activations {}
 
 impl Activations {
-    /// Room for a step of this shape, and any smaller one.
-    pub fn new(rows: usize, columns: usize) -> Self {
+    /// Room for a step of this shape, and any smaller one; of this kind until the first [`begin`](Self::begin).
+    pub fn new(kind: ActivationKind, rows: usize, columns: usize) -> Self {
         let chunks = rows * columns.div_ceil(CHUNK);
         let chunks = (0..chunks).map(|_| UnsafeCell::new(QuantizedChunk::ZERO)).collect();
-        Self { chunks, rows, columns }
+        Self { chunks, kind, rows, columns }
     }
 
-    /// Starts a step: what follows is about `rows` rows of `columns` values. Earlier contents are void.
+    /// Starts a step: what follows is about `rows` rows of `columns` values for matrices that take this kind of int8.
+    /// Earlier contents are void.
     ///
     /// # Panics
     /// If the step is larger than what was made room for.
-    pub fn begin(&mut self, rows: usize, columns: usize) {
+    pub fn begin(&mut self, kind: ActivationKind, rows: usize, columns: usize) {
         assert!(rows * columns.div_ceil(CHUNK) <= self.chunks.len(), "[{rows}, {columns}] activations");
-        (self.rows, self.columns) = (rows, columns);
+        (self.kind, self.rows, self.columns) = (kind, rows, columns);
+    }
+
+    /// What they are quantized for.
+    pub fn kind(&self) -> ActivationKind {
+        self.kind
     }
 
     /// Number of rows of the step.
@@ -424,14 +445,15 @@ impl Activations {
         );
         let out = self.chunks[first / CHUNK * self.rows + row..].as_ptr().cast_mut().cast();
         // SAFETY: the ISA is available, the shape was checked, and the caller promises that the part is ours.
-        unsafe { quantize(isa, x.as_ptr(), x.len(), out, self.rows) }
+        unsafe { quantize(isa, x.as_ptr(), x.len(), self.kind == ActivationKind::I8Powers, out, self.rows) }
     }
 
     /// The values that stand for a row, as the product sees them.
     pub fn dequantize(&mut self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.columns);
+        let powers = self.kind == ActivationKind::I8Powers;
         for (i, value) in out.iter_mut().enumerate() {
-            *value = self.chunks[i / CHUNK * self.rows + row].get_mut().value(i % CHUNK);
+            *value = self.chunks[i / CHUNK * self.rows + row].get_mut().value(i % CHUNK, powers);
         }
     }
 }

@@ -7,7 +7,8 @@
 use super::super::Simd;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, starts, starts_shifted, store_tile,
+    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, starts, starts_shifted, store_tile,
+    times_power,
 };
 
 /// Most tokens that a tile is read for more than once: then the quants are better unpacked for all of them.
@@ -130,6 +131,8 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
     unsafe {
         let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
         let starts = starts::<S, F, T>(chunk.x);
+        let mut of_chunk = [S::f_splat(0.0); T];
+        let into = if powers::<F>() { &mut of_chunk } else { &mut *sums };
         // All at once would fill the queue of misses and hold up the loads.
         let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
         for block in 0..chunk.columns / block_len {
@@ -147,8 +150,13 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
                         }
                     }
                     let quants = [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)];
-                    multiply_pair::<S, F, T>(quants, &scales, pair_of_block, chunk.x, at, &starts, sums);
+                    multiply_pair::<S, F, T>(quants, &scales, pair_of_block, chunk.x, at, &starts, into);
                 });
+            }
+        }
+        if powers::<F>() {
+            for t in 0..T {
+                sums[t] = S::f_fma(S::f_splat((*chunk.x.add(t)).scale), of_chunk[t], sums[t]);
             }
         }
     }
@@ -170,9 +178,19 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
         for t in 0..T {
             let x = x.add(t);
             let mut scaled = S::f_splat(0.0);
+            let mut dot = S::i_splat(0);
             for i in 0..2 {
                 let group = 2 * at + i;
                 let start = S::i_splat(if starts_shifted::<S, F>() { starts[t][group] } else { 0 });
+                if powers::<F>() {
+                    let start = if i == 0 || per_pair == 2 { start } else { S::i_add(dot, start) };
+                    dot = dot_group::<S, F>(start, quants[i], (*x).group::<S>(group));
+                    if i == 1 || per_pair == 2 {
+                        let dot = times_power::<S>(dot, (*x).exponents[at]);
+                        sums[t] = S::f_fma(scales.scales[per_pair * pair + i % per_pair], dot, sums[t]);
+                    }
+                    continue;
+                }
                 let dot = S::f_from_i(dot_group::<S, F>(start, quants[i], (*x).group::<S>(group)));
                 let x_scale = S::f_splat((*x).scales[group]);
                 scaled = if i == 0 || per_pair == 2 {
@@ -189,6 +207,9 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
                     let sum = if per_pair == 1 { (*x).pair_sums[at] } else { (*x).sums[2 * at + i] };
                     sums[t] = S::f_fma(scales.minima[per_pair * pair + i], S::f_splat(sum), sums[t]);
                 }
+            }
+            if T > 4 {
+                sums[t] = S::pin(sums[t]);
             }
         }
     }

@@ -6,7 +6,8 @@
 use super::super::Simd;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE, Unpacked};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, starts, starts_shifted, store_tile,
+    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, starts, starts_shifted, store_tile,
+    times_power,
 };
 
 /// Tiles that are unpacked together when there are many tokens, so that each token's activations are read
@@ -174,7 +175,9 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
             parts[v] = (row + v * S::LANES) % TILE;
             for t in 0..T {
                 at[t][v] = p.sums.add((tile * p.tokens + token + t) * TILE + parts[v]);
-                sums[t][v] = S::f_load(at[t][v]);
+                if !powers::<F>() {
+                    sums[t][v] = S::f_load(at[t][v]);
+                }
             }
         }
         let scales = PAIR / F::SCALE_LEN;
@@ -210,6 +213,10 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
         }
         for t in 0..T {
             for v in 0..V {
+                if powers::<F>() {
+                    let scale = S::f_splat((*x.add(t)).scale);
+                    sums[t][v] = S::f_fma(scale, sums[t][v], S::f_load(at[t][v]));
+                }
                 S::f_store(at[t][v], sums[t][v]);
             }
         }
@@ -243,10 +250,19 @@ unsafe fn multiply_scale<S: Simd, F: Format, const V: usize, const T: usize>(
         for t in 0..T {
             let x = &*x.add(t);
             let mut scaled = [S::f_splat(0.0); V];
+            let mut dots = [S::i_splat(0); V];
             for i in 0..groups {
                 let group = groups * scale + i;
                 let four = x.group::<S>(group);
                 let start = S::i_splat(if starts_shifted::<S, F>() { starts[t][group] } else { 0 });
+                if powers::<F>() {
+                    for v in 0..V {
+                        let start = if i == 0 { start } else { S::i_add(dots[v], start) };
+                        dots[v] = dot_group::<S, F>(start, w[v][i], four);
+                        scaled[v] = times_power::<S>(dots[v], x.exponents[group / 2]);
+                    }
+                    continue;
+                }
                 let x_scale = S::f_splat(x.scales[group]);
                 for v in 0..V {
                     let dot = S::f_from_i(dot_group::<S, F>(start, w[v][i], four));

@@ -1,33 +1,44 @@
 //! Quantized matrix times int8 activations: what [`few_tokens`](super::few_tokens) and
 //! [`many_tokens`](super::many_tokens) have in common.
 //!
-//! The fixed order of a row's sum, the same for every format, ISA, layout and number of tokens. With the exact integer
-//! sum `dot = Σ (quant - offset) * activation` of each group of 16 columns, pairs of groups go in ascending order, each
+//! The fixed order of a row's sum, the same for every ISA, layout and number of tokens, is built on the exact integer
+//! sums `dot = Σ (quant - offset) * activation`.
 //!
-//! `acc = fma(scale, fma(x_scale1, dot1, x_scale0 * dot0), acc)` if the pair shares a weight scale, else
-//! `acc = fma(scale0, x_scale0 * dot0, acc); acc = fma(scale1, x_scale1 * dot1, acc)`,
+//! Blocks of 32: pairs of groups of 16 columns go in ascending order, each
 //!
-//! and where there are minima then, for each of the pair's one or two
+//! `acc = fma(scale, fma(x_scale1, dot1, x_scale0 * dot0), acc)`, and then with minima `acc = fma(minimum, x_sum, acc)`,
+//! `x_sum = x_scale0 * Σ activation + x_scale1 * Σ activation`.
 //!
-//! `acc = fma(minimum, x_sum, acc)` with `x_sum = x_scale * Σ activation`, or the sum of the two.
+//! Super-blocks of 256: the parts that share a weight scale (16 or 32 columns) go in ascending order, each
+//!
+//! `of_chunk = fma(scale, 2^e * dot, of_chunk)`, and then with minima, for each of a pair's one or two,
+//! `of_chunk = fma(minimum, 2^e * Σ activation, of_chunk)`; and the chunk ends with `acc = fma(x_scale, of_chunk, acc)`.
+//!
+//! A power of two is added to the exponent of the dot product, on a port that multiplications do not need. A dot product
+//! of zero becomes `2^(e - 127)` that way, which is 27 orders of magnitude below the smallest one that is none.
 
 use super::super::Simd;
-use super::formats::{CHUNK, Format, GROUP, TILE, Unpacked};
+use super::formats::{CHUNK, Format, GROUP, PAIR, TILE, Unpacked};
 use super::interleave::{RowPointers, interleave};
 
-/// One chunk of a token's activations: groups of 16 values with a scale each.
+/// One chunk of a token's activations. For blocks of 32 each group has a scale. For super-blocks the chunk has one, and
+/// each pair of groups a power of two: value = scale * 2^e * quant.
 #[repr(C, align(32))]
 pub struct QuantizedChunk {
     /// Rounded to -127..=127.
     pub(super) values: [i8; CHUNK],
-    /// Largest magnitude / 127, of each group; 0 if it is below [`TINY`].
+    /// Of each group: largest magnitude / 127; 0 if that magnitude is below [`TINY`]. Without powers of two.
     pub(super) scales: [f32; CHUNK / GROUP],
     /// Σ values, negated: where a dot product with offset quants starts from.
     negative_sums: [i32; CHUNK / GROUP],
-    /// scale * Σ values, of each group.
+    /// scale * Σ values, of each group; with powers of two, 2^e * Σ values.
     pub(super) sums: [f32; CHUNK / GROUP],
     /// The same of two groups.
     pub(super) pair_sums: [f32; CHUNK / GROUP / 2],
+    /// e of each pair, where the exponent of an f32 stands.
+    pub(super) exponents: [u32; CHUNK / GROUP / 2],
+    /// The chunk's scale, with powers of two.
+    pub(super) scale: f32,
 }
 
 impl QuantizedChunk {
@@ -38,11 +49,15 @@ impl QuantizedChunk {
         negative_sums: [0; CHUNK / GROUP],
         sums: [0.0; CHUNK / GROUP],
         pair_sums: [0.0; CHUNK / GROUP / 2],
+        exponents: [0; CHUNK / GROUP / 2],
+        scale: 0.0,
     };
 
-    /// The value that stands for activation `i`.
-    pub fn value(&self, i: usize) -> f32 {
-        self.scales[i / GROUP] * f32::from(self.values[i])
+    /// The value that stands for activation `i`, as blocks of 32 take it, or with powers of two.
+    pub fn value(&self, i: usize, powers: bool) -> f32 {
+        let scale =
+            if powers { self.scale * power(self.exponents[i / PAIR]) } else { self.scales[i / GROUP] };
+        scale * f32::from(self.values[i])
     }
 
     /// The values of a group, four to a lane, all lanes alike.
@@ -62,35 +77,41 @@ impl QuantizedChunk {
 /// Groups whose largest magnitude is at most this are taken as zero (127 / it must be finite).
 const TINY: f32 = 1e-30;
 
-/// Quantizes a token's `columns` values (a multiple of 32): chunk i goes to `out[i * stride]`.
+/// The power of two of a chunk's largest pair. Pairs that are more than 2^16 times smaller get the power 0.
+const LARGEST_EXPONENT: u32 = 16;
+
+/// Quantizes a token's `columns` values (a multiple of 32): chunk i goes to `out[i * stride]`. `powers`: as super-blocks
+/// take it, with powers of two.
 ///
 /// # Safety
 /// The CPU has the ISA; x holds `columns` values, `out` has a place for each chunk.
 #[inline(always)]
-pub unsafe fn quantize<S: Simd>(x: *const f32, columns: usize, out: *mut QuantizedChunk, stride: usize) {
+pub unsafe fn quantize<S: Simd>(
+    x: *const f32,
+    columns: usize,
+    powers: bool,
+    out: *mut QuantizedChunk,
+    stride: usize,
+) {
     unsafe {
         for chunk in 0..columns.div_ceil(CHUNK) {
             let first = chunk * CHUNK;
-            quantize_chunk::<S>(x.add(first), (columns - first).min(CHUNK), &mut *out.add(chunk * stride));
+            let (x, columns) = (x.add(first), (columns - first).min(CHUNK));
+            quantize_chunk::<S>(x, columns, powers, &mut *out.add(chunk * stride));
         }
     }
 }
 
 /// All groups of a chunk go through a stage together, so that they do not wait for each other.
 #[inline(always)]
-unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, out: &mut QuantizedChunk) {
+unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, powers: bool, out: &mut QuantizedChunk) {
     unsafe {
         let groups = columns / GROUP;
         let mut largest = [0.0; CHUNK / GROUP];
         for group in 0..groups {
             largest[group] = largest_magnitude::<S>(x.add(group * GROUP));
         }
-        let mut inverses = [0.0; CHUNK / GROUP];
-        for group in 0..CHUNK / GROUP {
-            let some = largest[group] > TINY;
-            out.scales[group] = if some { largest[group] / 127.0 } else { 0.0 };
-            inverses[group] = if some { 127.0 / largest[group] } else { 0.0 };
-        }
+        let inverses = if powers { scale_by_powers(&largest, out) } else { scale_groups(&largest, out) };
         for group in 0..groups {
             let inverse = S::f_splat(inverses[group]);
             for part in (group * GROUP..(group + 1) * GROUP).step_by(S::LANES) {
@@ -101,12 +122,56 @@ unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, out: &mut Quant
         let sums = group_sums::<S>(&out.values);
         for group in 0..CHUNK / GROUP {
             out.negative_sums[group] = -sums[group];
-            out.sums[group] = out.scales[group] * sums[group] as f32;
+            let unit = if powers { power(out.exponents[group / 2]) } else { out.scales[group] };
+            out.sums[group] = unit * sums[group] as f32;
         }
         for pair in 0..CHUNK / GROUP / 2 {
             out.pair_sums[pair] = out.sums[2 * pair] + out.sums[2 * pair + 1];
         }
     }
+}
+
+/// Sets the scale of each group; returns their inverses.
+#[inline(always)]
+fn scale_groups(largest: &[f32; CHUNK / GROUP], out: &mut QuantizedChunk) -> [f32; CHUNK / GROUP] {
+    let mut inverses = [0.0; CHUNK / GROUP];
+    for group in 0..CHUNK / GROUP {
+        let some = largest[group] > TINY;
+        out.scales[group] = if some { largest[group] / 127.0 } else { 0.0 };
+        inverses[group] = if some { 127.0 / largest[group] } else { 0.0 };
+    }
+    inverses
+}
+
+/// Sets the scale of the chunk, that of its largest value, and the powers of two; returns the inverse for each group.
+#[inline(always)]
+fn scale_by_powers(largest: &[f32; CHUNK / GROUP], out: &mut QuantizedChunk) -> [f32; CHUNK / GROUP] {
+    let mut of_chunk = 0f32;
+    for group in 0..CHUNK / GROUP {
+        of_chunk = if largest[group] > of_chunk { largest[group] } else { of_chunk };
+    }
+    let some = of_chunk > TINY;
+    let scale = if some { of_chunk / 127.0 } else { 0.0 };
+    let inverse = if some { 127.0 / of_chunk } else { 0.0 };
+    out.scale = scale * (1.0 / power(LARGEST_EXPONENT << 23));
+    let mut inverses = [0.0; CHUNK / GROUP];
+    for pair in 0..CHUNK / GROUP / 2 {
+        let (a, b) = (largest[2 * pair], largest[2 * pair + 1]);
+        let of_pair = if a > b { a } else { b };
+        // how often the pair can be doubled without becoming larger than the chunk: a difference of exponents, less one
+        // if the pair's mantissa is the larger
+        let doublings = ((of_chunk.to_bits() - of_pair.to_bits()) >> 23).min(LARGEST_EXPONENT);
+        out.exponents[pair] = (LARGEST_EXPONENT - doublings) << 23;
+        let inverse = inverse * power(doublings << 23);
+        (inverses[2 * pair], inverses[2 * pair + 1]) = (inverse, inverse);
+    }
+    inverses
+}
+
+/// 2^e, for e where the exponent of an f32 stands.
+#[inline(always)]
+fn power(e: u32) -> f32 {
+    f32::from_bits(e + 1f32.to_bits())
 }
 
 /// Of a group.
@@ -232,6 +297,18 @@ pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
     starts
 }
 
+/// Whether a chunk of a format's activations has one scale, and powers of two.
+#[inline(always)]
+pub(super) const fn powers<F: Format>() -> bool {
+    F::KIND.block_len() == CHUNK
+}
+
+/// 2^e times an integer sum, e as in [`QuantizedChunk`].
+#[inline(always)]
+pub(super) unsafe fn times_power<S: Simd>(dot: S::I, e: u32) -> S::F {
+    unsafe { S::f_from_bits(S::i_add(S::f_bits(S::f_from_i(dot)), S::i_splat(e))) }
+}
+
 /// The integer sum of a group.
 #[inline(always)]
 pub(super) unsafe fn dot_group<S: Simd, F: Format>(start: S::I, w: [S::I; 4], x: [S::I; 4]) -> S::I {
@@ -255,7 +332,10 @@ pub(super) unsafe fn store_tile(p: &Product, tile: usize, token: usize, sums: *c
         let row = tile * TILE;
         let rows = (p.rows - row).min(TILE);
         let out = p.out.add(token * p.out_stride + row);
-        if p.bias.is_null() {
+        if p.bias.is_null() && rows == TILE {
+            // of a length that is known, so without a call
+            out.cast::<[f32; TILE]>().write_unaligned(sums.cast::<[f32; TILE]>().read_unaligned());
+        } else if p.bias.is_null() {
             std::ptr::copy_nonoverlapping(sums, out, rows);
         } else {
             for i in 0..rows {
