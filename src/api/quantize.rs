@@ -4,15 +4,13 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Importance;
 use crate::checkpoint::write::{GgufWriter, TensorSpec};
-use crate::checkpoint::{Checkpoint, Tensor, Value};
+use crate::checkpoint::{Checkpoint, Value};
 use crate::model::Hyperparameters;
 use crate::model::export::{Export, export, frequency_factors};
-use crate::quant::{self, BlockType, Mix, ModelShape};
+use crate::quant::{BlockType, Mix, ModelShape, Rows};
 use crate::{Error, Result};
-
-/// Values that a thread quantizes at a time, about.
-const PIECE: usize = 1 << 18;
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -40,6 +38,21 @@ pub struct Quantized {
 pub fn quantize(
     checkpoint: &Checkpoint,
     mix: Mix,
+    path: &Path,
+    cancel: &AtomicBool,
+    progress: impl FnMut(u64, u64),
+) -> Result<Quantized> {
+    quantize_by(checkpoint, mix, None, path, cancel, progress)
+}
+
+/// [`quantize`], finer where it matters.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_by(
+    checkpoint: &Checkpoint,
+    mix: Mix,
+    importance: Option<&Importance>,
     path: &Path,
     cancel: &AtomicBool,
     mut progress: impl FnMut(u64, u64),
@@ -78,7 +91,7 @@ pub fn quantize(
     let total = checkpoint.total_bytes();
     let mut done = 0;
     for (tensor, spec) in tensors.iter().zip(&specs) {
-        let bytes = converted(tensor, spec.kind, cancel);
+        let bytes = converted(tensor, spec.kind, importance, cancel);
         if cancel.load(Ordering::Relaxed) {
             return Err(fault(std::io::ErrorKind::Interrupted.into()));
         }
@@ -125,45 +138,21 @@ fn report(specs: &[TensorSpec], from_bytes: u64) -> Quantized {
 }
 
 /// A tensor's bytes in another type, on all cores.
-fn converted(export: &Export<'_>, kind: BlockType, cancel: &AtomicBool) -> Vec<u8> {
+fn converted(
+    export: &Export<'_>,
+    kind: BlockType,
+    importance: Option<&Importance>,
+    cancel: &AtomicBool,
+) -> Vec<u8> {
     let mut all = Vec::new();
     for part in 0..export.parts() {
         let tensor = export.part(part);
-        if tensor.kind == kind {
-            all.extend_from_slice(tensor.bytes());
-        } else {
-            let at = all.len();
-            all.resize(at + kind.row_bytes(tensor.rows() * tensor.columns()), 0);
-            convert(&tensor, kind, &mut all[at..], cancel);
-        }
+        let (at, columns) = (all.len(), tensor.columns());
+        all.resize(at + kind.row_bytes(tensor.rows() * columns), 0);
+        let importance = importance.and_then(|known| known.of(&tensor.name, columns));
+        let rows = Rows { kind: tensor.kind, columns, bytes: tensor.bytes(), importance };
+        rows.convert(kind, &mut all[at..], cancel);
         tensor.drop_pages();
     }
     all
-}
-
-/// The values of `tensor` as blocks of `kind`, by pieces of whole rows.
-pub(super) fn convert(tensor: &Tensor, kind: BlockType, to: &mut [u8], cancel: &AtomicBool) {
-    let (columns, rows) = (tensor.columns(), tensor.rows());
-    let rows_of_piece = (PIECE / columns.max(1)).max(1);
-    let (from_bytes, to_bytes) = (tensor.kind.row_bytes(columns), kind.row_bytes(columns));
-    let pieces = std::sync::Mutex::new(
-        tensor.bytes().chunks(rows_of_piece * from_bytes).zip(to.chunks_mut(rows_of_piece * to_bytes)),
-    );
-    let next = || pieces.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(rows.div_ceil(rows_of_piece));
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                let mut values = Vec::new();
-                while let Some((from, to)) = next() {
-                    if cancel.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    values.resize(from.len() / from_bytes * columns, 0.0);
-                    quant::dequantize(tensor.kind, from, &mut values);
-                    quant::quantize(kind, &values, to);
-                }
-            });
-        }
-    });
 }

@@ -61,7 +61,8 @@ little more; start from F16, BF16 or F32 where you can.
 
 Examples:
   pensive quantize ./DeepSeek-R1-Distill-Qwen-1.5B r1-q4.gguf --type q4_k_m
-  pensive quantize ./model-f16.gguf model-q8.gguf --type q8_0";
+  pensive quantize ./model-f16.gguf model-q8.gguf --type q8_0
+  pensive quantize ./model-f16.gguf model-q3.gguf --type q3_k_m --calibrate thoughts.txt";
 
 /// Runs R1-style reasoning models on this machine.
 #[derive(Debug, Parser)]
@@ -303,6 +304,9 @@ pub struct QuantizeArgs {
     /// Mix of block types
     #[arg(short = 'T', long = "type", value_name = "TYPE", value_parser = parse_mix)]
     pub mix: Mix,
+    /// Run the model over this text first, and keep finer what matters there
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
     /// Replace the file if it is there
     #[arg(short, long)]
     pub force: bool,

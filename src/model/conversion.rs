@@ -45,7 +45,8 @@ impl Conversion {
         if kind == tensor.kind {
             return Ok(tensor);
         }
-        let rows = Rows { kind: tensor.kind, columns: tensor.columns(), bytes: tensor.bytes() };
+        let rows =
+            Rows { kind: tensor.kind, columns: tensor.columns(), bytes: tensor.bytes(), importance: None };
         let len = kind.row_bytes(tensor.columns()) * tensor.rows();
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| {

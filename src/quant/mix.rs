@@ -98,7 +98,9 @@ impl Mix {
             return if matches!(self.base, TQ1_0 | TQ2_0) { Q4_K } else { self.base };
         };
         let layer: usize = layer.parse().unwrap_or(0);
-        let part = part.trim_end_matches(".weight").trim_end_matches("_exps");
+        let part = part.trim_end_matches(".weight").trim_end_matches("_exps").trim_end_matches("_shexp");
+        // the matrices that values are a part of count as those of values
+        let part = if matches!(part, "attn_qkv" | "attn_kv_b") { "attn_v" } else { part };
         self.of_part(part, layer, model).unwrap_or(self.base)
     }
 
@@ -121,13 +123,15 @@ impl Mix {
             ("ffn_down", "Q3_K_L") => Some(Q5_K),
             ("ffn_down", "Q4_K_M" | "Q5_K_M") if more => Some(Q6_K),
             ("ffn_down", "Q4_K_S" | "IQ4_NL" | "IQ4_XS") if layer < eighth => Some(Q5_K),
-            ("attn_output", "Q2_K" | "Q3_K_S" | "Q3_K_M" | "Q4_K_S" | "Q4_K_M") if experts == 8 => Some(Q5_K),
+            ("attn_output", "Q2_K" | "Q3_K_S" | "Q3_K_M" | "IQ4_NL" | "IQ4_XS" | "Q4_K_S" | "Q4_K_M")
+                if experts == 8 =>
+            {
+                Some(Q5_K)
+            }
+            ("attn_output", _) if experts == 8 => None,
             ("attn_output", "Q2_K") => Some(Q3_K),
             ("attn_output", "Q3_K_M") => Some(Q4_K),
             ("attn_output", "Q3_K_L") => Some(Q5_K),
-            ("attn_qkv", "Q3_K_M" | "Q3_K_L") => Some(Q4_K),
-            ("attn_qkv", "Q4_K_M") => Some(Q5_K),
-            ("attn_qkv", "Q5_K_M") => Some(Q6_K),
             _ => None,
         }
     }

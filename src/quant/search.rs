@@ -1,5 +1,6 @@
 //! The search for the scales of K-quants: a few steps near the plain one are tried for each group, scale and
-//! minimum are fitted to the resulting codes by least squares, and the best is kept. All values weigh the same.
+//! minimum are fitted to the resulting codes by least squares, and the best is kept. The square of each value's error counts
+//! by its weight.
 
 use super::{farthest, inverse, round_code, to_f16};
 
@@ -21,11 +22,16 @@ pub(super) struct Centred {
 }
 
 /// Fits groups of `GROUP` values with codes `0..=max_code`, scales and minima `0..=max_scale`.
-pub(super) fn affine_groups<const GROUP: usize>(values: &[f32; 256], max_code: u8, max_scale: u8) -> Affine {
-    let groups = values.as_chunks::<GROUP>().0;
+pub(super) fn affine_groups<const GROUP: usize>(
+    values: &[f32; 256],
+    weights: &[f32; 256],
+    max_code: u8,
+    max_scale: u8,
+) -> Affine {
+    let (groups, weights) = (values.as_chunks::<GROUP>().0, weights.as_chunks::<GROUP>().0);
     let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
-    for (g, group) in groups.iter().enumerate() {
-        (scales[g], mins[g]) = fit_affine(group, max_code);
+    for (g, (group, weights)) in groups.iter().zip(weights).enumerate() {
+        (scales[g], mins[g]) = fit_affine(group, weights, max_code);
     }
     let (d, scales) = integers(&scales, max_scale);
     let (dmin, mins) = integers(&mins, max_scale);
@@ -39,11 +45,11 @@ pub(super) fn affine_groups<const GROUP: usize>(values: &[f32; 256], max_code: u
 }
 
 /// Fits groups of 16 values with codes `0..2 * zero` and scales `-max_scale..max_scale`.
-pub(super) fn centred_groups(values: &[f32; 256], zero: u8, max_scale: u8) -> Centred {
-    let groups = values.as_chunks::<16>().0;
+pub(super) fn centred_groups(values: &[f32; 256], weights: &[f32; 256], zero: u8, max_scale: u8) -> Centred {
+    let (groups, weights) = (values.as_chunks::<16>().0, weights.as_chunks::<16>().0);
     let mut fits = [0.0; 16];
-    for (fit, group) in fits.iter_mut().zip(groups) {
-        *fit = fit_centred(group, zero);
+    for (fit, (group, weights)) in fits.iter_mut().zip(groups.iter().zip(weights)) {
+        *fit = fit_centred(group, weights, zero);
     }
     let bound = f32::from(max_scale);
     let d = to_f16(-farthest(&fits) / bound).to_f32();
@@ -68,7 +74,7 @@ fn integers(factors: &[f32; 16], max: u8) -> (f32, [u8; 16]) {
 const TENTHS: i32 = 10;
 
 /// (scale, min), both >= 0, that make `scale * code - min` close to the values, with codes `0..=max`.
-fn fit_affine(values: &[f32], max: u8) -> (f32, f32) {
+fn fit_affine(values: &[f32], weights: &[f32], max: u8) -> (f32, f32) {
     let low = values.iter().copied().fold(0.0, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let range = high - low;
@@ -80,22 +86,23 @@ fn fit_affine(values: &[f32], max: u8) -> (f32, f32) {
     for tenths in -TENTHS..=TENTHS {
         let steps = (f32::from(max) + tenths as f32 / 10.0) / range;
         let code = |x: f32| f32::from(round_code((x - low) * steps, max));
-        let (mut q1, mut q2, mut x1, mut qx) = (0.0, 0.0, 0.0, 0.0);
-        for &x in values {
+        let (mut n, mut q1, mut q2, mut x1, mut qx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (&x, &w) in values.iter().zip(weights) {
             let q = code(x);
-            q1 += q;
-            q2 += q * q;
-            x1 += x;
-            qx += q * x;
+            n += w;
+            q1 += w * q;
+            q2 += w * q * q;
+            x1 += w * x;
+            qx += w * q * x;
         }
-        let n = values.len() as f32;
         let determinant = n * q2 - q1 * q1;
         let mut scale = (n * qx - x1 * q1) / determinant;
         let mut min = (q1 * qx - q2 * x1) / determinant;
         if determinant <= 0.0 || min < 0.0 {
             (scale, min) = (qx / q2, 0.0);
         }
-        let error: f32 = values.iter().map(|&x| (scale * code(x) - min - x).powi(2)).sum();
+        let errors = values.iter().zip(weights).map(|(&x, &w)| w * (scale * code(x) - min - x).powi(2));
+        let error: f32 = errors.sum();
         if scale >= 0.0 && error < best_error {
             (best, best_error) = ((scale, min), error);
         }
@@ -104,7 +111,7 @@ fn fit_affine(values: &[f32], max: u8) -> (f32, f32) {
 }
 
 /// The scale, of either sign, that makes `scale * (code - zero)` close to the values, with codes `0..2 * zero`.
-fn fit_centred(values: &[f32], zero: u8) -> f32 {
+pub(super) fn fit_centred(values: &[f32], weights: &[f32], zero: u8) -> f32 {
     let extreme = farthest(values);
     if !extreme.is_normal() {
         return 0.0;
@@ -115,12 +122,13 @@ fn fit_centred(values: &[f32], zero: u8) -> f32 {
         let code =
             |x: f32| f32::from(round_code(x * steps + f32::from(zero), 2 * zero - 1)) - f32::from(zero);
         let (mut q2, mut qx) = (0.0, 0.0);
-        for &x in values {
-            q2 += code(x) * code(x);
-            qx += code(x) * x;
+        for (&x, &w) in values.iter().zip(weights) {
+            q2 += w * code(x) * code(x);
+            qx += w * code(x) * x;
         }
         let scale = qx / q2;
-        let error: f32 = values.iter().map(|&x| (scale * code(x) - x).powi(2)).sum();
+        let errors = values.iter().zip(weights).map(|(&x, &w)| w * (scale * code(x) - x).powi(2));
+        let error: f32 = errors.sum();
         if error < best_error {
             (best, best_error) = (scale, error);
         }
