@@ -41,7 +41,7 @@ impl Quantize {
             Quantize::Auto if !is_plain(checkpoint) || fits(loaded_bytes(checkpoint, None)) => None,
             Quantize::Auto => {
                 let tried = || TRIED.iter().filter_map(|name| Mix::parse(name)).map(to);
-                tried().find(|tried| fits(loaded_bytes(checkpoint, Some(tried)))).or(tried().last())
+                tried().find(|tried| fits(loaded_bytes(checkpoint, Some(tried)))).or(tried().next_back())
             }
         }
     }

@@ -424,7 +424,7 @@ mod safetensors_files {
         write(&path, &[("ids", Dtype::I64, &[1], vec![0; 8])]);
         assert_eq!(
             failure(&path),
-            "model.safetensors: tensor ids is I64, which is not supported (F32, F16, BF16)"
+            "model.safetensors: tensor ids is I64, which is not supported (F32, F16, BF16, F8_E4M3 with scales, MXFP4)"
         );
     }
 

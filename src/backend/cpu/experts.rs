@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn groups_are_chosen_by_their_two_best() {
         // the single best expert is in the first group, the best pair in the second
-        let scores = [3.0, -3.0, 1.0, 1.0, 0.0, 0.0];
+        let scores = [3.0, -9.0, 1.0, 1.0, 0.0, 0.0];
         let routing = Routing { gate: Gate::Sigmoid, groups: (3, 1), ..ALL };
         let got = route(&scores, None, routing);
         assert_eq!(got.iter().map(|c| c.0).collect::<Vec<_>>(), [2, 3]);

@@ -187,7 +187,7 @@ fn defects() -> Vec<(&'static str, Raw)> {
         ("dimension 1 of tensor t is 0", tensor(&[4, 0], 0, 0)),
         ("tensor t has the shape", tensor(&[1 << 40, 1 << 40], 0, 0)),
         ("tensor t has rows of 33 values, which is no multiple of Q8_0's block of 32", tensor(&[33], 8, 0)),
-        ("tensor t has the type IQ2_XXS, which is not supported yet", tensor(&[256], 16, 0)),
+        ("tensor t has the type NVFP4, which is not supported yet", tensor(&[256], 40, 0)),
         ("tensor t has the type number 99, which is not supported yet", tensor(&[256], 99, 0)),
         ("tensor t has the offset 4, which is no multiple of the alignment 32", tensor(&[1], 0, 4)),
         ("tensor t has 4 bytes at offset 1024 of the data", tensor(&[1], 0, 1024)),
