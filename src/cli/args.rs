@@ -56,7 +56,7 @@ Examples:
 
 const QUANTIZE_HELP: &str = "\
 Types, finest first: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_0 Q5_1 Q4_K_M Q4_K_S Q4_0 Q4_1 IQ4_NL IQ4_XS Q3_K_L Q3_K_M
-Q3_K_S Q2_K TQ1_0 TQ2_0. The mixes are llama.cpp's, which loads the file too. A model that is quantized already loses a
+Q3_K_S Q2_K TQ1_0 TQ2_0 MXFP4_MOE. The mixes are llama.cpp's, which loads the file too. A model that is quantized already loses a
 little more; start from F16, BF16 or F32 where you can.
 
 Examples:

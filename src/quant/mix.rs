@@ -14,7 +14,7 @@ pub struct Mix {
     pub base: BlockType,
 }
 
-const MIXES: [Mix; 21] = [
+const MIXES: [Mix; 22] = [
     mix("F32", 0, F32),
     mix("F16", 1, F16),
     mix("BF16", 32, BF16),
@@ -34,6 +34,7 @@ const MIXES: [Mix; 21] = [
     mix("Q3_K_M", 12, Q3_K),
     mix("Q3_K_S", 11, Q3_K),
     mix("Q2_K", 10, Q2_K),
+    mix("MXFP4_MOE", 38, Q8_0),
     mix("TQ1_0", 36, TQ1_0),
     mix("TQ2_0", 37, TQ2_0),
 ];
@@ -61,6 +62,7 @@ impl Mix {
         let upper = name.to_ascii_uppercase();
         let whole = match upper.as_str() {
             "Q3_K" | "Q4_K" | "Q5_K" => upper + "_M",
+            "MXFP4" => "MXFP4_MOE".to_owned(),
             _ => upper,
         };
         MIXES.into_iter().find(|mix| mix.name == whole)
@@ -83,6 +85,9 @@ impl Mix {
             || name.contains("norm")
         {
             return F32;
+        }
+        if self.name == "MXFP4_MOE" && name.contains("_exps") {
+            return fitting(MXFP4, columns);
         }
         if self.base.block_len() == 1 {
             return self.base;
@@ -182,6 +187,14 @@ mod tests {
         let mix = Mix::parse("Q4_K_M").unwrap();
         let tied = ModelShape { tied: true, ..QWEN };
         assert_eq!(mix.kind("token_embd.weight", &[100, 1536], &tied), Q6_K);
+    }
+
+    #[test]
+    fn matrices_that_hold_values_count_as_those_of_values_and_experts_may_be_mxfp4() {
+        assert_eq!(kind("Q4_K_M", "blk.0.attn_qkv.weight", 1536), Q6_K);
+        assert_eq!(kind("Q4_K_M", "blk.0.ffn_down_shexp.weight", 1536), Q6_K);
+        assert_eq!(kind("mxfp4", "blk.0.ffn_down_exps.weight", 1536), MXFP4);
+        assert_eq!(kind("mxfp4", "blk.0.attn_q.weight", 1536), Q8_0);
     }
 
     #[test]
