@@ -25,6 +25,8 @@ pub fn available_and_total_bytes() -> (u64, u64) {
 pub(super) struct Needs {
     /// The weights, bytes.
     pub weights: u64,
+    /// Of these, what may stay in the file and be read as it is needed: experts, of which a token goes to a few.
+    pub experts: u64,
     /// Buffers for activations, bytes.
     pub buffers: u64,
     /// A KV page, bytes.
@@ -43,7 +45,7 @@ impl Needs {
     /// [`Error::Memory`] where that does not fit, unless `force`.
     pub fn context(&self, wanted: Option<usize>, own: usize, available: u64, force: bool) -> Result<usize> {
         let context = wanted.unwrap_or(own);
-        if force || self.total(context) <= available {
+        if force || self.total(context) - self.experts <= available {
             return Ok(context);
         }
         let fits = self.fits(available);
@@ -65,7 +67,7 @@ impl Needs {
 
     /// Tokens of context that fit beside the weights.
     fn fits(&self, available: u64) -> usize {
-        let room = available.saturating_sub(self.weights + self.buffers);
+        let room = available.saturating_sub(self.weights - self.experts + self.buffers);
         (room / self.page.max(1)) as usize * PAGE_LEN
     }
 
@@ -97,7 +99,7 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
-    const NEEDS: Needs = Needs { weights: 1000 * MIB, buffers: 100 * MIB, page: MIB };
+    const NEEDS: Needs = Needs { weights: 1000 * MIB, experts: 0, buffers: 100 * MIB, page: MIB };
 
     #[test]
     fn a_context_that_fits_is_taken() {
@@ -116,6 +118,15 @@ mod tests {
         assert_eq!(NEEDS.weights_in_memory(context, 1110 * MIB), u64::MAX);
         assert_eq!(NEEDS.weights_in_memory(context, 800 * MIB), 590 * MIB);
         assert_eq!(NEEDS.weights_in_memory(context, 100 * MIB), 0);
+    }
+
+    #[test]
+    fn experts_may_stay_in_the_file() {
+        let needs = Needs { experts: 800 * MIB, ..NEEDS };
+        assert_eq!(needs.context(None, 100 * PAGE_LEN, 400 * MIB, false).unwrap(), 100 * PAGE_LEN);
+        assert_eq!(needs.context(None, 32768, 350 * MIB, false).unwrap(), 50 * PAGE_LEN);
+        assert!(needs.context(None, 32768, 310 * MIB, false).is_err());
+        assert_eq!(needs.weights_in_memory(100 * PAGE_LEN, 400 * MIB), 150 * MIB);
     }
 
     #[test]

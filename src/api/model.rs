@@ -198,7 +198,8 @@ impl ModelBuilder {
         let conversion = self.conversion(checkpoint, h);
         let weight_bytes = loaded_bytes(checkpoint, conversion.as_ref());
         let weights = weight_bytes + Decoder::made_bytes(checkpoint, h);
-        let (context, in_memory) = self.plan_memory(h, weights, conversion.is_some())?;
+        let experts = if conversion.is_some() { 0 } else { expert_bytes(checkpoint) };
+        let (context, in_memory) = self.plan_memory(h, weights, experts, conversion.is_some())?;
         // what was converted lies in memory once, interleaved or not
         let interleaved_bytes = if conversion.is_some() { u64::MAX } else { in_memory };
         let h = &Hyperparameters { context_limit: context, ..h.clone() };
@@ -224,7 +225,7 @@ impl ModelBuilder {
     fn conversion(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<Conversion> {
         let available = memory::available_and_total_bytes().0;
         let context = self.context.unwrap_or(h.context_limit.min(ROOM));
-        let fits = |weights| self.needs(h, weights).total(context) <= available / 4 * 3;
+        let fits = |weights| self.needs(h, weights, 0).total(context) <= available / 4 * 3;
         let conversion = self.quantize.conversion(checkpoint, h, fits)?;
         if self.quantize == Quantize::Auto {
             (self.progress)(Progress::Notice(format!(
@@ -238,19 +239,25 @@ impl ModelBuilder {
         Some(conversion)
     }
 
-    fn needs(&self, h: &Hyperparameters, weights: u64) -> Needs {
+    fn needs(&self, h: &Hyperparameters, weights: u64, experts: u64) -> Needs {
         let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
         let buffers = 4
             * (self.chunk * h.activation_width() + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
-        Needs { weights, buffers, page }
+        Needs { weights, experts, buffers, page }
     }
 
     /// The context, and the bytes of weights that memory has room for.
-    fn plan_memory(&mut self, h: &Hyperparameters, weights: u64, is_converted: bool) -> Result<(usize, u64)> {
+    fn plan_memory(
+        &mut self,
+        h: &Hyperparameters,
+        weights: u64,
+        experts: u64,
+        is_converted: bool,
+    ) -> Result<(usize, u64)> {
         if self.context == Some(0) {
             return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
         }
-        let needs = self.needs(h, weights);
+        let needs = self.needs(h, weights, experts);
         let available = memory::available_and_total_bytes().0;
         let context = needs.context(self.context, h.context_limit, available, self.force)?;
         if self.context.is_none() && context < h.context_limit {
@@ -326,6 +333,13 @@ fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry>
     }
     names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
     catalog::for_metadata(&h.architecture, &names)
+}
+
+/// Bytes of experts, of which a token goes to a few.
+fn expert_bytes(checkpoint: &Checkpoint) -> u64 {
+    let is_expert = |name: &str| name.contains("_exps.") || name.contains(".mlp.experts.");
+    let experts = checkpoint.tensors.values().filter(|tensor| is_expert(&tensor.name));
+    experts.map(|tensor| tensor.bytes().len() as u64).sum()
 }
 
 /// What [`ModelBuilder::engine`] made.

@@ -217,7 +217,7 @@ pub struct Attention {
     pub scale: f32,
     /// Only the last `window` positions (own included) are seen.
     pub window: Option<usize>,
-    /// [heads]: a score of each head that takes its share of the softmax and gives nothing ("sink").
+    /// For each head a score that takes its share of the softmax and gives nothing ("sink").
     pub sinks: Option<Vector>,
 }
 
@@ -269,9 +269,9 @@ pub enum Gate {
 pub struct Experts {
     /// The rows that go to experts.
     pub from: Buffer,
-    /// [experts]: their scores.
+    /// Their scores, as wide as there are experts.
     pub scores: Buffer,
-    /// [experts]: added to what experts are chosen by, not to their weights.
+    /// Added to what experts are chosen by, not to their weights; one for each.
     pub correction: Option<Vector>,
     /// How they are chosen.
     pub routing: Routing,

@@ -268,7 +268,14 @@ impl Backend for CpuBackend {
     }
 
     fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
+        // Where memory is short, it is for what every token needs: experts stay mapped, and the system keeps the hot ones.
+        let is_short = self.interleaved_bytes < u64::MAX - (1 << 62);
+        let left =
+            if is_short { std::mem::take(&mut self.interleaved_bytes) } else { self.interleaved_bytes };
         let matrices = tensors.iter().map(|tensor| self.matrix(tensor)).collect::<Result<Vec<_>>>()?;
+        if is_short {
+            self.interleaved_bytes = left;
+        }
         let shape = |matrix: &WeightMatrix| (matrix.rows(), matrix.columns());
         let alike = matrices.windows(2).all(|pair| shape(&pair[0]) == shape(&pair[1]));
         assert!(alike && !matrices.is_empty(), "matrices of one shape");
