@@ -1,12 +1,12 @@
 //! From any checkpoint that can be read to a GGUF file of other block types.
 
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Importance;
 use crate::checkpoint::write::{GgufWriter, TensorSpec};
-use crate::checkpoint::{Checkpoint, Value};
+use crate::checkpoint::{Checkpoint, Value, WholeFile};
 use crate::model::Hyperparameters;
 use crate::model::export::{Export, export, frequency_factors};
 use crate::quant::{BlockType, Mix, ModelShape, Rows};
@@ -33,8 +33,8 @@ pub struct Quantized {
 /// The file appears under its name when it is whole. `progress` is told (bytes read, bytes in all).
 ///
 /// # Errors
-/// A checkpoint of an architecture that is not known, or that has no place in a GGUF file; what cannot be written;
-/// [`Error::Io`] of the kind `Interrupted` when `cancel` is set.
+/// A checkpoint of an architecture that is not known, or that has no place in a GGUF file; a mix that
+/// [wants importance](Mix::wants_importance) without any; what cannot be written; [`Error::Io`] of the kind `Interrupted` when `cancel` is set.
 pub fn quantize(
     checkpoint: &Checkpoint,
     mix: Mix,
@@ -57,13 +57,25 @@ pub fn quantize_by(
     cancel: &AtomicBool,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Quantized> {
+    if mix.wants_importance() && importance.is_none() {
+        return Err(Error::Usage(format!(
+            "{} is of use only where it is known which columns are important: calibrate by a text (--calibrate FILE)",
+            mix.name
+        )));
+    }
     let h = Hyperparameters::read(checkpoint)?;
     let (mut metadata, tensors) = export(checkpoint, &h)?;
     metadata.insert("general.file_type".into(), Value::Unsigned(mix.file_type.into()));
     metadata.insert("general.quantization_version".into(), Value::Unsigned(2));
     let is_tied = !tensors.iter().any(|tensor| tensor.name == "output.weight");
     let experts = h.experts.as_ref().map_or(0, |e| e.count);
-    let model = ModelShape { layers: h.layers, group: h.heads / h.kv_heads, experts, tied: is_tied };
+    let model = ModelShape {
+        layers: h.layers,
+        group: h.heads / h.kv_heads,
+        experts,
+        tied: is_tied,
+        calibrated: importance.is_some(),
+    };
     let from_gguf = matches!(checkpoint.metadata, crate::checkpoint::Metadata::Gguf(_));
     let factors = if from_gguf { vec![] } else { frequency_factors(&h) };
 
@@ -81,13 +93,10 @@ pub fn quantize_by(
         shape: vec![factors.len()],
     }));
 
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let fault = |error| Error::io(path, error);
-    // under another name until it is whole; gone if that fails
-    let file =
-        tempfile::Builder::new().prefix(".pensive-").suffix(".gguf").tempfile_in(folder).map_err(fault)?;
-    let out = BufWriter::new(file);
-    let mut writer = GgufWriter::new(out, &metadata, &specs).map_err(fault)?;
+    let bytes = specs.iter().map(|spec| spec.kind.row_bytes(spec.shape.iter().product()) as u64).sum();
+    let file = WholeFile::create(path, bytes).map_err(fault)?;
+    let mut writer = GgufWriter::new(BufWriter::new(file.file()), &metadata, &specs).map_err(fault)?;
     let total = checkpoint.total_bytes();
     let mut done = 0;
     for (tensor, spec) in tensors.iter().zip(&specs) {
@@ -103,23 +112,9 @@ pub fn quantize_by(
         let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
         writer.tensor(&bytes).map_err(fault)?;
     }
-    let mut out = writer.finish().map_err(fault)?;
-    out.flush().map_err(fault)?;
-    let file = out.into_inner().map_err(|error| fault(error.into_error()))?;
-    set_readable(file.as_file()).map_err(fault)?;
-    file.persist(path).map_err(|error| fault(error.error))?;
+    writer.finish().map_err(fault)?;
+    file.keep().map_err(fault)?;
     Ok(report(&specs, total))
-}
-
-/// A temporary file is the user's alone; this one becomes an ordinary file.
-fn set_readable(file: &std::fs::File) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    let _ = file;
-    Ok(())
 }
 
 fn report(specs: &[TensorSpec], from_bytes: u64) -> Quantized {

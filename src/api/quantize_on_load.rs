@@ -63,9 +63,14 @@ impl FromStr for Quantize {
         match text.to_ascii_lowercase().as_str() {
             "auto" => Ok(Quantize::Auto),
             "none" => Ok(Quantize::Never),
-            name => Mix::parse(name).map(Quantize::To).ok_or_else(|| {
-                format!("there are auto, none, {}", Mix::names().collect::<Vec<_>>().join(", "))
-            }),
+            name => {
+                // there is no text to calibrate by
+                let mix = Mix::parse(name).filter(|mix| !mix.wants_importance());
+                mix.map(Quantize::To).ok_or_else(|| {
+                    let names = Mix::all().filter(|mix| !mix.wants_importance()).map(|mix| mix.name);
+                    format!("there are auto, none, {}", names.collect::<Vec<_>>().join(", "))
+                })
+            }
         }
     }
 }
@@ -82,6 +87,8 @@ impl fmt::Display for Quantize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     /// F32 and 8-bit floats.
@@ -109,8 +116,12 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_is_done_to_what_is_quantized_already() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/pocket/pocket.gguf");
-        let checkpoint = Checkpoint::open(path).unwrap();
+        let (plain, _) = plain();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q8_0.gguf");
+        let mix = Mix::parse("Q8_0").unwrap();
+        super::super::quantize(&plain, mix, &path, &AtomicBool::new(false), |_, _| ()).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
         let h = Hyperparameters::read(&checkpoint).unwrap();
         assert!(Quantize::Auto.conversion(&checkpoint, &h, |_| false).is_none());
         assert!(Quantize::Never.conversion(&checkpoint, &h, |_| false).is_none());

@@ -25,6 +25,7 @@ impl Conversion {
             group: h.heads / h.kv_heads,
             experts: h.experts.as_ref().map_or(0, |experts| experts.count),
             tied: names::find(checkpoint, "output.weight").is_none(),
+            calibrated: false,
         };
         Conversion { mix, shape }
     }

@@ -4,6 +4,7 @@
 
 pub(crate) mod codebook;
 mod convert;
+mod grid_search;
 mod grids;
 pub(crate) mod i_quants;
 pub(crate) mod k_quants;
@@ -180,8 +181,8 @@ pub fn dequantize(kind: BlockType, blocks: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Blocks from values, by rounding to the nearest code; K-quants and IQ4 search for scales with a small square error, all
-/// values weighing the same.
+/// Blocks from values, by rounding to the nearest code; K-quants and i-quants search for scales (and entries of grids) with a small
+/// square error, all values weighing the same.
 ///
 /// Values must be finite and within the format's range (F16, and the scales of all block formats, end at
 /// 65504): others saturate or become arbitrary values, never a panic.
@@ -193,7 +194,7 @@ pub fn quantize(kind: BlockType, values: &[f32], blocks: &mut [u8]) {
 }
 
 /// [`quantize`] where the columns are not equally important: `importance` has a number for each, such as the mean square of
-/// what they are multiplied with. K-quants, IQ4, Q4_0 and Q5_0 heed it.
+/// what they are multiplied with. K-quants, i-quants, Q4_0, Q4_1, Q5_0 and Q5_1 heed it.
 ///
 /// # Panics
 /// As [`quantize`], and if the values are no rows as long as `importance`.
@@ -206,7 +207,9 @@ pub fn quantize_by(kind: BlockType, values: &[f32], importance: Option<&[f32]>, 
     blocks.fill(0);
     match kind {
         BlockType::Q4_0 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q4_0),
+        BlockType::Q4_1 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q4_1),
         BlockType::Q5_0 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q5_0),
+        BlockType::Q5_1 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q5_1),
         BlockType::F32 => to_blocks(values, blocks, |x: &[f32; 1], b| *b = x[0].to_le_bytes()),
         BlockType::F16 => to_blocks(values, blocks, |x: &[f32; 1], b| *b = to_f16(x[0]).to_le_bytes()),
         BlockType::BF16 => {
@@ -222,15 +225,15 @@ pub fn quantize_by(kind: BlockType, values: &[f32], importance: Option<&[f32]>, 
         BlockType::Q4_K => to_weighted(values, importance, blocks, k_quants::quantize_q4_k),
         BlockType::Q5_K => to_weighted(values, importance, blocks, k_quants::quantize_q5_k),
         BlockType::Q6_K => to_weighted(values, importance, blocks, k_quants::quantize_q6_k),
-        BlockType::IQ2_XXS => to_blocks(values, blocks, i_quants::quantize_iq2_xxs),
-        BlockType::IQ2_XS => to_blocks(values, blocks, i_quants::quantize_iq2_xs),
-        BlockType::IQ3_XXS => to_blocks(values, blocks, i_quants::quantize_iq3_xxs),
-        BlockType::IQ1_S => to_blocks(values, blocks, i_quants::quantize_iq1_s),
+        BlockType::IQ2_XXS => to_weighted(values, importance, blocks, i_quants::quantize_iq2_xxs),
+        BlockType::IQ2_XS => to_weighted(values, importance, blocks, i_quants::quantize_iq2_xs),
+        BlockType::IQ3_XXS => to_weighted(values, importance, blocks, i_quants::quantize_iq3_xxs),
+        BlockType::IQ1_S => to_weighted(values, importance, blocks, i_quants::quantize_iq1_s),
         BlockType::IQ4_NL => to_weighted(values, importance, blocks, codebook::quantize_iq4_nl),
-        BlockType::IQ3_S => to_blocks(values, blocks, i_quants::quantize_iq3_s),
-        BlockType::IQ2_S => to_blocks(values, blocks, i_quants::quantize_iq2_s),
+        BlockType::IQ3_S => to_weighted(values, importance, blocks, i_quants::quantize_iq3_s),
+        BlockType::IQ2_S => to_weighted(values, importance, blocks, i_quants::quantize_iq2_s),
         BlockType::IQ4_XS => to_weighted(values, importance, blocks, codebook::quantize_iq4_xs),
-        BlockType::IQ1_M => to_blocks(values, blocks, i_quants::quantize_iq1_m),
+        BlockType::IQ1_M => to_weighted(values, importance, blocks, i_quants::quantize_iq1_m),
         BlockType::TQ1_0 => to_blocks(values, blocks, codebook::quantize_tq1_0),
         BlockType::TQ2_0 => to_blocks(values, blocks, codebook::quantize_tq2_0),
         BlockType::MXFP4 => to_blocks(values, blocks, codebook::quantize_mxfp4),

@@ -84,8 +84,10 @@ fn tokenizer(metadata: &GgufMetadata) -> Value {
                     "rstrip": false, "normalized": false })
         })
         .collect();
+    // added tokens that stand before the vocabulary's last are entries of it; those behind it follow by their number
+    let last = kinds.iter().rposition(|&kind| kind == 1).unwrap();
     let vocabulary: BTreeMap<&String, usize> =
-        all().filter(|(_, (_, kind))| **kind == 1).map(|(id, (text, _))| (text, id)).collect();
+        all().take(last + 1).map(|(id, (text, _))| (text, id)).collect();
     let byte_level = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
     let words = match metadata.require::<&str>("tokenizer.ggml.pre").unwrap() {
         "smollm" => json!([{ "type": "Digits", "individual_digits": true }, byte_level(true)]),
