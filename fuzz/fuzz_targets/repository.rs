@@ -1,5 +1,5 @@
 //! Any bytes as one of the files of a Hugging Face repository, the others being whole: an error, or hyperparameters, values of
-//! tensors and token ids. The first byte says which file it is.
+//! tensors and token ids. The first byte says which file it is, and whether the others are it or what is changed in a whole one.
 //!
 //!     cargo +nightly fuzz run repository -- -max_len=4096 -malloc_limit_mb=256
 #![no_main]
@@ -41,8 +41,10 @@ fuzz_target!(|bytes: &[u8]| {
     QUIET.call_once(|| std::panic::set_hook(Box::new(|_| ())));
     let Some((&first, bytes)) = bytes.split_first() else { return };
     let chosen = usize::from(first) % FILES.len();
-    static FOLDER: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("there is a place for files"));
+    static FOLDER: LazyLock<TempDir> =
+        LazyLock::new(|| tempfile::tempdir().expect("there is a place for files"));
     let folder = FOLDER.path();
+    let changed = if first < 128 { bytes.to_vec() } else { edited(FILES[chosen].1, bytes) };
     for (i, (name, whole)) in FILES.iter().enumerate() {
         // a tokenizer.json or a single file of weights would be taken before these
         let is_hidden = i == 2 && chosen == 6 || i == 6 && chosen != 6;
@@ -50,11 +52,25 @@ fuzz_target!(|bytes: &[u8]| {
         if is_hidden {
             let _ = std::fs::remove_file(path);
         } else {
-            std::fs::write(path, if i == chosen { bytes } else { whole }).expect("files can be written");
+            std::fs::write(path, if i == chosen { &changed } else { *whole }).expect("files can be written");
         }
     }
     read(if chosen == 5 { folder.join(FILES[5].0) } else { folder.to_owned() }.as_path());
 });
+
+/// Edits of four bytes: where (two bytes), what (overwrite, insert, take out), and a byte or how many.
+fn edited(whole: &[u8], edits: &[u8]) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    for &[low, high, what, value] in edits.as_chunks::<4>().0 {
+        let at = usize::from(u16::from_le_bytes([low, high])) % (bytes.len() + 1);
+        match what % 3 {
+            0 if at < bytes.len() => bytes[at] = value,
+            2 => drop(bytes.drain(at..bytes.len().min(at + usize::from(value)))),
+            _ => bytes.insert(at, value),
+        }
+    }
+    bytes
+}
 
 fn read(path: &Path) {
     let Ok(checkpoint) = Checkpoint::open(path) else { return };

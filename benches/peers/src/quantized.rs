@@ -96,13 +96,16 @@ pub fn main(words: &[String]) {
         reference.push(row);
     });
     println!("perplexity of the source: {:.4}", (surprise / reference.len() as f64).exp());
-    println!("| type | bits: pensive, llama.cpp | perplexity: pensive, llama.cpp | ratio | KL: pensive, llama.cpp | greedy |");
+    println!(
+        "| type | bits: pensive, llama.cpp | perplexity: pensive, llama.cpp | ratio | KL: pensive, llama.cpp | greedy |"
+    );
     println!("|---|---|---|---|---|---|");
     for mix in &args.types {
         let [ours, theirs] =
             ["pensive", "llama.cpp"].map(|by| args.folder.join(format!("{}-{by}.gguf", mix.name)));
-        let written = quantize_by(&source, *mix, importance.as_ref(), &ours, &AtomicBool::new(false), |_, _| {})
-            .expect("pensive quantizes");
+        let written =
+            quantize_by(&source, *mix, importance.as_ref(), &ours, &AtomicBool::new(false), |_, _| {})
+                .expect("pensive quantizes");
         quantize_by_llama(&args.source, &theirs, *mix, &known(&source, importance.as_ref()));
         let their_bits = differences(&ours, &theirs);
         let [ours_is, theirs_is] =
@@ -135,7 +138,8 @@ fn known<'a>(source: &Checkpoint, importance: Option<&'a Importance>) -> Vec<(CS
 
 /// llama.cpp's own quantization; a source that is quantized already is taken too.
 fn quantize_by_llama(source: &Path, to: &Path, mix: Mix, known: &[(CString, &[f32])]) {
-    let c_string = |path: &Path| CString::new(path.to_str().expect("the path is UTF-8")).expect("without NUL");
+    let c_string =
+        |path: &Path| CString::new(path.to_str().expect("the path is UTF-8")).expect("without NUL");
     let (source, to) = (c_string(source), c_string(to));
     let entry = |name, data, size| llama_cpp_sys_2::llama_model_imatrix_data { name, data, size };
     let mut importance: Vec<_> =
@@ -190,7 +194,13 @@ fn load(backend: &LlamaBackend, path: &Path) -> LlamaModel {
 }
 
 /// Log-probabilities of the rows that count, [windows x (WINDOW / 2 - 1)], each handed to `row` with the token that follows.
-fn evaluate(backend: &LlamaBackend, file: &Path, tokens: &[u32], args: &Args, mut row: impl FnMut(Vec<f32>, u32)) {
+fn evaluate(
+    backend: &LlamaBackend,
+    file: &Path,
+    tokens: &[u32],
+    args: &Args,
+    mut row: impl FnMut(Vec<f32>, u32),
+) {
     let model = load(backend, file);
     let mut context = context(backend, &model, args.threads);
     for window in tokens.chunks_exact(WINDOW).take(args.windows) {
@@ -247,9 +257,11 @@ fn greedy(backend: &LlamaBackend, file: &Path, prompt: &[u32], args: &Args) -> S
     let mut options = Options::new().max_tokens(GREEDY);
     options.sampling.temperature = Some(0.0);
     options.sampling.repeat_penalty = Some(1.0);
-    let generation = model_of_ours.generate(Prompt::Tokens(prompt.to_vec()), &options).expect("pensive generates");
+    let generation =
+        model_of_ours.generate(Prompt::Tokens(prompt.to_vec()), &options).expect("pensive generates");
     let events = generation.map(|event| event.expect("pensive generates"));
-    let done = events.filter_map(|event| if let Event::Done(stats) = event { Some(stats.tokens) } else { None });
+    let done =
+        events.filter_map(|event| if let Event::Done(stats) = event { Some(stats.tokens) } else { None });
     let continued = done.last().expect("a generation ends");
 
     let model = load(backend, file);
@@ -265,7 +277,8 @@ fn greedy(backend: &LlamaBackend, file: &Path, prompt: &[u32], args: &Args) -> S
         context.decode(&mut batch).expect("llama.cpp decodes");
         read = tokens.len();
         let logits = context.get_logits_ith(batch.n_tokens() - 1);
-        let theirs = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("there are logits");
+        let theirs =
+            (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("there are logits");
         if theirs != ours as usize {
             let gap = logits[theirs] - logits[ours as usize];
             let mut noise = 0.0;
