@@ -144,9 +144,10 @@ fn answers_alike(name: &str) {
     assert_eq!(gguf.template_source(), stored.template_source());
     assert_eq!(gguf.tokenizer().ends(), stored.tokenizer().ends());
 
+    // two tokens: further on several words may be as likely as each other
     let answer = |model: &Model| {
         let prompt = model.tokenizer().encode("The capital of France is", Special::Text).unwrap();
-        let options = Options::new().temperature(0.0).max_tokens(8);
+        let options = Options::new().temperature(0.0).max_tokens(2);
         done(model.generate(Prompt::Tokens(prompt), &options).unwrap()).answer
     };
     let expected = answer(&stored);
@@ -154,12 +155,27 @@ fn answers_alike(name: &str) {
     let quantized = load(folder.path(), Quantize::To(Mix::parse("q8_0").unwrap()));
     assert!(quantized.weight_bytes() < stored.weight_bytes() * 6 / 10);
     assert_eq!(answer(&quantized), expected, "quantized while it is loaded");
+    let all_logits = |model: &Model| {
+        let mut all = Vec::new();
+        model.evaluate(&ids(model, Special::Text), |_, row| all.extend_from_slice(row)).unwrap();
+        all
+    };
+    let mean_kl = |model: &Model| {
+        let (expected, got, width) = (all_logits(&stored), all_logits(model), stored.vocabulary());
+        let rows = expected.chunks(width).zip(got.chunks(width));
+        rows.map(|(p, q)| kl(p, q)).sum::<f64>() / (got.len() / width) as f64
+    };
+    let divergence = mean_kl(&quantized);
+    println!("{name}: KL {divergence:.1e}");
+    assert!(divergence < 1e-2, "quantized while it is loaded: KL {divergence}");
 
     let file = folder.path().join("q8_0.gguf");
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     quantize(&checkpoint, Mix::parse("q8_0").unwrap(), &file, &AtomicBool::new(false), |_, _| ()).unwrap();
     let written = load(&file, Quantize::Auto);
     assert_eq!(answer(&written), expected, "written as GGUF");
+    let divergence = mean_kl(&written);
+    assert!(divergence < 1e-2, "written as GGUF: KL {divergence}");
     for how in [Special::Parse, Special::Text] {
         assert_eq!(ids(&gguf, how), ids(&written, how), "{how:?}");
     }
@@ -176,7 +192,7 @@ fn answers_alike(name: &str) {
     same("tokenizer.chat_template");
 }
 
-/// What is important in a text is kept finer: the same bits, a smaller divergence.
+/// What is important in a text is kept finer: hardly more bits, a smaller divergence.
 #[test]
 fn calibrated_by_a_text_a_model_stays_nearer_to_what_it_was() {
     let Some(original) = real_model(SMOLLM2.1) else { return };
@@ -190,7 +206,7 @@ fn calibrated_by_a_text_a_model_stays_nearer_to_what_it_was() {
     let (mix, go_on) = (Mix::parse("q4_0").unwrap(), AtomicBool::new(false));
     let first = quantize(&checkpoint, mix, &plain, &go_on, |_, _| ()).unwrap();
     let second = quantize_by(&checkpoint, mix, Some(&importance), &by_text, &go_on, |_, _| ()).unwrap();
-    assert_eq!(first.bytes, second.bytes);
+    assert!(second.bytes < first.bytes / 100 * 101, "the first layers get a little more");
 
     let model = load(&original, Quantize::Auto);
     let ids = model.tokenizer().encode(unseen, Special::Text).unwrap();

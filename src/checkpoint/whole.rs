@@ -28,6 +28,9 @@ impl WholeFile {
             return Err(Error::new(ErrorKind::InvalidInput, "is there, and is not an ordinary file"));
         }
         let folder = folder(path);
+        if !folder.is_dir() {
+            return Err(Error::new(ErrorKind::NotFound, "its folder is not there: make it first"));
+        }
         #[cfg(target_os = "linux")]
         if let Some(file) = nameless(folder) {
             reserve(&file, bytes)?;
