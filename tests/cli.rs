@@ -146,6 +146,7 @@ fn help_names_every_command_and_shows_examples() {
         "tokenize",
         "bench",
         "perplexity",
+        "quantize",
         "config",
         "Examples:",
     ] {
@@ -156,9 +157,19 @@ fn help_names_every_command_and_shows_examples() {
     for word in ["--threads", "-t", "--json-stream", "--thought", "After `--`", "Examples:", "130"] {
         assert!(text.contains(word), "{word}");
     }
-    for command in
-        ["chat", "pull", "ls", "show", "rm", "tokenize", "bench", "perplexity", "config", "completions"]
-    {
+    for command in [
+        "chat",
+        "pull",
+        "ls",
+        "show",
+        "rm",
+        "tokenize",
+        "bench",
+        "perplexity",
+        "quantize",
+        "config",
+        "completions",
+    ] {
         home.run(&[command, "--help"]).succeeds();
     }
 }
@@ -192,6 +203,10 @@ fn wrong_usage_exits_with_2() {
         &["bench", "m", "-p", "0", "-n", "0"],
         &["bench", "m", "-d", "4096", "-c", "2048"],
         &["perplexity", "m"],
+        &["quantize", "m"],
+        &["quantize", "m", "f.gguf"],
+        &["quantize", "m", "f.gguf", "--type", "q9"],
+        &["run", "m", "hi", "--quantize", "q9"],
         &["perplexity", "m", "--text", "a", "--reference", "b"],
         &["--nonsense"],
     ] {
@@ -719,4 +734,42 @@ fn pocket_is_shown_and_hashed_like_any_model() {
     assert_eq!(facts["licence"].as_str().map(str::to_lowercase).as_deref(), Some("mit"));
     let tokens = home.run(&["tokenize", "pocket", "9.11", "--json"]);
     assert_eq!(tokens.json().as_array().map(Vec::len), Some(4), "a token a character");
+}
+
+/// The file of a command that writes one, and what `pensive show` says of it.
+fn shown(home: &Home, args: &[&str]) -> serde_json::Value {
+    let answer = home.run(&[&["show", "--json"], args].concat());
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    serde_json::from_str(&answer.stdout).expect("JSON")
+}
+
+#[test]
+fn quantize_writes_a_file_once_and_says_what_is_in_it() {
+    let home = Home::new();
+    let file = home.path().join("pocket.gguf");
+    let file = file.to_str().unwrap();
+    let command = ["quantize", "pocket", file, "--type", "q4_0", "--json"];
+    let answer = home.run(&command);
+    assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{answer:?}");
+    let written: serde_json::Value = serde_json::from_str(&answer.stdout).expect("JSON");
+    assert!(written["bits_per_weight"].as_f64().unwrap() < 8.0, "{written}");
+    home.run(&command).fails(1, &["pocket.gguf", "is there already", "--force"]);
+    let forced = home.run(&[&command[..], &["--force"]].concat());
+    assert_eq!((forced.code, &forced.stdout), (Some(0), &answer.stdout));
+    assert_eq!(shown(&home, &[file])["quantization"], "Q4_0");
+    let entries = std::fs::read_dir(home.path()).unwrap();
+    let left: Vec<_> = entries.map(|e| e.unwrap().file_name()).filter(|n| n != "pocket.gguf").collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().ends_with(".gguf")), "{left:?}");
+}
+
+#[test]
+fn show_tells_what_weights_are_quantized_to_while_they_are_loaded_and_the_memory_that_takes() {
+    let home = Home::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arch/phi3-longrope");
+    let folder = folder.to_str().unwrap();
+    let (stored, quantized) =
+        (shown(&home, &[folder, "-c", "64"]), shown(&home, &[folder, "-c", "64", "--quantize", "q8_0"]));
+    assert_eq!((&stored["loaded_as"], &quantized["loaded_as"]), (&serde_json::Value::Null, &"Q8_0".into()));
+    let bytes = |facts: &serde_json::Value| facts["memory"][0]["bytes"].as_u64().unwrap();
+    assert!(bytes(&quantized) < bytes(&stored), "{quantized}");
 }

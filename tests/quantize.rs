@@ -19,11 +19,12 @@ use pensive::{Event, Model, Options, Prompt};
 const ROWS: usize = 48;
 
 /// The fixtures whose tensors all have a place in GGUF as they are.
-const ARCHITECTURES: [&str; 13] = [
+const ARCHITECTURES: [&str; 14] = [
     "deepseek-v3",
     "deepseek-v3-noqlora",
     "deepseek-v3-yarn",
     "glm4",
+    "gpt-oss",
     "llama-tied",
     "llama3-rope",
     "mistral",
@@ -107,7 +108,7 @@ fn q8_0_stays_near() {
         let mut kls: Vec<f64> = rows.map(|(p, q)| kl(p, q)).collect();
         kls.sort_by(f64::total_cmp);
         let mean = kls.iter().sum::<f64>() / kls.len() as f64;
-        let has_experts = name.starts_with("deepseek") || name.contains("moe");
+        let has_experts = name.starts_with("deepseek") || name.contains("moe") || name == "gpt-oss";
         let kl = if has_experts { kls[kls.len() / 2] } else { mean };
         println!("{name}: KL mean {mean:.1e}, median {:.1e}", kls[kls.len() / 2]);
         assert!(kl < 1e-2, "{name}: KL {kl}");
@@ -149,11 +150,47 @@ fn what_is_not_whole_does_not_appear() {
 }
 
 #[test]
-fn a_repository_that_has_no_place_in_gguf_is_refused_with_the_tensor() {
-    let Some(repository) = fixture("arch/gpt-oss") else { return };
+fn a_repository_with_a_tensor_that_has_no_place_in_gguf_is_refused_with_its_name() {
+    let Some(repository) = fixture("arch/qwen2") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let checkpoint = Checkpoint::open(&repository).unwrap();
+    std::fs::copy(repository.join("config.json"), folder.path().join("config.json")).unwrap();
+    let bytes = std::fs::read(repository.join("model.safetensors")).unwrap();
+    let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = stored.tensors();
+    let extra = tensors[0].1.clone();
+    tensors.push(("model.layers.0.self_attn.rotary.weight".into(), extra));
+    safetensors::serialize_to_file(tensors, None, &folder.path().join("model.safetensors")).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let to = folder.path().join("model.gguf");
     let refused = quantize(&checkpoint, Mix::parse("F16").unwrap(), &to, &AtomicBool::new(false), |_, _| ());
-    assert!(refused.unwrap_err().to_string().contains("experts.down_proj"));
+    assert!(refused.unwrap_err().to_string().contains("model.layers.0.self_attn.rotary.weight"));
+    assert!(!to.exists());
+}
+
+#[test]
+fn experts_in_mxfp4_stay_as_they_are_where_the_mix_says_so() {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arch/gpt-oss-mxfp4");
+    let reference = Reference::open(&repository.join("reference.safetensors"));
+    let ids = reference.ids("input_ids");
+    let folder = tempfile::tempdir().unwrap();
+    let (file, plain) = (folder.path().join("mxfp4.gguf"), folder.path().join("f32.gguf"));
+    let written = write(&repository, &file, "mxfp4_moe");
+    write(&repository, &plain, "f32");
+    let layers = Hyperparameters::read(&Checkpoint::open(&repository).unwrap()).unwrap().layers;
+    assert!(written.types.contains(&("MXFP4".to_owned(), 3 * layers)), "{:?}", written.types);
+    let [quantized, plain] = [&file, &plain].map(|file| Checkpoint::open(file).unwrap());
+    let experts: Vec<_> =
+        plain.tensors.values().filter(|tensor| tensor.name.ends_with("_exps.weight")).collect();
+    assert_eq!(experts.len(), 3 * layers);
+    for tensor in experts {
+        let got = quantized.tensor(&tensor.name).unwrap().values();
+        assert_eq!(bits(&got), bits(&tensor.values()), "{}", tensor.name);
+    }
+    // all else is Q8_0
+    let width = reference.floats("logits").len() / ids.len();
+    let (got, stored) = (logits(&file, &ids), logits(&repository, &ids));
+    let mut kls: Vec<f64> = stored.chunks(width).zip(got.chunks(width)).map(|(p, q)| kl(p, q)).collect();
+    kls.sort_by(f64::total_cmp);
+    println!("KL, median {:.1e}", kls[kls.len() / 2]);
+    assert!(kls[kls.len() / 2] < 1e-2, "{kls:?}");
 }

@@ -1,5 +1,6 @@
 //! The public face: a model, a generation, a chat. The command line is written against it and has no private door.
 
+mod calibrate;
 mod chat;
 mod digest;
 mod generation;
@@ -16,13 +17,14 @@ mod votes;
 
 pub use crate::reasoning::answers::{Count, FinalAnswer};
 pub use crate::reasoning::control::{Act, ControlEvent, ThoughtBounds};
+pub use calibrate::Importance;
 pub use chat::{Chat, Turn};
 pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, ThoughtEnd};
 #[cfg(feature = "cli")]
 pub(crate) use model::generation_config;
 pub use model::{Model, ModelBuilder, Progress};
 pub use options::{LogitsHook, Message, Options, Prompt, Role};
-pub use quantize::{Quantized, quantize};
+pub use quantize::{Quantized, quantize, quantize_by};
 pub use quantize_on_load::Quantize;
 #[cfg(feature = "cli")]
 pub(crate) use quantize_on_load::ROOM;

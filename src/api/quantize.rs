@@ -1,18 +1,16 @@
 //! From any checkpoint that can be read to a GGUF file of other block types.
 
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Importance;
 use crate::checkpoint::write::{GgufWriter, TensorSpec};
-use crate::checkpoint::{Checkpoint, Tensor, Value};
+use crate::checkpoint::{Checkpoint, Value, WholeFile};
 use crate::model::Hyperparameters;
 use crate::model::export::{Export, export, frequency_factors};
-use crate::quant::{self, BlockType, Mix, ModelShape};
+use crate::quant::{BlockType, Mix, ModelShape, Rows};
 use crate::{Error, Result};
-
-/// Values that a thread quantizes at a time, about.
-const PIECE: usize = 1 << 18;
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -35,22 +33,49 @@ pub struct Quantized {
 /// The file appears under its name when it is whole. `progress` is told (bytes read, bytes in all).
 ///
 /// # Errors
-/// A checkpoint of an architecture that is not known, or that has no place in a GGUF file; what cannot be written;
-/// [`Error::Io`] of the kind `Interrupted` when `cancel` is set.
+/// A checkpoint of an architecture that is not known, or that has no place in a GGUF file; a mix that
+/// [wants importance](Mix::wants_importance) without any; what cannot be written; [`Error::Io`] of the kind `Interrupted` when `cancel` is set.
 pub fn quantize(
     checkpoint: &Checkpoint,
     mix: Mix,
     path: &Path,
     cancel: &AtomicBool,
+    progress: impl FnMut(u64, u64),
+) -> Result<Quantized> {
+    quantize_by(checkpoint, mix, None, path, cancel, progress)
+}
+
+/// [`quantize`], finer where it matters.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_by(
+    checkpoint: &Checkpoint,
+    mix: Mix,
+    importance: Option<&Importance>,
+    path: &Path,
+    cancel: &AtomicBool,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Quantized> {
+    if mix.wants_importance() && importance.is_none() {
+        return Err(Error::Usage(format!(
+            "{} is of use only where it is known which columns are important: calibrate by a text (--calibrate FILE)",
+            mix.name
+        )));
+    }
     let h = Hyperparameters::read(checkpoint)?;
     let (mut metadata, tensors) = export(checkpoint, &h)?;
     metadata.insert("general.file_type".into(), Value::Unsigned(mix.file_type.into()));
     metadata.insert("general.quantization_version".into(), Value::Unsigned(2));
     let is_tied = !tensors.iter().any(|tensor| tensor.name == "output.weight");
     let experts = h.experts.as_ref().map_or(0, |e| e.count);
-    let model = ModelShape { layers: h.layers, group: h.heads / h.kv_heads, experts, tied: is_tied };
+    let model = ModelShape {
+        layers: h.layers,
+        group: h.heads / h.kv_heads,
+        experts,
+        tied: is_tied,
+        calibrated: importance.is_some(),
+    };
     let from_gguf = matches!(checkpoint.metadata, crate::checkpoint::Metadata::Gguf(_));
     let factors = if from_gguf { vec![] } else { frequency_factors(&h) };
 
@@ -68,17 +93,14 @@ pub fn quantize(
         shape: vec![factors.len()],
     }));
 
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let fault = |error| Error::io(path, error);
-    // under another name until it is whole; gone if that fails
-    let file =
-        tempfile::Builder::new().prefix(".pensive-").suffix(".gguf").tempfile_in(folder).map_err(fault)?;
-    let out = BufWriter::new(file);
-    let mut writer = GgufWriter::new(out, &metadata, &specs).map_err(fault)?;
+    let bytes = specs.iter().map(|spec| spec.kind.row_bytes(spec.shape.iter().product()) as u64).sum();
+    let file = WholeFile::create(path, bytes).map_err(fault)?;
+    let mut writer = GgufWriter::new(BufWriter::new(file.file()), &metadata, &specs).map_err(fault)?;
     let total = checkpoint.total_bytes();
     let mut done = 0;
     for (tensor, spec) in tensors.iter().zip(&specs) {
-        let bytes = converted(tensor, spec.kind, cancel);
+        let bytes = converted(tensor, spec.kind, importance, cancel);
         if cancel.load(Ordering::Relaxed) {
             return Err(fault(std::io::ErrorKind::Interrupted.into()));
         }
@@ -90,23 +112,9 @@ pub fn quantize(
         let bytes: Vec<u8> = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
         writer.tensor(&bytes).map_err(fault)?;
     }
-    let mut out = writer.finish().map_err(fault)?;
-    out.flush().map_err(fault)?;
-    let file = out.into_inner().map_err(|error| fault(error.into_error()))?;
-    set_readable(file.as_file()).map_err(fault)?;
-    file.persist(path).map_err(|error| fault(error.error))?;
+    writer.finish().map_err(fault)?;
+    file.keep().map_err(fault)?;
     Ok(report(&specs, total))
-}
-
-/// A temporary file is the user's alone; this one becomes an ordinary file.
-fn set_readable(file: &std::fs::File) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    let _ = file;
-    Ok(())
 }
 
 fn report(specs: &[TensorSpec], from_bytes: u64) -> Quantized {
@@ -125,45 +133,21 @@ fn report(specs: &[TensorSpec], from_bytes: u64) -> Quantized {
 }
 
 /// A tensor's bytes in another type, on all cores.
-fn converted(export: &Export<'_>, kind: BlockType, cancel: &AtomicBool) -> Vec<u8> {
+fn converted(
+    export: &Export<'_>,
+    kind: BlockType,
+    importance: Option<&Importance>,
+    cancel: &AtomicBool,
+) -> Vec<u8> {
     let mut all = Vec::new();
     for part in 0..export.parts() {
         let tensor = export.part(part);
-        if tensor.kind == kind {
-            all.extend_from_slice(tensor.bytes());
-        } else {
-            let at = all.len();
-            all.resize(at + kind.row_bytes(tensor.rows() * tensor.columns()), 0);
-            convert(&tensor, kind, &mut all[at..], cancel);
-        }
+        let (at, columns) = (all.len(), tensor.columns());
+        all.resize(at + kind.row_bytes(tensor.rows() * columns), 0);
+        let importance = importance.and_then(|known| known.of(&tensor.name, columns));
+        let rows = Rows { kind: tensor.kind, columns, bytes: tensor.bytes(), importance };
+        rows.convert(kind, &mut all[at..], cancel);
         tensor.drop_pages();
     }
     all
-}
-
-/// The values of `tensor` as blocks of `kind`, by pieces of whole rows.
-pub(super) fn convert(tensor: &Tensor, kind: BlockType, to: &mut [u8], cancel: &AtomicBool) {
-    let (columns, rows) = (tensor.columns(), tensor.rows());
-    let rows_of_piece = (PIECE / columns.max(1)).max(1);
-    let (from_bytes, to_bytes) = (tensor.kind.row_bytes(columns), kind.row_bytes(columns));
-    let pieces = std::sync::Mutex::new(
-        tensor.bytes().chunks(rows_of_piece * from_bytes).zip(to.chunks_mut(rows_of_piece * to_bytes)),
-    );
-    let next = || pieces.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(rows.div_ceil(rows_of_piece));
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                let mut values = Vec::new();
-                while let Some((from, to)) = next() {
-                    if cancel.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    values.resize(from.len() / from_bytes * columns, 0.0);
-                    quant::dequantize(tensor.kind, from, &mut values);
-                    quant::quantize(kind, &values, to);
-                }
-            });
-        }
-    });
 }

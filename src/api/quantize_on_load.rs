@@ -63,9 +63,14 @@ impl FromStr for Quantize {
         match text.to_ascii_lowercase().as_str() {
             "auto" => Ok(Quantize::Auto),
             "none" => Ok(Quantize::Never),
-            name => Mix::parse(name).map(Quantize::To).ok_or_else(|| {
-                format!("there are auto, none, {}", Mix::names().collect::<Vec<_>>().join(", "))
-            }),
+            name => {
+                // there is no text to calibrate by
+                let mix = Mix::parse(name).filter(|mix| !mix.wants_importance());
+                mix.map(Quantize::To).ok_or_else(|| {
+                    let names = Mix::all().filter(|mix| !mix.wants_importance()).map(|mix| mix.name);
+                    format!("there are auto, none, {}", names.collect::<Vec<_>>().join(", "))
+                })
+            }
         }
     }
 }
@@ -77,5 +82,58 @@ impl fmt::Display for Quantize {
             Quantize::Never => "none",
             Quantize::To(mix) => mix.name,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// F32 and 8-bit floats.
+    fn plain() -> (Checkpoint, Hyperparameters) {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/arch/deepseek-v3-fp8");
+        let checkpoint = Checkpoint::open(path).unwrap();
+        let h = Hyperparameters::read(&checkpoint).unwrap();
+        (checkpoint, h)
+    }
+
+    #[test]
+    fn what_fits_is_left_as_it_is_and_what_does_not_is_quantized_no_further_than_it_has_to() {
+        let (checkpoint, h) = plain();
+        let chosen = |room: u64| Quantize::Auto.conversion(&checkpoint, &h, |bytes| bytes <= room);
+        let stored = loaded_bytes(&checkpoint, None);
+        assert!(stored > checkpoint.total_bytes(), "8-bit floats take more once they are decoded");
+        assert!(chosen(stored).is_none());
+        assert_eq!(chosen(stored - 1).unwrap().mix.name, "Q8_0");
+        let q8_0 = loaded_bytes(&checkpoint, chosen(stored - 1).as_ref());
+        assert_eq!(chosen(q8_0).unwrap().mix.name, "Q8_0");
+        let smaller = chosen(q8_0 - 1).unwrap();
+        assert!(smaller.mix.name != "Q8_0" && loaded_bytes(&checkpoint, Some(&smaller)) < q8_0);
+        assert_eq!(chosen(0).unwrap().mix.name, "Q3_K_M", "the last is taken even if it does not fit");
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_done_to_what_is_quantized_already() {
+        let (plain, _) = plain();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("q8_0.gguf");
+        let mix = Mix::parse("Q8_0").unwrap();
+        super::super::quantize(&plain, mix, &path, &AtomicBool::new(false), |_, _| ()).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let h = Hyperparameters::read(&checkpoint).unwrap();
+        assert!(Quantize::Auto.conversion(&checkpoint, &h, |_| false).is_none());
+        assert!(Quantize::Never.conversion(&checkpoint, &h, |_| false).is_none());
+        let asked: Quantize = "Q4_0".parse().unwrap();
+        assert_eq!(asked.conversion(&checkpoint, &h, |_| true).unwrap().mix.name, "Q4_0");
+    }
+
+    #[test]
+    fn the_words_of_the_command_line_are_understood_in_any_case() {
+        for (text, name) in [("auto", "auto"), ("None", "none"), ("q4_k", "Q4_K_M"), ("Q8_0", "Q8_0")] {
+            assert_eq!(text.parse::<Quantize>().unwrap().to_string(), name);
+        }
+        assert!("q9".parse::<Quantize>().unwrap_err().starts_with("there are auto, none, F32"));
     }
 }

@@ -4,6 +4,7 @@
 //! about a dozen fused operations. Activations are f32, [rows of the step, width].
 
 pub mod cpu;
+pub mod recorder;
 
 use crate::Result;
 use crate::checkpoint::Tensor;

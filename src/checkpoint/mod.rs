@@ -7,6 +7,7 @@ mod mapping;
 mod metadata;
 mod safetensors;
 mod split;
+mod whole;
 pub mod write;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use encoded::Encoding;
 pub use metadata::{FromValue, GgufMetadata, Metadata, Value};
+pub use whole::WholeFile;
 
 use crate::quant::BlockType;
 use crate::{Error, Result};

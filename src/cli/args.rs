@@ -55,13 +55,15 @@ Examples:
   pensive perplexity ./model.gguf --reference logits.safetensors --json";
 
 const QUANTIZE_HELP: &str = "\
-Types, finest first: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_0 Q5_1 Q4_K_M Q4_K_S Q4_0 Q4_1 IQ4_NL IQ4_XS Q3_K_L Q3_K_M
-Q3_K_S Q2_K TQ1_0 TQ2_0. The mixes are llama.cpp's, which loads the file too. A model that is quantized already loses a
-little more; start from F16, BF16 or F32 where you can.
+Types, finest first: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_0 Q5_1 Q4_K_M Q4_K_S Q4_0 Q4_1 IQ4_NL IQ4_XS Q3_K_L Q3_K_M \
+Q3_K_S IQ3_M IQ3_S IQ3_XS Q2_K TQ1_0 TQ2_0 MXFP4_MOE; and with --calibrate IQ3_XXS Q2_K_S IQ2_M IQ2_S IQ2_XS IQ2_XXS IQ1_M \
+IQ1_S. The mixes are llama.cpp's, which loads the file too. A model that is quantized already loses a little more; start \
+from F16, BF16 or F32 where you can.
 
 Examples:
   pensive quantize ./DeepSeek-R1-Distill-Qwen-1.5B r1-q4.gguf --type q4_k_m
-  pensive quantize ./model-f16.gguf model-q8.gguf --type q8_0";
+  pensive quantize ./model-f16.gguf model-q8.gguf --type q8_0
+  pensive quantize ./model-f16.gguf model-q3.gguf --type q3_k_m --calibrate thoughts.txt";
 
 /// Runs R1-style reasoning models on this machine.
 #[derive(Debug, Parser)]
@@ -303,6 +305,9 @@ pub struct QuantizeArgs {
     /// Mix of block types
     #[arg(short = 'T', long = "type", value_name = "TYPE", value_parser = parse_mix)]
     pub mix: Mix,
+    /// Run the model over this text first, and keep finer what matters there
+    #[arg(long, value_name = "FILE")]
+    pub calibrate: Option<PathBuf>,
     /// Replace the file if it is there
     #[arg(short, long)]
     pub force: bool,
@@ -613,7 +618,8 @@ where
 }
 
 fn parse_mix(text: &str) -> Result<Mix, String> {
-    Mix::parse(text).ok_or_else(|| format!("there are {}", Mix::names().collect::<Vec<_>>().join(" ")))
+    Mix::parse(text)
+        .ok_or_else(|| format!("there are {}", Mix::all().map(|mix| mix.name).collect::<Vec<_>>().join(" ")))
 }
 
 fn parse_count(text: &str) -> Result<usize, String> {

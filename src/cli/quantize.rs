@@ -1,5 +1,6 @@
 //! `pensive quantize MODEL FILE --type TYPE`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,8 @@ use super::args::{LoadArgs, QuantizeArgs};
 use super::interrupt::{self, Second};
 use super::pull;
 use super::render::{Console, Unit, bytes, print};
-use crate::api;
+use super::text::read_file;
+use crate::api::{self, Importance};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
@@ -26,6 +28,7 @@ pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
     let path = located.and_then(|located| located.files.first().cloned());
     let path = path.ok_or_else(|| Error::Hub(format!("{} is not on this machine", args.model)))?;
     let checkpoint = Checkpoint::open(&path)?;
+    let importance = args.calibrate.as_ref().map(|text| measure(&checkpoint, text, console)).transpose()?;
 
     let stop = Arc::new(AtomicBool::new(false));
     let armed = interrupt::arm(Second::Ends, {
@@ -33,8 +36,8 @@ pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
         move || stop.store(true, Ordering::Relaxed)
     });
     let mut bar = console.slow_bar("quantizing", Unit::Bytes);
-    let written =
-        api::quantize(&checkpoint, args.mix, &args.file, &stop, |done, total| bar.update(done, total));
+    let report = |done, total| bar.update(done, total);
+    let written = api::quantize_by(&checkpoint, args.mix, importance.as_ref(), &args.file, &stop, report);
     bar.finish();
     drop(armed);
     let written = written?;
@@ -54,4 +57,11 @@ pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
         )
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What matters of the model in a text.
+fn measure(checkpoint: &Checkpoint, text: &Path, console: &Console) -> Result<Importance> {
+    let text = read_file(text)?;
+    let mut bar = console.slow_bar("calibrating", Unit::Tokens);
+    Importance::measure(checkpoint, &text, |done, total| bar.update(done as u64, total as u64))
 }

@@ -25,6 +25,7 @@ impl Conversion {
             group: h.heads / h.kv_heads,
             experts: h.experts.as_ref().map_or(0, |experts| experts.count),
             tied: names::find(checkpoint, "output.weight").is_none(),
+            calibrated: false,
         };
         Conversion { mix, shape }
     }
@@ -45,7 +46,8 @@ impl Conversion {
         if kind == tensor.kind {
             return Ok(tensor);
         }
-        let rows = Rows { kind: tensor.kind, columns: tensor.columns(), bytes: tensor.bytes() };
+        let rows =
+            Rows { kind: tensor.kind, columns: tensor.columns(), bytes: tensor.bytes(), importance: None };
         let len = kind.row_bytes(tensor.columns()) * tensor.rows();
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::load::{every_other, transposed};
 use super::{Hyperparameters, Scaling, names};
 use crate::backend::{Gate, RopeStyle};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value};
@@ -20,8 +21,21 @@ pub struct Export<'a> {
     pub shape: Vec<usize>,
     /// What is stored, one matrix after the other.
     parts: Vec<&'a Tensor>,
-    /// Heads whose halves of rows are to stand by turns.
-    interleaved_heads: Option<usize>,
+    turn: Turn,
+}
+
+/// What GGUF has otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Nothing.
+    Nothing,
+    /// The halves of the rows of each of so many heads stand by turns.
+    Heads(usize),
+    /// A stack of experts' matrices, of which every other row is taken, beginning with this one (`None`: all of them); in
+    /// plain numbers rows and columns are exchanged (gpt-oss).
+    Experts(Option<usize>),
+    /// Every other value of a row, beginning with this one.
+    Values(usize),
 }
 
 impl Export<'_> {
@@ -43,11 +57,34 @@ impl Export<'_> {
     /// A matrix, [rows, columns], as it is to stand in the file.
     pub fn part(&self, index: usize) -> Tensor {
         let tensor = self.parts[index].decoded();
-        match self.interleaved_heads {
-            Some(heads) => interleave_halves(&tensor, heads),
-            None => tensor,
+        match self.turn {
+            Turn::Nothing => tensor,
+            Turn::Heads(heads) => interleave_halves(&tensor, heads),
+            Turn::Experts(odd) => experts(&tensor, odd),
+            Turn::Values(odd) => {
+                let values = tensor.values().into_iter().skip(odd).step_by(2);
+                let bytes = values.flat_map(f32::to_le_bytes).collect();
+                Tensor::from_bytes(&tensor.name, BlockType::F32, &self.shape, bytes)
+            }
         }
     }
+}
+
+/// The experts' matrices, [experts, rows, columns].
+fn experts(tensor: &Tensor, odd: Option<usize>) -> Tensor {
+    let (count, rows) = (tensor.shape[0], tensor.shape[1]);
+    let is_turned = tensor.kind.block_len() == 1;
+    let mut bytes = Vec::with_capacity(tensor.bytes().len());
+    let mut shape = vec![count];
+    for expert in 0..count {
+        let matrix = tensor.slice(&tensor.name, expert * rows..(expert + 1) * rows);
+        let matrix = if is_turned { transposed(&matrix) } else { matrix };
+        let matrix = odd.map_or(matrix.clone(), |odd| every_other(&matrix, odd));
+        bytes.extend_from_slice(matrix.bytes());
+        shape.truncate(1);
+        shape.extend(&matrix.shape);
+    }
+    Tensor::from_bytes(&tensor.name, tensor.kind, &shape, bytes)
 }
 
 /// In each head rows i and i + half become neighbours: GGUF's order for `llama`.
@@ -81,7 +118,7 @@ pub fn export<'a>(
                 name: tensor.name.clone(),
                 shape: tensor.shape.clone(),
                 parts: vec![tensor],
-                interleaved_heads: None,
+                turn: Turn::Nothing,
             });
             Ok((metadata, tensors.collect()))
         }
@@ -101,6 +138,7 @@ fn renamed<'a>(checkpoint: &'a Checkpoint, h: &Hyperparameters) -> Result<Vec<Ex
     let fault = |what: String| Error::file(checkpoint.files.first().cloned().unwrap_or_default(), what);
     let mut experts: BTreeMap<String, BTreeMap<usize, &Tensor>> = BTreeMap::new();
     let mut all = Vec::new();
+    let has_sinks = names::find(checkpoint, "blk.0.attn_sinks.weight").is_some();
     for tensor in checkpoint.tensors.values() {
         if names::layer(&tensor.name).is_some_and(|layer| layer >= h.layers) {
             continue; // a layer that predicts further tokens
@@ -109,17 +147,23 @@ fn renamed<'a>(checkpoint: &'a Checkpoint, h: &Hyperparameters) -> Result<Vec<Ex
             experts.entry(name).or_default().insert(expert, tensor);
             continue;
         }
+        if let Some(parts) = fused_experts(tensor) {
+            all.extend(parts);
+            continue;
+        }
         let name = names::gguf(&tensor.name).ok_or_else(|| {
             let what = format!("tensor {} has no place in a GGUF file of {}", tensor.name, h.architecture);
             fault(what)
         })?;
         let turned = h.architecture == "llama" && h.rope_style == RopeStyle::Halves;
-        let interleaved_heads = match name.rsplit('.').nth(1) {
-            Some("attn_q") if turned => Some(h.heads),
-            Some("attn_k") if turned => Some(h.kv_heads),
-            _ => None,
+        let turn = match name.rsplit('.').nth(1) {
+            Some("attn_q") if turned => Turn::Heads(h.heads),
+            Some("attn_k") if turned => Turn::Heads(h.kv_heads),
+            _ => Turn::Nothing,
         };
-        all.push(Export { name, shape: tensor.shape.clone(), parts: vec![tensor], interleaved_heads });
+        // with sinks (gpt-oss) what stands before the feed-forward is called by what it follows
+        let name = if has_sinks { name.replace(".ffn_norm.", ".post_attention_norm.") } else { name };
+        all.push(Export { name, shape: tensor.shape.clone(), parts: vec![tensor], turn });
     }
     for (name, of_name) in experts {
         let shape = of_name.values().next().map(|tensor| tensor.shape.clone()).unwrap_or_default();
@@ -128,9 +172,38 @@ fn renamed<'a>(checkpoint: &'a Checkpoint, h: &Hyperparameters) -> Result<Vec<Ex
             return Err(fault(format!("the experts of {name} are not complete, or not of one shape")));
         }
         let shape = [&[of_name.len()], &shape[..]].concat();
-        all.push(Export { name, shape, parts: of_name.into_values().collect(), interleaved_heads: None });
+        all.push(Export { name, shape, parts: of_name.into_values().collect(), turn: Turn::Nothing });
     }
     Ok(all)
+}
+
+/// What gpt-oss stores of all experts together: gate and up by turns, as rows of a matrix (columns, in plain numbers) and as
+/// values of a bias.
+fn fused_experts(tensor: &Tensor) -> Option<Vec<Export<'_>>> {
+    let (layer, part) = tensor.name.strip_prefix("model.layers.")?.split_once(".mlp.experts.")?;
+    let one = |name: &str, shape: Vec<usize>, turn: Turn| Export {
+        name: format!("blk.{layer}.ffn_{name}"),
+        shape,
+        parts: vec![tensor],
+        turn,
+    };
+    Some(match (part, &tensor.shape[..]) {
+        ("gate_up_proj", &[count, a, b]) => {
+            let [rows, columns] = if tensor.kind.block_len() == 1 { [b, a] } else { [a, b] };
+            let half = |name, odd| one(name, vec![count, rows / 2, columns], Turn::Experts(Some(odd)));
+            vec![half("gate_exps.weight", 0), half("up_exps.weight", 1)]
+        }
+        ("down_proj", &[count, a, b]) => {
+            let [rows, columns] = if tensor.kind.block_len() == 1 { [b, a] } else { [a, b] };
+            vec![one("down_exps.weight", vec![count, rows, columns], Turn::Experts(None))]
+        }
+        ("gate_up_proj_bias", &[count, both]) => {
+            let half = |name, odd| one(name, vec![count, both / 2], Turn::Values(odd));
+            vec![half("gate_exps.bias", 0), half("up_exps.bias", 1)]
+        }
+        ("down_proj_bias", &[_, _]) => vec![one("down_exps.bias", tensor.shape.clone(), Turn::Nothing)],
+        _ => return None,
+    })
 }
 
 /// Hyperparameters as GGUF names them; read back they are the same.

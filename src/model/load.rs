@@ -325,7 +325,10 @@ impl<'a> Load<'a> {
 
     /// The matrix that GGUF calls `name` as it is to be multiplied with.
     fn converted(&self, name: &str, tensor: Tensor) -> Result<Tensor> {
-        self.conversion.map_or(Ok(tensor.clone()), |conversion| conversion.convert(name, tensor))
+        match self.conversion {
+            Some(conversion) => conversion.convert(name, tensor),
+            None => Ok(tensor),
+        }
     }
 
     /// A stored stack of matrices as single ones.
@@ -382,7 +385,7 @@ impl Cost {
 }
 
 /// A matrix of plain numbers, rows and columns exchanged.
-fn transposed(tensor: &Tensor) -> Tensor {
+pub(super) fn transposed(tensor: &Tensor) -> Tensor {
     let (rows, columns, size) = (tensor.rows(), tensor.columns(), tensor.kind.block_bytes());
     let from = tensor.bytes();
     let mut bytes = Vec::with_capacity(from.len());
@@ -395,7 +398,7 @@ fn transposed(tensor: &Tensor) -> Tensor {
 }
 
 /// The even rows, or the odd ones.
-fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
+pub(super) fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
     let (rows, row_bytes) = (tensor.rows() / 2, tensor.kind.row_bytes(tensor.columns()));
     let stored = tensor.bytes().chunks_exact(row_bytes).skip(odd).step_by(2);
     let bytes = stored.flatten().copied().collect();

@@ -96,17 +96,17 @@ fn nearest_fp4(x: f32) -> u8 {
     magnitude | u8::from(x < 0.0) << 3
 }
 
-/// The scale of 32 values with the least square error, of some near the one that fits their largest.
-fn scale_iq4(values: &[f32]) -> f32 {
+/// The scale of 32 values with the least square error, each value's by its weight, of some near the one that fits their largest.
+fn scale_iq4(values: &[f32], weights: &[f32]) -> f32 {
     let most = farthest(values);
     let mut best = (0.0, 0.0f32);
     for end in (-133..=-119).chain(105..=121).step_by(2) {
         let x_scale = inverse(most / end as f32);
         let (mut xq, mut qq) = (0.0, 0.0);
-        for &x in values {
+        for (&x, &w) in values.iter().zip(weights) {
             let q = f32::from(IQ4[usize::from(nearest_iq4(x * x_scale))]);
-            xq += x * q;
-            qq += q * q;
+            xq += w * x * q;
+            qq += w * q * q;
         }
         // the error falls by xq² / qq
         if qq > 0.0 && xq * xq / qq > best.1 {
@@ -123,13 +123,13 @@ fn put_codes(nearest: impl Fn(f32) -> u8, scale: f32, values: &[f32], codes: &mu
     }
 }
 
-pub(super) fn quantize_iq4_nl(values: &[f32; 32], block: &mut [u8; 18]) {
-    let d = put_f16(block, 0, scale_iq4(values));
+pub(super) fn quantize_iq4_nl(values: &[f32; 32], weights: &[f32; 32], block: &mut [u8; 18]) {
+    let d = put_f16(block, 0, scale_iq4(values, weights));
     put_codes(nearest_iq4, d, values, &mut block[2..]);
 }
 
-pub(super) fn quantize_iq4_xs(values: &[f32; 256], block: &mut [u8; 136]) {
-    let scales: Vec<f32> = values.chunks(32).map(scale_iq4).collect();
+pub(super) fn quantize_iq4_xs(values: &[f32; 256], weights: &[f32; 256], block: &mut [u8; 136]) {
+    let scales: Vec<f32> = values.chunks(32).zip(weights.chunks(32)).map(|(v, w)| scale_iq4(v, w)).collect();
     let d = put_f16(block, 0, farthest(&scales) / -32.0);
     let mut high = 0u16;
     for (i, values) in values.chunks(32).enumerate() {

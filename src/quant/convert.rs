@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::{BlockType, dequantize, quantize};
+use super::{BlockType, dequantize, quantize_by};
 
 /// Values that a thread converts at a time, about.
 const PIECE: usize = 1 << 18;
@@ -17,6 +17,8 @@ pub struct Rows<'a> {
     pub columns: usize,
     /// One row after the other.
     pub bytes: &'a [u8],
+    /// How important each column is, where that is known ([`quantize_by`]).
+    pub importance: Option<&'a [f32]>,
 }
 
 impl Rows<'_> {
@@ -43,7 +45,7 @@ impl Rows<'_> {
                 }
                 values.resize(from.len() / from_bytes * self.columns, 0.0);
                 dequantize(self.kind, from, &mut values);
-                quantize(kind, &values, to);
+                quantize_by(kind, &values, self.importance, to);
             }
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from).min(rows.div_ceil(piece));
@@ -56,6 +58,7 @@ impl Rows<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::quantize;
     use super::*;
 
     #[test]
@@ -64,7 +67,7 @@ mod tests {
         let values: Vec<f32> =
             (0..rows * columns).map(|i| ((i * 7919) % 1013) as f32 / 1013.0 - 0.4).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let from = Rows { kind: BlockType::F32, columns, bytes: &bytes };
+        let from = Rows { kind: BlockType::F32, columns, bytes: &bytes, importance: None };
         for kind in [BlockType::Q8_0, BlockType::Q6_K, BlockType::BF16, BlockType::F32] {
             let row_bytes = kind.row_bytes(columns);
             let (mut together, mut alone) = (vec![0; rows * row_bytes], vec![0; rows * row_bytes]);

@@ -13,8 +13,11 @@
 //!
 //! Seven sign bits are completed by an eighth that makes their number even. Products are formed left to right.
 
+use std::sync::LazyLock;
+
 use half::f16;
 
+use super::grid_search::{Search, without_signs};
 use super::grids::{IQ1, IQ2_S, IQ2_VALUES, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS, IQ3_XXS_VALUES};
 use super::{f16_at, put_f16};
 
@@ -209,236 +212,126 @@ pub(super) fn dequantize_iq1_m(block: &[u8; 56], out: &mut [f32; LEN]) {
     }
 }
 
-/// The index of the entry whose values are nearest to `x`.
-fn nearest<const N: usize>(grid: &[[f32; N]], x: &[f32; N]) -> usize {
-    let mut best = (0, f32::INFINITY);
-    for (i, entry) in grid.iter().enumerate() {
-        let mut error = 0.0;
-        for j in 0..N {
-            error += (entry[j] - x[j]) * (entry[j] - x[j]);
-        }
-        if error < best.1 {
-            best = (i, error);
-        }
-    }
-    best.0
-}
-
-/// Entries with signs for a group of values under one scale.
-struct Signed<const N: usize> {
-    grid: Vec<[f32; N]>,
-    largest: f32,
-    /// Whether the number of signs of 8 values must be even.
-    even: bool,
-}
-
-impl<const N: usize> Signed<N> {
-    /// Signs of 8 values: where their number must be even and is not, the smallest value takes the other.
-    fn signs(&self, x: &[f32; 8]) -> u8 {
-        let signs = x.iter().enumerate().fold(0u8, |signs, (i, &v)| signs | u8::from(v < 0.0) << i);
-        if !self.even || signs.count_ones().is_multiple_of(2) {
-            return signs;
-        }
-        let smallest = (0..8).min_by(|&a, &b| x[a].abs().total_cmp(&x[b].abs())).unwrap_or(0);
-        signs ^ 1 << smallest
-    }
-
-    /// The entries of a group under this scale.
-    fn entries(&self, x: &[f32], scale: f32) -> Vec<usize> {
-        let inverse = super::inverse(scale);
-        let mut entries = Vec::with_capacity(x.len() / N);
-        for eight in x.as_chunks::<8>().0 {
-            let signs = self.signs(eight);
-            for (j, part) in eight.as_chunks::<N>().0.iter().enumerate() {
-                let magnitudes = std::array::from_fn(|i| {
-                    let sign = if signs >> (N * j + i) & 1 == 0 { inverse } else { -inverse };
-                    part[i] * sign
-                });
-                entries.push(nearest(&self.grid, &magnitudes));
-            }
-        }
-        entries
-    }
-
-    /// The scale under which a group's nearest entries have the least square error, after one look.
-    fn scale(&self, x: &[f32]) -> f32 {
-        let guess = super::farthest(x).abs() / self.largest;
-        let entries = self.entries(x, guess);
-        let values = x.as_chunks::<8>().0.iter().flat_map(|eight| {
-            let signs = self.signs(eight);
-            (0..8).map(move |i| if signs >> i & 1 == 0 { eight[i] } else { -eight[i] })
-        });
-        let grid = entries.iter().flat_map(|&entry| self.grid[entry]);
-        let (mut xg, mut gg) = (0.0, 0.0);
-        for (x, g) in values.zip(grid) {
-            xg += x * g;
-            gg += g * g;
-        }
-        if gg > 0.0 { (xg / gg).max(0.0) } else { 0.0 }
-    }
-}
-
-fn signed_grid<const N: usize>(grid: &[u16], bits: usize, values: &[u8], even: bool) -> Signed<N> {
-    let mask = (1 << bits) - 1;
-    let value = |entry: u16, i: usize| f32::from(values[usize::from(entry >> (bits * i) & mask)]);
-    Signed {
-        grid: grid.iter().map(|&entry| std::array::from_fn(|i| value(entry, i))).collect(),
-        largest: f32::from(*values.last().unwrap_or(&1)),
-        even,
-    }
-}
-
-/// Scales of groups as `d * unit * (s + offset)`, s up to `most`: d and each s.
-fn small_scales(scales: &[f32], unit: f32, offset: f32, most: f32) -> (f32, Vec<u8>) {
-    let d = f16::from_f32(scales.iter().fold(0.0, |a: f32, &b| a.max(b)) / (unit * (most + offset))).to_f32();
-    let s = |scale: &f32| (scale * super::inverse(d * unit) - offset).round().clamp(0.0, most) as u8;
-    (d, scales.iter().map(s).collect())
-}
-
-/// Quantizes 8 or 16 groups under signed grids: calls `put(group, s, entries, signs)`, signs of 8 values each.
-fn quantize_signed<const N: usize>(
-    values: &[f32; LEN],
-    grid: &Signed<N>,
-    group_len: usize,
-    (unit, offset, most): (f32, f32, f32),
-    mut put: impl FnMut(usize, u8, &[usize], &[u8]),
-) -> f32 {
-    let scales: Vec<f32> = values.chunks(group_len).map(|x| grid.scale(x)).collect();
-    let (d, small) = small_scales(&scales, unit, offset, most);
-    for (group, x) in values.chunks(group_len).enumerate() {
-        let s = small[group];
-        let entries = grid.entries(x, d * (offset + f32::from(s)) * unit);
-        let signs: Vec<u8> = x.as_chunks::<8>().0.iter().map(|eight| grid.signs(eight)).collect();
-        put(group, s, &entries, &signs);
-    }
-    d
-}
-
-pub(super) fn quantize_iq2_xxs(values: &[f32; LEN], block: &mut [u8; 66]) {
-    let grid = signed_grid::<8>(&IQ2_XXS, 2, &IQ2_VALUES, true);
-    let d = quantize_signed(values, &grid, 32, (0.25, 0.5, 15.0), |group, s, entries, signs| {
-        let at = 2 + 8 * group;
-        entries.iter().enumerate().for_each(|(i, &entry)| block[at + i] = entry as u8);
-        let signs = signs.iter().enumerate().fold(0, |all, (i, &s)| all | u32::from(s & 127) << (7 * i));
-        block[at + 4..at + 8].copy_from_slice(&(signs | u32::from(s) << 28).to_le_bytes());
-    });
-    put_f16(block, 0, d);
-}
-
-pub(super) fn quantize_iq2_xs(values: &[f32; LEN], block: &mut [u8; 74]) {
-    let grid = signed_grid::<8>(&IQ2_XS, 2, &IQ2_VALUES, true);
-    let d = quantize_signed(values, &grid, 16, (0.25, 0.5, 15.0), |group, s, entries, signs| {
-        for i in 0..2 {
-            let code = entries[i] as u16 | u16::from(signs[i] & 127) << 9;
-            block[2 + 4 * group + 2 * i..][..2].copy_from_slice(&code.to_le_bytes());
-        }
-        block[66 + group / 2] |= s << (4 * (group % 2));
-    });
-    put_f16(block, 0, d);
-}
-
-pub(super) fn quantize_iq2_s(values: &[f32; LEN], block: &mut [u8; 82]) {
-    let grid = signed_grid::<8>(&IQ2_S, 2, &IQ2_VALUES, false);
-    let d = quantize_signed(values, &grid, 16, (0.25, 0.5, 15.0), |group, s, entries, signs| {
-        for i in 0..2 {
-            let at = 2 * group + i;
-            block[2 + at] = entries[i] as u8;
-            block[34 + at] = signs[i];
-            block[66 + at / 4] |= ((entries[i] >> 8) as u8) << (2 * (at % 4));
-        }
-        block[74 + group / 2] |= s << (4 * (group % 2));
-    });
-    put_f16(block, 0, d);
-}
-
-pub(super) fn quantize_iq3_xxs(values: &[f32; LEN], block: &mut [u8; 98]) {
-    let grid = signed_grid::<4>(&IQ3_XXS, 3, &IQ3_XXS_VALUES, true);
-    let d = quantize_signed(values, &grid, 32, (0.5, 0.5, 15.0), |group, s, entries, signs| {
-        entries.iter().enumerate().for_each(|(i, &entry)| block[2 + 8 * group + i] = entry as u8);
-        let signs = signs.iter().enumerate().fold(0, |all, (i, &s)| all | u32::from(s & 127) << (7 * i));
-        block[66 + 4 * group..][..4].copy_from_slice(&(signs | u32::from(s) << 28).to_le_bytes());
-    });
-    put_f16(block, 0, d);
-}
-
-pub(super) fn quantize_iq3_s(values: &[f32; LEN], block: &mut [u8; 110]) {
-    let grid = signed_grid::<4>(&IQ3_S, 3, &IQ3_S_VALUES, false);
-    let d = quantize_signed(values, &grid, 32, (2.0, 0.5, 15.0), |group, s, entries, signs| {
-        for (i, &entry) in entries.iter().enumerate() {
-            block[2 + 8 * group + i] = entry as u8;
-            block[66 + group] |= ((entry >> 8) as u8) << i;
-        }
-        block[74 + 4 * group..][..4].copy_from_slice(signs);
-        block[106 + group / 2] |= s << (4 * (group % 2));
-    });
-    put_f16(block, 0, d);
-}
-
-/// The entries of IQ1 as values.
-fn iq1_grid() -> Vec<[f32; 8]> {
-    IQ1.iter().map(|&entry| std::array::from_fn(|i| f32::from(entry >> (2 * i) & 3) - 1.0)).collect()
-}
-
-/// Entry and delta that are nearest to 8 values under this scale.
-fn iq1_nearest(grid: &[[f32; 8]], x: &[f32; 8], scale: f32, deltas: &[f32]) -> (usize, f32, f32) {
-    let inverse = super::inverse(scale);
-    let of_delta = |&delta: &f32| {
-        let target = x.map(|v| v * inverse - delta);
-        let entry = nearest(grid, &target);
-        let error: f32 = (0..8).map(|i| (grid[entry][i] - target[i]).powi(2)).sum();
-        (entry, delta, error)
+/// The search of a format with signs.
+fn search<const N: usize>(grid: &[u16], levels: &[u8], group: usize, scales: (f32, f32, f32)) -> Search<N> {
+    let bits = if N == 8 { 2 } else { 3 };
+    let entry = |entry: &u16| {
+        std::array::from_fn(|i| f32::from(levels[usize::from(entry >> (bits * i)) & ((1 << bits) - 1)]))
     };
-    deltas.iter().map(of_delta).min_by(|a, b| a.2.total_cmp(&b.2)).expect("there are deltas")
+    let levels = levels.iter().map(|&level| f32::from(level)).collect();
+    Search::signed(grid.iter().map(entry).collect(), levels, group, scales)
 }
 
-/// The scale of a group: its values are spread about -1, 0 and 1.
-fn iq1_scale(x: &[f32]) -> f32 {
-    let square: f32 = x.iter().map(|v| v * v).sum();
-    1.2 * (square / x.len() as f32).sqrt()
+/// The search of IQ1.
+fn search_iq1(group: usize, deltas_for: usize) -> Search<8> {
+    let entry = |entry: &u16| std::array::from_fn(|i| f32::from(entry >> (2 * i) & 3) - 1.0);
+    Search::ternary(IQ1.iter().map(entry).collect(), group, (&[DELTA, -DELTA], deltas_for))
 }
 
-pub(super) fn quantize_iq1_s(values: &[f32; LEN], block: &mut [u8; 50]) {
-    let grid = iq1_grid();
-    let scales: Vec<f32> = values.chunks(32).map(iq1_scale).collect();
-    let (d, small) = small_scales(&scales, 2.0, 0.5, 7.0);
-    put_f16(block, 0, d);
-    for (group, x) in values.chunks(32).enumerate() {
-        let s = small[group];
-        let scale = d * f32::from(2 * s + 1);
-        let all = |delta: f32| {
-            let found = x.as_chunks::<8>().0.iter().map(|x| iq1_nearest(&grid, x, scale, &[delta]));
-            found.collect::<Vec<_>>()
-        };
-        let error = |found: &[(usize, f32, f32)]| found.iter().map(|f| f.2).sum::<f32>();
-        let (plus, minus) = (all(DELTA), all(-DELTA));
-        let is_minus = error(&minus) < error(&plus);
-        let mut high = u16::from(s) << 12 | u16::from(is_minus) << 15;
-        for (i, (entry, ..)) in (if is_minus { minus } else { plus }).into_iter().enumerate() {
-            block[2 + 4 * group + i] = entry as u8;
-            high |= (entry as u16 >> 8) << (3 * i);
+/// Seven bits of each of four signs and a scale.
+fn signs_and_scale(signs: &[u8], scale: u8) -> [u8; 4] {
+    let signs = signs.iter().enumerate().fold(0, |all, (i, &s)| all | u32::from(s & 127) << (7 * i));
+    (signs | u32::from(scale) << 28).to_le_bytes()
+}
+
+/// Scales of 4 bits, low nibbles first.
+fn put_nibbles(scales: &[u8], bytes: &mut [u8]) {
+    scales.iter().enumerate().for_each(|(i, s)| bytes[i / 2] |= s << (4 * (i % 2)));
+}
+
+pub(super) fn quantize_iq2_xxs(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 66]) {
+    static SEARCH: LazyLock<Search<8>> =
+        LazyLock::new(|| search(&IQ2_XXS, &IQ2_VALUES, 32, (0.25, 0.5, 15.0)));
+    let (x, signs) = without_signs(values, weights, true);
+    let found = SEARCH.block(&x, weights);
+    put_f16(block, 0, found.d);
+    for (i, code) in found.codes.iter().enumerate() {
+        block[2 + i / 4 * 8 + i % 4] = code.entry as u8;
+    }
+    for (group, (signs, &s)) in signs.chunks(4).zip(&found.scales).enumerate() {
+        block[6 + 8 * group..][..4].copy_from_slice(&signs_and_scale(signs, s));
+    }
+}
+
+pub(super) fn quantize_iq2_xs(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 74]) {
+    static SEARCH: LazyLock<Search<8>> =
+        LazyLock::new(|| search(&IQ2_XS, &IQ2_VALUES, 16, (0.25, 0.5, 15.0)));
+    let (x, signs) = without_signs(values, weights, true);
+    let found = SEARCH.block(&x, weights);
+    put_f16(block, 0, found.d);
+    for (i, (code, signs)) in found.codes.iter().zip(signs).enumerate() {
+        let code = code.entry | u16::from(signs & 127) << 9;
+        block[2 + 2 * i..][..2].copy_from_slice(&code.to_le_bytes());
+    }
+    put_nibbles(&found.scales, &mut block[66..]);
+}
+
+pub(super) fn quantize_iq2_s(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 82]) {
+    static SEARCH: LazyLock<Search<8>> = LazyLock::new(|| search(&IQ2_S, &IQ2_VALUES, 16, (0.25, 0.5, 15.0)));
+    let (x, signs) = without_signs(values, weights, false);
+    let found = SEARCH.block(&x, weights);
+    put_f16(block, 0, found.d);
+    block[34..66].copy_from_slice(&signs);
+    for (i, code) in found.codes.iter().enumerate() {
+        block[2 + i] = code.entry as u8;
+        block[66 + i / 4] |= ((code.entry >> 8) as u8) << (2 * (i % 4));
+    }
+    put_nibbles(&found.scales, &mut block[74..]);
+}
+
+pub(super) fn quantize_iq3_xxs(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 98]) {
+    static SEARCH: LazyLock<Search<4>> =
+        LazyLock::new(|| search(&IQ3_XXS, &IQ3_XXS_VALUES, 32, (0.5, 0.5, 15.0)));
+    let (x, signs) = without_signs(values, weights, true);
+    let found = SEARCH.block(&x, weights);
+    put_f16(block, 0, found.d);
+    for (i, code) in found.codes.iter().enumerate() {
+        block[2 + i] = code.entry as u8;
+    }
+    for (group, (signs, &s)) in signs.chunks(4).zip(&found.scales).enumerate() {
+        block[66 + 4 * group..][..4].copy_from_slice(&signs_and_scale(signs, s));
+    }
+}
+
+pub(super) fn quantize_iq3_s(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 110]) {
+    static SEARCH: LazyLock<Search<4>> =
+        LazyLock::new(|| search(&IQ3_S, &IQ3_S_VALUES, 32, (2.0, 0.5, 15.0)));
+    let (x, signs) = without_signs(values, weights, false);
+    let found = SEARCH.block(&x, weights);
+    put_f16(block, 0, found.d);
+    for (i, code) in found.codes.iter().enumerate() {
+        block[2 + i] = code.entry as u8;
+        block[66 + i / 8] |= ((code.entry >> 8) as u8) << (i % 8);
+    }
+    block[74..106].copy_from_slice(&signs);
+    put_nibbles(&found.scales, &mut block[106..]);
+}
+
+pub(super) fn quantize_iq1_s(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 50]) {
+    static SEARCH: LazyLock<Search<8>> = LazyLock::new(|| search_iq1(32, 32));
+    let found = SEARCH.block(values, weights);
+    put_f16(block, 0, found.d);
+    for (group, (codes, &s)) in found.codes.chunks(4).zip(&found.scales).enumerate() {
+        let mut high = u16::from(s) << 12 | u16::from(codes[0].second) << 15;
+        for (i, code) in codes.iter().enumerate() {
+            block[2 + 4 * group + i] = code.entry as u8;
+            high |= (code.entry >> 8) << (3 * i);
         }
         block[34 + 2 * group..][..2].copy_from_slice(&high.to_le_bytes());
     }
 }
 
-pub(super) fn quantize_iq1_m(values: &[f32; LEN], block: &mut [u8; 56]) {
-    let grid = iq1_grid();
-    let scales: Vec<f32> = values.chunks(16).map(iq1_scale).collect();
-    let (d, small) = small_scales(&scales, 2.0, 0.5, 7.0);
-    let mut words = [0u16; 4];
-    for (i, word) in words.iter_mut().enumerate() {
-        *word = (f16::from_f32(d).to_bits() >> (4 * i) & 15) << 12;
+pub(super) fn quantize_iq1_m(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 56]) {
+    static SEARCH: LazyLock<Search<8>> = LazyLock::new(|| search_iq1(16, 8));
+    let found = SEARCH.block(values, weights);
+    for (i, code) in found.codes.iter().enumerate() {
+        block[i] = code.entry as u8;
+        block[32 + i / 2] |= ((code.entry >> 8) as u8 | u8::from(code.second) << 3) << (4 * (i % 2));
     }
-    for (i, x) in values.as_chunks::<8>().0.iter().enumerate() {
-        let scale = d * f32::from(2 * small[i / 2] + 1);
-        let (entry, delta, _) = iq1_nearest(&grid, x, scale, &[DELTA, -DELTA]);
-        block[i] = entry as u8;
-        block[32 + i / 2] |= ((entry >> 8) as u8 | u8::from(delta < 0.0) << 3) << (4 * (i % 2));
-    }
-    for (i, &s) in small.iter().enumerate() {
-        words[i / 4] |= u16::from(s) << (3 * (i % 4));
-    }
-    for (i, word) in words.iter().enumerate() {
+    let d = f16::from_f32(found.d).to_bits();
+    for (i, scales) in found.scales.chunks(4).enumerate() {
+        let scales = scales.iter().rev().fold(0, |all, &s| all << 3 | u16::from(s));
+        let word = scales | (d >> (4 * i) & 15) << 12;
         block[48 + 2 * i..][..2].copy_from_slice(&word.to_le_bytes());
     }
 }

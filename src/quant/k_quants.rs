@@ -126,8 +126,8 @@ pub(super) fn dequantize_q6_k(block: &[u8; 210], out: &mut [f32; LEN]) {
     centred(&codes, 32, out, |g| d * f32::from(scales[g] as i8));
 }
 
-pub(super) fn quantize_q2_k(values: &[f32; LEN], block: &mut [u8; 84]) {
-    let fit = affine_groups::<16>(values, 3, 15);
+pub(super) fn quantize_q2_k(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 84]) {
+    let fit = affine_groups::<16>(values, weights, 3, 15);
     put_f16(block, 80, fit.d);
     put_f16(block, 82, fit.dmin);
     for (byte, (scale, min)) in block.iter_mut().zip(fit.scales.iter().zip(&fit.mins)) {
@@ -136,8 +136,8 @@ pub(super) fn quantize_q2_k(values: &[f32; LEN], block: &mut [u8; 84]) {
     pack::<2, 32>(&fit.codes, 0, &mut block[16..80]);
 }
 
-pub(super) fn quantize_q3_k(values: &[f32; LEN], block: &mut [u8; 110]) {
-    let fit = centred_groups(values, 4, 32);
+pub(super) fn quantize_q3_k(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 110]) {
+    let fit = centred_groups(values, weights, 4, 32);
     put_f16(block, 108, fit.d);
     let scales = fit.scales.map(|s| (s + 32) as u8);
     pack::<1, 32>(&fit.codes, 2, &mut block[..32]);
@@ -146,27 +146,27 @@ pub(super) fn quantize_q3_k(values: &[f32; LEN], block: &mut [u8; 110]) {
     pack::<2, 4>(&scales, 4, &mut block[104..108]);
 }
 
-pub(super) fn quantize_q4_k(values: &[f32; LEN], block: &mut [u8; 144]) {
-    let codes = quantize_affine_q4_k(values, 15, block);
+pub(super) fn quantize_q4_k(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 144]) {
+    let codes = quantize_affine_q4_k(values, weights, 15, block);
     pack::<4, 32>(&codes, 0, &mut block[16..]);
 }
 
-pub(super) fn quantize_q5_k(values: &[f32; LEN], block: &mut [u8; 176]) {
-    let codes = quantize_affine_q4_k(values, 31, block);
+pub(super) fn quantize_q5_k(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 176]) {
+    let codes = quantize_affine_q4_k(values, weights, 31, block);
     pack::<1, 32>(&codes, 4, &mut block[16..48]);
     pack::<4, 32>(&codes, 0, &mut block[48..]);
 }
 
-fn quantize_affine_q4_k(values: &[f32; LEN], max: u8, block: &mut [u8]) -> [u8; LEN] {
-    let fit = affine_groups::<32>(values, max, 63);
+fn quantize_affine_q4_k(values: &[f32; LEN], weights: &[f32; LEN], max: u8, block: &mut [u8]) -> [u8; LEN] {
+    let fit = affine_groups::<32>(values, weights, max, 63);
     put_f16(block, 0, fit.d);
     put_f16(block, 2, fit.dmin);
     put_scales_q4_k(field(&fit.scales, 0), field(&fit.mins, 0), &mut block[4..16]);
     fit.codes
 }
 
-pub(super) fn quantize_q6_k(values: &[f32; LEN], block: &mut [u8; 210]) {
-    let fit = centred_groups(values, 32, 128);
+pub(super) fn quantize_q6_k(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 210]) {
+    let fit = centred_groups(values, weights, 32, 128);
     put_f16(block, 208, fit.d);
     for (byte, scale) in block[192..208].iter_mut().zip(fit.scales) {
         *byte = scale as u8;

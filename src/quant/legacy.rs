@@ -93,6 +93,41 @@ fn quantize_affine(values: &[f32; LEN], max: u8, block: &mut [u8]) -> [u8; LEN] 
     values.map(|x| super::round_code((x - m) * inverse, max))
 }
 
+/// [`quantize_centred`] with the scale of the least square error, each value's by its weight.
+fn fit_centred(values: &[f32; LEN], weights: &[f32; LEN], zero: u8, block: &mut [u8]) -> [u8; LEN] {
+    let d = put_f16(block, 0, super::search::fit_centred(values, weights, zero));
+    let inverse = super::inverse(d);
+    values.map(|x| super::round_code(x * inverse + f32::from(zero), 2 * zero - 1))
+}
+
+pub(super) fn fit_q4_0(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 18]) {
+    let codes = fit_centred(values, weights, 8, block);
+    pack::<4, 16>(&codes, 0, &mut block[2..]);
+}
+
+pub(super) fn fit_q5_0(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 22]) {
+    let codes = fit_centred(values, weights, 16, block);
+    put_five_bits(&codes, &mut block[2..]);
+}
+
+/// [`quantize_affine`] with scale and minimum of the least square error, each value's by its weight.
+fn fit_affine(values: &[f32; LEN], weights: &[f32; LEN], max: u8, block: &mut [u8]) -> [u8; LEN] {
+    let (d, min) = super::search::fit_affine(values, weights, max, f32::NEG_INFINITY);
+    let (d, m) = (put_f16(block, 0, d), put_f16(block, 2, -min));
+    let inverse = super::inverse(d);
+    values.map(|x| super::round_code((x - m) * inverse, max))
+}
+
+pub(super) fn fit_q4_1(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 20]) {
+    let codes = fit_affine(values, weights, 15, block);
+    pack::<4, 16>(&codes, 0, &mut block[4..]);
+}
+
+pub(super) fn fit_q5_1(values: &[f32; LEN], weights: &[f32; LEN], block: &mut [u8; 24]) {
+    let codes = fit_affine(values, weights, 31, block);
+    put_five_bits(&codes, &mut block[4..]);
+}
+
 pub(super) fn quantize_q4_0(values: &[f32; LEN], block: &mut [u8; 18]) {
     let codes = quantize_centred(values, 8, block);
     pack::<4, 16>(&codes, 0, &mut block[2..]);

@@ -4,6 +4,7 @@
 
 pub(crate) mod codebook;
 mod convert;
+mod grid_search;
 mod grids;
 pub(crate) mod i_quants;
 pub(crate) mod k_quants;
@@ -180,8 +181,8 @@ pub fn dequantize(kind: BlockType, blocks: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Blocks from values, by rounding to the nearest code; K-quants search for scales with a small square error,
-/// all values weighing the same.
+/// Blocks from values, by rounding to the nearest code; K-quants and i-quants search for scales (and entries of grids) with a small
+/// square error, all values weighing the same.
 ///
 /// Values must be finite and within the format's range (F16, and the scales of all block formats, end at
 /// 65504): others saturate or become arbitrary values, never a panic.
@@ -189,9 +190,26 @@ pub fn dequantize(kind: BlockType, blocks: &[u8], out: &mut [f32]) {
 /// # Panics
 /// If `blocks` is not exactly the bytes of `values.len()` values.
 pub fn quantize(kind: BlockType, values: &[f32], blocks: &mut [u8]) {
+    quantize_by(kind, values, None, blocks);
+}
+
+/// [`quantize`] where the columns are not equally important: `importance` has a number for each, such as the mean square of
+/// what they are multiplied with. K-quants, i-quants, Q4_0, Q4_1, Q5_0 and Q5_1 heed it.
+///
+/// # Panics
+/// As [`quantize`], and if the values are no rows as long as `importance`.
+pub fn quantize_by(kind: BlockType, values: &[f32], importance: Option<&[f32]>, blocks: &mut [u8]) {
     check_lengths(kind, blocks, values);
+    assert!(
+        importance.is_none_or(|row| values.len().is_multiple_of(row.len().max(1))),
+        "columns by importance"
+    );
     blocks.fill(0);
     match kind {
+        BlockType::Q4_0 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q4_0),
+        BlockType::Q4_1 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q4_1),
+        BlockType::Q5_0 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q5_0),
+        BlockType::Q5_1 if importance.is_some() => to_weighted(values, importance, blocks, legacy::fit_q5_1),
         BlockType::F32 => to_blocks(values, blocks, |x: &[f32; 1], b| *b = x[0].to_le_bytes()),
         BlockType::F16 => to_blocks(values, blocks, |x: &[f32; 1], b| *b = to_f16(x[0]).to_le_bytes()),
         BlockType::BF16 => {
@@ -202,20 +220,20 @@ pub fn quantize(kind: BlockType, values: &[f32], blocks: &mut [u8]) {
         BlockType::Q5_0 => to_blocks(values, blocks, legacy::quantize_q5_0),
         BlockType::Q5_1 => to_blocks(values, blocks, legacy::quantize_q5_1),
         BlockType::Q8_0 => to_blocks(values, blocks, legacy::quantize_q8_0),
-        BlockType::Q2_K => to_blocks(values, blocks, k_quants::quantize_q2_k),
-        BlockType::Q3_K => to_blocks(values, blocks, k_quants::quantize_q3_k),
-        BlockType::Q4_K => to_blocks(values, blocks, k_quants::quantize_q4_k),
-        BlockType::Q5_K => to_blocks(values, blocks, k_quants::quantize_q5_k),
-        BlockType::Q6_K => to_blocks(values, blocks, k_quants::quantize_q6_k),
-        BlockType::IQ2_XXS => to_blocks(values, blocks, i_quants::quantize_iq2_xxs),
-        BlockType::IQ2_XS => to_blocks(values, blocks, i_quants::quantize_iq2_xs),
-        BlockType::IQ3_XXS => to_blocks(values, blocks, i_quants::quantize_iq3_xxs),
-        BlockType::IQ1_S => to_blocks(values, blocks, i_quants::quantize_iq1_s),
-        BlockType::IQ4_NL => to_blocks(values, blocks, codebook::quantize_iq4_nl),
-        BlockType::IQ3_S => to_blocks(values, blocks, i_quants::quantize_iq3_s),
-        BlockType::IQ2_S => to_blocks(values, blocks, i_quants::quantize_iq2_s),
-        BlockType::IQ4_XS => to_blocks(values, blocks, codebook::quantize_iq4_xs),
-        BlockType::IQ1_M => to_blocks(values, blocks, i_quants::quantize_iq1_m),
+        BlockType::Q2_K => to_weighted(values, importance, blocks, k_quants::quantize_q2_k),
+        BlockType::Q3_K => to_weighted(values, importance, blocks, k_quants::quantize_q3_k),
+        BlockType::Q4_K => to_weighted(values, importance, blocks, k_quants::quantize_q4_k),
+        BlockType::Q5_K => to_weighted(values, importance, blocks, k_quants::quantize_q5_k),
+        BlockType::Q6_K => to_weighted(values, importance, blocks, k_quants::quantize_q6_k),
+        BlockType::IQ2_XXS => to_weighted(values, importance, blocks, i_quants::quantize_iq2_xxs),
+        BlockType::IQ2_XS => to_weighted(values, importance, blocks, i_quants::quantize_iq2_xs),
+        BlockType::IQ3_XXS => to_weighted(values, importance, blocks, i_quants::quantize_iq3_xxs),
+        BlockType::IQ1_S => to_weighted(values, importance, blocks, i_quants::quantize_iq1_s),
+        BlockType::IQ4_NL => to_weighted(values, importance, blocks, codebook::quantize_iq4_nl),
+        BlockType::IQ3_S => to_weighted(values, importance, blocks, i_quants::quantize_iq3_s),
+        BlockType::IQ2_S => to_weighted(values, importance, blocks, i_quants::quantize_iq2_s),
+        BlockType::IQ4_XS => to_weighted(values, importance, blocks, codebook::quantize_iq4_xs),
+        BlockType::IQ1_M => to_weighted(values, importance, blocks, i_quants::quantize_iq1_m),
         BlockType::TQ1_0 => to_blocks(values, blocks, codebook::quantize_tq1_0),
         BlockType::TQ2_0 => to_blocks(values, blocks, codebook::quantize_tq2_0),
         BlockType::MXFP4 => to_blocks(values, blocks, codebook::quantize_mxfp4),
@@ -250,6 +268,27 @@ fn to_blocks<const BYTES: usize, const LEN: usize>(
 ) {
     for (values, bytes) in values.as_chunks().0.iter().zip(blocks.as_chunks_mut().0) {
         block(values, bytes);
+    }
+}
+
+/// [`to_blocks`], where `block` is also given what the square of each value's error counts: the same for all, or by the
+/// importance of its column, and more for large values, of which an error in the scale is one as well.
+fn to_weighted<const BYTES: usize, const LEN: usize>(
+    values: &[f32],
+    importance: Option<&[f32]>,
+    blocks: &mut [u8],
+    block: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; BYTES]),
+) {
+    for (i, (values, bytes)) in values.as_chunks().0.iter().zip(blocks.as_chunks_mut().0).enumerate() {
+        let mut weights = [1.0; LEN];
+        if let Some(row) = importance {
+            let mean = values.iter().map(|x| x * x).sum::<f32>() / LEN as f32;
+            let columns = &row[i * LEN % row.len()..][..LEN];
+            for ((weight, x), importance) in weights.iter_mut().zip(values).zip(columns) {
+                *weight = importance * (mean + x * x).sqrt();
+            }
+        }
+        block(values, &weights, bytes);
     }
 }
 

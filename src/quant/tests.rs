@@ -195,6 +195,26 @@ fn grids_keep_most_of_what_they_quantize() {
 }
 
 #[test]
+fn what_is_important_loses_less_where_that_is_known() {
+    let mut random = Random(5);
+    let values: Vec<f32> = (0..64 * 512).map(|_| random.normal() * 0.02).collect();
+    let importance: Vec<f32> = (0..512).map(|_| random.normal().exp()).collect();
+    let heedless = [BlockType::Q8_0, BlockType::MXFP4, BlockType::TQ1_0, BlockType::TQ2_0];
+    for kind in BlockType::ALL.into_iter().filter(|kind| kind.block_len() > 1 && !heedless.contains(kind)) {
+        let error = |importance: &[f32], known: bool| -> f64 {
+            let mut blocks = vec![0; kind.row_bytes(values.len())];
+            quantize_by(kind, &values, known.then_some(importance), &mut blocks);
+            let back = values_of(kind, &blocks);
+            let errors = values.iter().zip(&back).map(|(x, y)| f64::from(x - y).powi(2));
+            errors.zip(importance.iter().cycle()).map(|(error, weight)| error * f64::from(*weight)).sum()
+        };
+        let (plain, by_importance) = (error(&importance, false), error(&importance, true));
+        println!("{kind}: {:.3}", by_importance / plain);
+        assert!(by_importance < 0.98 * plain, "{kind}: {by_importance:e}, {plain:e} without importance");
+    }
+}
+
+#[test]
 fn quantizing_dequantized_values_keeps_a_constant_and_zero() {
     // the entries of a grid hold few constants
     let is_grid = |kind: &BlockType| format!("{kind}").starts_with("IQ") && kind.block_len() == 256;

@@ -1,6 +1,7 @@
 //! What the behaviour tests share: where real models and reference fixtures are, and models loaded once.
 #![allow(dead_code)]
 
+pub mod repository;
 pub mod tiny;
 
 use std::path::{Path, PathBuf};

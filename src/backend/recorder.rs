@@ -1,0 +1,171 @@
+//! A backend that does what another does, and looks at what its matrices are multiplied with.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{
+    Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan, Projection, Rope,
+    Source, Stack, Step, Vector,
+};
+use crate::Result;
+use crate::checkpoint::Tensor;
+use crate::quant::BlockType;
+
+/// Sums of squares of what a matrix is multiplied with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Squares {
+    /// One of each column.
+    pub sums: Vec<f64>,
+    /// Of so many rows.
+    pub rows: u64,
+}
+
+/// Of each matrix, by its tensor's name. Matrices by head are left out, and the last ones of experts.
+pub type Record = Arc<Mutex<BTreeMap<String, Squares>>>;
+
+/// The backend.
+pub struct Recorder<B> {
+    inner: B,
+    /// Of the buffers, by handle; and the names of matrices and stacks.
+    widths: BTreeMap<usize, usize>,
+    matrices: BTreeMap<usize, String>,
+    stacks: BTreeMap<usize, Vec<String>>,
+    record: Record,
+}
+
+impl<B: Backend> Recorder<B> {
+    /// One that works through `inner`, and what it will have seen.
+    pub fn new(inner: B) -> (Self, Record) {
+        let record = Record::default();
+        let (widths, matrices, stacks) = Default::default();
+        (Recorder { inner, widths, matrices, stacks, record: Arc::clone(&record) }, record)
+    }
+
+    /// Adds the rows of a buffer to what is known of these tensors' inputs.
+    fn look(&mut self, buffer: Buffer, names: &[String]) {
+        let width = self.widths[&buffer.0];
+        let mut squares = vec![0.0; width];
+        let values = self.inner.read(buffer);
+        for row in values.chunks_exact(width) {
+            squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+        }
+        let rows = (values.len() / width) as u64;
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            let seen = record.entry(name.clone()).or_default();
+            seen.sums.resize(width, 0.0);
+            seen.sums.iter_mut().zip(&squares).for_each(|(sum, more)| *sum += more);
+            seen.rows += rows;
+        }
+    }
+}
+
+impl<B: Backend> Backend for Recorder<B> {
+    fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
+        let matrix = self.inner.add_matrix(tensor)?;
+        self.matrices.insert(matrix.0, tensor.name.clone());
+        Ok(matrix)
+    }
+
+    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
+        let stack = self.inner.add_stack(tensors)?;
+        self.stacks.insert(stack.0, tensors.iter().map(|tensor| tensor.name.clone()).collect());
+        Ok(stack)
+    }
+
+    fn linear(&mut self, source: Source, projections: &[Projection]) {
+        self.inner.linear(source, projections);
+        let names: Vec<String> =
+            projections.iter().filter_map(|p| self.matrices.get(&p.matrix.0).cloned()).collect();
+        self.look(source.buffer(), &names);
+    }
+
+    fn experts(&mut self, experts: &Experts) {
+        self.inner.experts(experts);
+        let stacks = [experts.gate, experts.up].into_iter();
+        let names: Vec<String> = stacks.filter_map(|s| self.stacks.get(&s.0).cloned()).flatten().collect();
+        self.look(experts.from, &names);
+    }
+
+    fn device(&self) -> Device {
+        self.inner.device()
+    }
+
+    fn limits(&self) -> Result<Limits> {
+        self.inner.limits()
+    }
+
+    fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix> {
+        self.inner.add_embedding(tensor)
+    }
+
+    fn add_vector(&mut self, values: Vec<f32>) -> Result<Vector> {
+        self.inner.add_vector(values)
+    }
+
+    fn add_buffer(&mut self, width: usize) -> Buffer {
+        let buffer = self.inner.add_buffer(width);
+        self.widths.insert(buffer.0, width);
+        buffer
+    }
+
+    fn add_kv(&mut self, shape: KvShape) -> usize {
+        self.inner.add_kv(shape)
+    }
+
+    fn prepare(&mut self, plan: Plan, rope: &Rope) -> Result<()> {
+        self.inner.prepare(plan, rope)
+    }
+
+    fn begin(&mut self, step: &Step<'_>) {
+        self.inner.begin(step);
+    }
+
+    fn embed(&mut self, table: Matrix, to: Buffer) {
+        self.inner.embed(table, to);
+    }
+
+    fn rope(&mut self, heads: &[Heads]) {
+        self.inner.rope(heads);
+    }
+
+    fn linear_by_head(&mut self, matrices: Stack, from: Buffer, to: Buffer) {
+        self.inner.linear_by_head(matrices, from, to);
+    }
+
+    fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {
+        self.inner.add_norm(from, weight, epsilon, sum);
+    }
+
+    fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer) {
+        self.inner.append_kv(layer, key, value);
+    }
+
+    fn attention(&mut self, layer: usize, query: Buffer, attention: &Attention, to: Buffer) {
+        self.inner.attention(layer, query, attention, to);
+    }
+
+    fn gather(&mut self, from: Buffer, to: Buffer) {
+        self.inner.gather(from, to);
+    }
+
+    fn read(&mut self, buffer: Buffer) -> &mut [f32] {
+        self.inner.read(buffer)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
+        self.inner.copy_page(from, to, positions);
+    }
+
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) {
+        self.inner.read_page(page, positions, to);
+    }
+
+    fn write_page(&mut self, page: u32, positions: usize, from: &[u8]) {
+        self.inner.write_page(page, positions, from);
+    }
+
+    fn supports(&self, kind: BlockType) -> bool {
+        self.inner.supports(kind)
+    }
+}
