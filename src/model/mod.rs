@@ -10,8 +10,10 @@ mod layer;
 mod load;
 mod names;
 mod rope;
+mod synthetic;
 
 pub use conversion::{Conversion, loaded_bytes};
 pub use decoder::{Decoder, Work};
 pub use hyperparameters::{ExpertShape, Hyperparameters, Latent};
 pub use rope::Scaling;
+pub use synthetic::Synthetic;

@@ -154,7 +154,7 @@ impl CpuBackend {
             self.interleaved_bytes = left;
             tensor.populate(); // memory has room for all of it
         }
-        matrix.settle(self.isa);
+        matrix.settle(self.isa, &self.pool);
         Ok(matrix)
     }
 
