@@ -2,6 +2,7 @@
 
 mod chat;
 mod digest;
+pub mod expectation;
 mod generation;
 pub mod measure;
 pub mod memory;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::generation::{Slot, Start, lock};
+use super::expectation;
 use super::memory::{self, Needs};
 use super::quantize_on_load::ROOM;
 use super::receipt::Opening;
@@ -17,7 +18,7 @@ use crate::checkpoint::embedded;
 use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
-use crate::model::{Conversion, Decoder, Hyperparameters, Scaling, Synthetic, loaded_bytes};
+use crate::model::{Conversion, Decoder, Hyperparameters, Reads, Scaling, Synthetic, loaded_bytes};
 use crate::quant::Mix;
 use crate::reasoning::control::{self, ControlTokens};
 use crate::reasoning::{Markers, Part, Think, ThoughtParser};
@@ -219,7 +220,22 @@ impl ModelBuilder {
         // what was converted or never was in a file lies in memory once, interleaved or not
         let is_made = conversion.is_some() || self.synthetic.is_some();
         let experts = if is_made { 0 } else { expert_bytes(checkpoint) };
-        let (context, in_memory) = self.plan_memory(h, weights, experts, is_made)?;
+        let MemoryPlan { context, in_memory, room_for_experts } = self.plan_memory(h, weights, experts)?;
+        if in_memory < weights && !is_made {
+            let reads = Reads::of(checkpoint, h, None);
+            let file = checkpoint.files.first().map(PathBuf::as_path);
+            let setting = expectation::Setting { threads: self.threads, room: room_for_experts, file };
+            let speed = match experts {
+                0 => None,
+                _ => expectation::tokens_per_second(&reads, setting)?,
+            };
+            (self.progress)(Progress::Notice(format!(
+                "{:.1} of {:.1} GiB of weights are read from the file as they are needed: expect {}",
+                (weights - in_memory) as f64 / f64::from(1 << 30),
+                weights as f64 / f64::from(1 << 30),
+                speed.map_or("it to be slow".into(), |speed| format!("about {speed:.1} tokens/s"))
+            )));
+        }
         let interleaved_bytes = if is_made { u64::MAX } else { in_memory };
         let h = &Hyperparameters { context_limit: context, ..h.clone() };
         let mut backend =
@@ -266,13 +282,7 @@ impl ModelBuilder {
     }
 
     /// The context, and the bytes of weights that memory has room for.
-    fn plan_memory(
-        &mut self,
-        h: &Hyperparameters,
-        weights: u64,
-        experts: u64,
-        is_made: bool,
-    ) -> Result<(usize, u64)> {
+    fn plan_memory(&mut self, h: &Hyperparameters, weights: u64, experts: u64) -> Result<MemoryPlan> {
         if self.context == Some(0) {
             return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
         }
@@ -290,15 +300,11 @@ impl ModelBuilder {
                 h.context
             )));
         }
-        let in_memory = needs.weights_in_memory(context, available);
-        if in_memory < weights && !is_made {
-            (self.progress)(Progress::Notice(format!(
-                "{:.1} of {:.1} GiB of weights are read from the file as they are needed, which is slow",
-                (weights - in_memory) as f64 / f64::from(1 << 30),
-                weights as f64 / f64::from(1 << 30)
-            )));
-        }
-        Ok((context, in_memory))
+        Ok(MemoryPlan {
+            context,
+            in_memory: needs.weights_in_memory(context, available),
+            room_for_experts: needs.room_for_experts(context, available),
+        })
     }
 
     /// Where the files are; fetches them if that is allowed.
@@ -367,6 +373,15 @@ struct Loaded {
     context: usize,
     quantized: Option<Mix>,
     weight_bytes: u64,
+}
+
+/// What memory is used for.
+struct MemoryPlan {
+    context: usize,
+    /// Bytes of weights in memory of their own.
+    in_memory: u64,
+    /// Bytes that the system has for experts in the file.
+    room_for_experts: u64,
 }
 
 struct Found {

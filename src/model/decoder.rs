@@ -258,15 +258,7 @@ impl Decoder {
                 let (Some(shape), Some(scores)) = (&h.experts, b.scores) else {
                     unreachable!("a layer has experts where the model has them")
                 };
-                match (shared, b.shared) {
-                    (Some(shared), Some((g, u))) => {
-                        backend.linear(normed, &[router.to(scores), shared.gate.to(g), shared.up.to(u)]);
-                        let gated = Source::Gated { gate: g, up: u, activation: h.activation };
-                        self.add(backend, gated, &shared.down, None, hidden);
-                    }
-                    _ => backend.linear(normed, &[router.to(scores)]),
-                }
-                backend.experts(&Experts {
+                let experts = Experts {
                     from: b.normed,
                     scores,
                     correction: *correction,
@@ -277,7 +269,27 @@ impl Decoder {
                     biases: *biases,
                     activation: h.activation,
                     sum: hidden,
-                });
+                };
+                let shared = shared.as_ref().zip(b.shared);
+                let router = router.to(scores);
+                match shared {
+                    Some((shared, (g, u))) if !backend.is_in_file(gate.stack) => {
+                        backend.linear(normed, &[router, shared.gate.to(g), shared.up.to(u)]);
+                    }
+                    _ => {
+                        backend.linear(normed, &[router]);
+                        backend.read_ahead(&experts); // while the shared expert runs
+                        if let Some((shared, (g, u))) = shared {
+                            let normed = Source::Buffer(b.normed);
+                            backend.linear(normed, &[shared.gate.to(g), shared.up.to(u)]);
+                        }
+                    }
+                }
+                if let Some((shared, (g, u))) = shared {
+                    let gated = Source::Gated { gate: g, up: u, activation: h.activation };
+                    self.add(backend, gated, &shared.down, None, hidden);
+                }
+                backend.experts(&experts);
             }
         }
     }

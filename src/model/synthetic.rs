@@ -57,6 +57,17 @@ impl Synthetic {
         self.entry
     }
 
+    /// The decoder's numbers.
+    pub fn hyperparameters(&self) -> &Hyperparameters {
+        &self.h
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |t: &TensorSpec| t.kind.row_bytes(t.shape.iter().product::<usize>()) as u64;
+        self.tensors().iter().map(bytes).sum()
+    }
+
     /// Metadata as of a GGUF file, with a vocabulary of bytes.
     pub fn metadata(&self) -> BTreeMap<String, Value> {
         let mut pairs = export::metadata(&self.h);

@@ -11,6 +11,11 @@ use super::memory::Shared;
 use super::pool::Pool;
 use super::step::SERIAL;
 use crate::backend::{Activation, Gate, Routing};
+use crate::checkpoint::Tensor;
+
+/// Experts whose matrices are read ahead: as many as a token goes to and some more, few enough that they do not drive one
+/// another out of memory.
+const AHEAD: usize = 16;
 
 /// A row that goes to an expert.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,6 +88,17 @@ impl Workspace {
         }
     }
 
+    /// Begins to read the matrices of the first experts that rows go to, where they are in a file: gates and ups of all of
+    /// them first, as they are multiplied first.
+    pub fn read_ahead(&mut self, call: &Call) {
+        self.route(call);
+        let chosen = || self.assignments.chunk_by(|a, b| a.expert == b.expert).take(AHEAD);
+        for parts in [&[call.gate, call.up][..], &[call.down]] {
+            let experts = chosen().flat_map(|group| parts.iter().map(|part| &part[group[0].expert]));
+            experts.filter_map(WeightMatrix::mapped).for_each(Tensor::read_ahead);
+        }
+    }
+
     /// Rows to their experts, ordered by expert and row.
     fn route(&mut self, call: &Call) {
         self.assignments.clear();
@@ -129,8 +145,14 @@ impl Workspace {
         let memory = [input, gate, up, output].map(|memory| Shared::of(memory));
         let [input, gate, up, output] = memory;
         let least = (SERIAL / width).max(1);
-        for group in assignments.chunk_by(|a, b| a.expert == b.expert) {
+        let groups = || assignments.chunk_by(|a, b| a.expert == b.expert);
+        let mut ahead = groups().skip(AHEAD);
+        for group in groups() {
             let (expert, rows) = (group[0].expert, group.len());
+            if let Some(later) = ahead.next() {
+                let parts = [call.gate, call.up, call.down].map(|part| &part[later[0].expert]);
+                parts.into_iter().filter_map(WeightMatrix::mapped).for_each(Tensor::read_ahead);
+            }
             pool.for_each(rows, least, |i| {
                 // SAFETY: row i of the memory belongs to one task; `from` has the row.
                 unsafe {

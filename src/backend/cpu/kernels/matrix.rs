@@ -161,6 +161,14 @@ impl WeightMatrix {
         }
     }
 
+    /// The tensor, if products read it from a mapped file for good.
+    pub fn mapped(&self) -> Option<&Tensor> {
+        match &self.storage {
+            Storage::AsInFile(tensor) if tensor.is_mapped() => Some(tensor),
+            _ => None,
+        }
+    }
+
     /// Bytes that it takes in memory of its own in the end.
     pub fn interleaved_bytes(&self) -> u64 {
         match self.storage {
