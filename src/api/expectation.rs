@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::backend::cpu::kernels::{ActivationKind, Isa, Layout};
-use crate::backend::cpu::limits::{product_rate, read_bandwidth};
+use crate::backend::cpu::limits::{product_rate, read_bandwidth_of};
 use crate::backend::cpu::pool::Pool;
 use crate::model::Reads;
 use crate::quant::BlockType;
@@ -43,7 +43,7 @@ pub struct Setting<'a> {
 pub fn tokens_per_second(reads: &Reads, setting: Setting<'_>) -> Result<Option<f64>> {
     let pool = Pool::new(setting.threads)?;
     let isa = Isa::detect()?;
-    let bandwidth = read_bandwidth(&pool, isa, BUFFER, PATIENCE[0])?;
+    let bandwidth = read_bandwidth_of(&pool, isa, BUFFER, PATIENCE[0])?;
     let seconds = |bytes: &BTreeMap<BlockType, u64>, layout| {
         let of_type = |(&kind, &bytes): (&BlockType, &u64)| {
             let layout = match ActivationKind::of(kind) {

@@ -42,15 +42,22 @@ entry_points! {
 /// # Errors
 /// No memory for a buffer of 512 MiB.
 pub fn measure(pool: &Pool, isa: Isa) -> Result<Limits> {
-    Ok(Limits { read_bandwidth: read_bandwidth(pool, isa, BUFFER, PATIENCE)?, int8_rate: int8_rate(pool, isa) })
+    Ok(Limits { read_bandwidth: read_bandwidth(pool, isa)?, int8_rate: int8_rate(pool, isa) })
 }
 
-/// Bytes per second that the threads together read from memory, each its own part of a buffer of so many bytes; measured
-/// for about so long.
+/// Bytes per second that the threads together read from memory, each its own part of a large buffer.
 ///
 /// # Errors
 /// No memory for the buffer.
-pub fn read_bandwidth(pool: &Pool, isa: Isa, bytes: usize, patience: Duration) -> Result<f64> {
+pub fn read_bandwidth(pool: &Pool, isa: Isa) -> Result<f64> {
+    read_bandwidth_of(pool, isa, BUFFER, PATIENCE)
+}
+
+/// [`read_bandwidth`] of a buffer of so many bytes, measured for about so long.
+///
+/// # Errors
+/// As [`read_bandwidth`].
+pub fn read_bandwidth_of(pool: &Pool, isa: Isa, bytes: usize, patience: Duration) -> Result<f64> {
     let memory = Memory::new(bytes, "measuring the memory's speed")?;
     memory.prefer_huge_pages();
     let (values, threads) = (memory.shared::<u32>(), pool.threads());
