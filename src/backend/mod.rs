@@ -398,6 +398,18 @@ pub trait Backend: Send {
         let _ = experts;
     }
 
+    /// Whether [`guess_ahead`](Backend::guess_ahead) is worth its while: the matrices are in a file, and guesses were right
+    /// of late.
+    fn wants_guess(&mut self, stack: Stack) -> bool {
+        let _ = stack;
+        false
+    }
+
+    /// [`read_ahead`](Backend::read_ahead) of what the next but one call of it will probably say. Changes no result.
+    fn guess_ahead(&mut self, experts: &Experts) {
+        let _ = experts;
+    }
+
     /// `from = norm(from); sum += from`, the root-mean-square norm of [`Source::RmsNorm`].
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer);
 

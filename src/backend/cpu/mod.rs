@@ -456,6 +456,14 @@ impl Backend for CpuBackend {
         }
     }
 
+    fn wants_guess(&mut self, stack: Stack) -> bool {
+        self.is_in_file(stack) && self.ready_mut().experts.guesses.pay()
+    }
+
+    fn guess_ahead(&mut self, experts: &Experts) {
+        self.with_experts(experts, |workspace, _, _, _, call| workspace.guess_ahead(call));
+    }
+
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {
         let width = self.width(from);
         let weight = &self.vectors[weight.0];
