@@ -222,17 +222,15 @@ impl ModelBuilder {
         let experts = if is_made { 0 } else { expert_bytes(checkpoint) };
         let MemoryPlan { context, in_memory, room_for_experts } = self.plan_memory(h, weights, experts)?;
         if in_memory < weights && !is_made {
-            let reads = Reads::of(checkpoint, h, None);
-            let file = checkpoint.files.first().map(PathBuf::as_path);
-            let setting = expectation::Setting { threads: self.threads, room: room_for_experts, file };
+            let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             let speed = match experts {
                 0 => None,
-                _ => expectation::tokens_per_second(&reads, setting)?,
+                _ => self.expected_speed(checkpoint, h, room_for_experts)?,
             };
             (self.progress)(Progress::Notice(format!(
                 "{:.1} of {:.1} GiB of weights are read from the file as they are needed: expect {}",
-                (weights - in_memory) as f64 / f64::from(1 << 30),
-                weights as f64 / f64::from(1 << 30),
+                gib(weights - in_memory),
+                gib(weights),
                 speed.map_or("it to be slow".into(), |speed| format!("about {speed:.1} tokens/s"))
             )));
         }
@@ -279,6 +277,13 @@ impl ModelBuilder {
         let buffers = 4
             * (self.chunk * h.activation_width() + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
         Needs { weights, experts, buffers, page }
+    }
+
+    /// Tokens per second to expect with so much room for experts.
+    fn expected_speed(&self, checkpoint: &Checkpoint, h: &Hyperparameters, room: u64) -> Result<Option<f64>> {
+        let file = checkpoint.files.first().map(PathBuf::as_path);
+        let setting = expectation::Setting { threads: self.threads, room, file };
+        expectation::tokens_per_second(&Reads::of(checkpoint, h, None), setting)
     }
 
     /// The context, and the bytes of weights that memory has room for.
