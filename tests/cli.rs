@@ -196,6 +196,8 @@ fn wrong_usage_exits_with_2() {
         &["pull"],
         &["completions", "cobol"],
         &["bench"],
+        &["bench", "--synthetic", "no-such:1b"],
+        &["bench", "m", "--layers", "2"],
         &["bench", "m", "-r", "0"],
         &["bench", "m", "-t", "2,0"],
         &["bench", "m", "-p", "512,-1"],
@@ -657,6 +659,18 @@ fn bench_prints_a_table_lines_of_json_or_lines_of_values() {
     let Some(csv) = bench_real(&home, &["csv"]) else { return };
     let columns: Vec<_> = csv.succeeds().lines().map(|line| line.split(',').count()).collect();
     assert!(columns.len() == 5 && columns.iter().all(|&n| n == columns[0]), "{csv:?}");
+}
+
+#[test]
+fn bench_measures_a_model_that_is_not_there() {
+    let home = Home::new();
+    let synthetic = ["bench", "--synthetic", "qwen3:0.6b", "--layers", "2", "-p", "4", "-n", "2", "-r", "1", "-o", "json"];
+    let answer = home.run(&synthetic);
+    let rows = answer.json();
+    assert_eq!(rows.as_array().map(Vec::len), Some(2));
+    assert_eq!(rows[1]["model"], "synthetic qwen3:0.6b");
+    assert_eq!((&rows[1]["model_sha256"], &rows[1]["test"]), (&serde_json::Value::Null, &"tg2".into()));
+    assert!(rows[1]["tokens_per_second"]["median"].as_f64().is_some_and(|speed| speed > 0.0), "{answer:?}");
 }
 
 #[test]

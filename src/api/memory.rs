@@ -12,12 +12,20 @@ pub fn available_and_total_bytes() -> (u64, u64) {
     let Ok(mut system) = sysinfo::System::new() else { return (u64::MAX, u64::MAX) };
     system.refresh_memory();
     let (mut available, mut total) = (system.available_memory(), system.total_memory());
-    if let Some(group) = system.cgroup_limits() {
+    if let Some(group) = own_group(&mut system) {
         // the group's page cache gives way, so only what is resident counts
         available = available.min(group.total_memory.saturating_sub(group.rss));
         total = total.min(group.total_memory);
     }
     (available, total)
+}
+
+/// The limits of the control group that this process is in.
+fn own_group(system: &mut sysinfo::System) -> Option<sysinfo::CGroupLimits> {
+    use sysinfo::{ProcessRefreshKind, ProcessesToUpdate};
+    let own = sysinfo::get_current_pid().ok()?;
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), false, ProcessRefreshKind::nothing());
+    system.process(own)?.cgroup_limits()
 }
 
 /// What loading takes.
@@ -63,6 +71,11 @@ impl Needs {
             return u64::MAX;
         }
         (available - available / 8).saturating_sub(self.total(context) - self.weights)
+    }
+
+    /// Bytes of memory that are left for experts beside all else.
+    pub fn room_for_experts(&self, context: usize, available: u64) -> u64 {
+        available.saturating_sub(self.total(context) - self.experts)
     }
 
     /// Tokens of context that fit beside the weights.
@@ -127,6 +140,8 @@ mod tests {
         assert_eq!(needs.context(None, 32768, 350 * MIB, false).unwrap(), 50 * PAGE_LEN);
         assert!(needs.context(None, 32768, 310 * MIB, false).is_err());
         assert_eq!(needs.weights_in_memory(100 * PAGE_LEN, 400 * MIB), 150 * MIB);
+        assert_eq!(needs.room_for_experts(50 * PAGE_LEN, 400 * MIB), 50 * MIB);
+        assert_eq!(needs.room_for_experts(50 * PAGE_LEN, 100 * MIB), 0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod calibrate;
 mod chat;
 mod digest;
+pub mod expectation;
 mod generation;
 pub mod measure;
 pub mod memory;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::generation::{Slot, Start, lock};
+use super::expectation;
 use super::memory::{self, Needs};
 use super::quantize_on_load::ROOM;
 use super::receipt::Opening;
@@ -17,7 +18,7 @@ use crate::checkpoint::embedded;
 use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
-use crate::model::{Conversion, Decoder, Hyperparameters, Scaling, loaded_bytes};
+use crate::model::{Conversion, Decoder, Hyperparameters, Reads, Scaling, Synthetic, loaded_bytes};
 use crate::quant::Mix;
 use crate::reasoning::control::{self, ControlTokens};
 use crate::reasoning::{Markers, Part, Think, ThoughtParser};
@@ -62,6 +63,7 @@ pub struct ModelBuilder {
     kv_type: KvType,
     quantize: Quantize,
     force: bool,
+    synthetic: Option<Option<usize>>,
     download: bool,
     sampling: SamplingOverrides,
     think: Option<Think>,
@@ -118,6 +120,13 @@ impl ModelBuilder {
         self
     }
 
+    /// Makes a model in memory instead of loading one: that of the catalog by this name, in shapes and types, with weights
+    /// that are noise ([`Synthetic`]). `layers`: only so many, the first ones.
+    pub fn synthetic(mut self, layers: Option<usize>) -> Self {
+        self.synthetic = Some(layers);
+        self
+    }
+
     /// Lets the loader fetch a missing model from the hub. Off by default: loading never touches the network.
     pub fn download(mut self, download: bool) -> Self {
         self.download = download;
@@ -149,8 +158,18 @@ impl ModelBuilder {
     /// pensive does not run; too little memory.
     pub fn load(mut self) -> Result<Model> {
         let began = Instant::now();
-        let found = self.find()?;
-        let checkpoint = Checkpoint::open(&found.path)?;
+        let (found, checkpoint) = match self.synthetic {
+            Some(layers) => {
+                let synthetic = Synthetic::new(&self.name, layers)?;
+                let found = Found { path: PathBuf::new(), entry: Some(synthetic.entry()) };
+                (found, synthetic.checkpoint())
+            }
+            None => {
+                let found = self.find()?;
+                let checkpoint = Checkpoint::open(&found.path)?;
+                (found, checkpoint)
+            }
+        };
         let hyperparameters = Hyperparameters::read(&checkpoint)?;
         if checkpoint.tensors.is_empty() {
             return Err(Error::file(&found.path, "holds no tensors, only metadata: there is nothing to run"));
@@ -198,10 +217,24 @@ impl ModelBuilder {
         let conversion = self.conversion(checkpoint, h);
         let weight_bytes = loaded_bytes(checkpoint, conversion.as_ref());
         let weights = weight_bytes + Decoder::made_bytes(checkpoint, h);
-        let experts = if conversion.is_some() { 0 } else { expert_bytes(checkpoint) };
-        let (context, in_memory) = self.plan_memory(h, weights, experts, conversion.is_some())?;
-        // what was converted lies in memory once, interleaved or not
-        let interleaved_bytes = if conversion.is_some() { u64::MAX } else { in_memory };
+        // what was converted or never was in a file lies in memory once, interleaved or not
+        let is_made = conversion.is_some() || self.synthetic.is_some();
+        let experts = if is_made { 0 } else { expert_bytes(checkpoint) };
+        let MemoryPlan { context, in_memory, room_for_experts } = self.plan_memory(h, weights, experts)?;
+        if in_memory < weights && !is_made {
+            let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+            let speed = match experts {
+                0 => None,
+                _ => self.expected_speed(checkpoint, h, room_for_experts)?,
+            };
+            (self.progress)(Progress::Notice(format!(
+                "{:.1} of {:.1} GiB of weights are read from the file as they are needed: expect {}",
+                gib(weights - in_memory),
+                gib(weights),
+                speed.map_or("it to be slow".into(), |speed| format!("about {speed:.1} tokens/s"))
+            )));
+        }
+        let interleaved_bytes = if is_made { u64::MAX } else { in_memory };
         let h = &Hyperparameters { context_limit: context, ..h.clone() };
         let mut backend =
             CpuBackend::new(CpuOptions { threads: self.threads, isa: None, interleaved_bytes })?;
@@ -246,14 +279,15 @@ impl ModelBuilder {
         Needs { weights, experts, buffers, page }
     }
 
+    /// Tokens per second to expect with so much room for experts.
+    fn expected_speed(&self, checkpoint: &Checkpoint, h: &Hyperparameters, room: u64) -> Result<Option<f64>> {
+        let file = checkpoint.files.first().map(PathBuf::as_path);
+        let setting = expectation::Setting { threads: self.threads, room, file };
+        expectation::tokens_per_second(&Reads::of(checkpoint, h, None), setting)
+    }
+
     /// The context, and the bytes of weights that memory has room for.
-    fn plan_memory(
-        &mut self,
-        h: &Hyperparameters,
-        weights: u64,
-        experts: u64,
-        is_converted: bool,
-    ) -> Result<(usize, u64)> {
+    fn plan_memory(&mut self, h: &Hyperparameters, weights: u64, experts: u64) -> Result<MemoryPlan> {
         if self.context == Some(0) {
             return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
         }
@@ -271,15 +305,11 @@ impl ModelBuilder {
                 h.context
             )));
         }
-        let in_memory = needs.weights_in_memory(context, available);
-        if in_memory < weights && !is_converted {
-            (self.progress)(Progress::Notice(format!(
-                "{:.1} of {:.1} GiB of weights are read from the file as they are needed, which is slow",
-                (weights - in_memory) as f64 / f64::from(1 << 30),
-                weights as f64 / f64::from(1 << 30)
-            )));
-        }
-        Ok((context, in_memory))
+        Ok(MemoryPlan {
+            context,
+            in_memory: needs.weights_in_memory(context, available),
+            room_for_experts: needs.room_for_experts(context, available),
+        })
     }
 
     /// Where the files are; fetches them if that is allowed.
@@ -348,6 +378,15 @@ struct Loaded {
     context: usize,
     quantized: Option<Mix>,
     weight_bytes: u64,
+}
+
+/// What memory is used for.
+struct MemoryPlan {
+    context: usize,
+    /// Bytes of weights in memory of their own.
+    in_memory: u64,
+    /// Bytes that the system has for experts in the file.
+    room_for_experts: u64,
 }
 
 struct Found {
@@ -481,6 +520,7 @@ impl Model {
             kv_type: KvType::default(),
             quantize: Quantize::default(),
             force: false,
+            synthetic: None,
             download: false,
             sampling: SamplingOverrides::default(),
             think: None,
@@ -662,7 +702,7 @@ impl Model {
         &self.inner.name
     }
 
-    /// The file or folder it was loaded from.
+    /// The file or folder it was loaded from; empty for a synthetic model.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }

@@ -387,6 +387,30 @@ pub trait Backend: Send {
     /// Sends each row to its experts.
     fn experts(&mut self, experts: &Experts);
 
+    /// Whether a stack's matrices are read from a file whenever they are used, so that
+    /// [`read_ahead`](Backend::read_ahead) is of use.
+    fn is_in_file(&self, stack: Stack) -> bool {
+        let _ = stack;
+        false
+    }
+
+    /// Begins to read what [`experts`](Backend::experts) will be called with, if it is in a file. Changes no result.
+    fn read_ahead(&mut self, experts: &Experts) {
+        let _ = experts;
+    }
+
+    /// Whether [`guess_ahead`](Backend::guess_ahead) is worth its while: the matrices are in a file, and guesses were right
+    /// of late.
+    fn wants_guess(&mut self, stack: Stack) -> bool {
+        let _ = stack;
+        false
+    }
+
+    /// [`read_ahead`](Backend::read_ahead) of what the next but one call of it will probably say. Changes no result.
+    fn guess_ahead(&mut self, experts: &Experts) {
+        let _ = experts;
+    }
+
     /// `from = norm(from); sum += from`, the root-mean-square norm of [`Source::RmsNorm`].
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer);
 

@@ -66,6 +66,12 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Width of a head's query and key.
     pub head_dim: usize,
+    /// Dimensions of a head that are rotated, if not all of them.
+    #[serde(default)]
+    pub rope_dims: Option<usize>,
+    /// How many of the last positions every other layer sees, if not all.
+    #[serde(default)]
+    pub window: Option<usize>,
     /// Width of the feed-forward, in layers without experts.
     pub feed_forward: usize,
     /// Size of the vocabulary.
@@ -89,11 +95,30 @@ pub struct Shape {
 pub struct Experts {
     /// How many there are in a layer, those that every token goes through included.
     pub count: usize,
+    /// How many of the others a token goes to.
+    pub used: usize,
+    /// How many every token goes through.
+    #[serde(default)]
+    pub shared: usize,
+    /// Groups that the others are divided into, and how many of them are looked at.
+    #[serde(default = "one_group")]
+    pub groups: (usize, usize),
+    /// Factor on their weights.
+    #[serde(default = "one")]
+    pub scale: f64,
     /// Width of an expert's feed-forward.
     pub feed_forward: usize,
     /// The first layers, which have none.
     #[serde(default)]
     pub dense_layers: usize,
+}
+
+fn one_group() -> (usize, usize) {
+    (1, 1)
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// Sizes of latent attention.

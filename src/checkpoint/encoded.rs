@@ -17,6 +17,8 @@ pub(super) enum Encoding {
     Fp8 { scales: Box<Tensor>, block: [usize; 2] },
     /// Two codes in a byte, the first in the low bits; an exponent for each 32 of them.
     Mxfp4 { exponents: Box<Tensor> },
+    /// The same blocks over and over, the first time from block `first` on.
+    Repeated { first: usize },
 }
 
 /// Puts the halves together.
@@ -105,6 +107,18 @@ fn join_mxfp4(tensor: Tensor, tensors: &mut BTreeMap<String, Tensor>) -> Result<
 }
 
 impl Tensor {
+    /// A tensor that takes no memory before it is decoded: the `pattern`, whole blocks in memory, over and over, the first
+    /// time from block `first` on.
+    ///
+    /// # Panics
+    /// If the shape has rows of no whole blocks, or the pattern has no block.
+    pub fn repeated(name: &str, shape: &[usize], pattern: &Tensor, first: usize) -> Self {
+        super::byte_len(pattern.kind, shape).expect("a row is whole blocks");
+        let blocks = pattern.bytes().len() / pattern.kind.block_bytes();
+        let (name, shape) = (name.to_owned(), shape.to_owned());
+        Tensor { name, shape, encoding: Encoding::Repeated { first: first % blocks }, ..pattern.clone() }
+    }
+
     /// The tensor as blocks of its type: itself, or, where it is stored otherwise (8-bit floats with factors, MXFP4 in two
     /// parts), one in memory.
     pub fn decoded(&self) -> Tensor {
@@ -115,6 +129,7 @@ impl Tensor {
                 let blocks = self.bytes().as_chunks::<16>().0.iter().zip(exponents.bytes());
                 blocks.flat_map(|(codes, &exponent)| mxfp4(codes, exponent)).collect()
             }
+            Encoding::Repeated { first } => self.repeat(first * self.kind.block_bytes()),
         };
         Tensor::from_bytes(&self.name, self.kind, &self.shape, bytes)
     }
@@ -128,6 +143,26 @@ impl Tensor {
                 bytes.extend(codes.iter().flat_map(|&code| (e4m3(code) * scale).to_le_bytes()));
             }
         }
+        bytes
+    }
+}
+
+impl Tensor {
+    /// The stored bytes from byte `first` on and then from the beginning, as often as the shape asks for; on all cores, as
+    /// fresh memory is what takes the time.
+    fn repeat(&self, first: usize) -> Vec<u8> {
+        let (before, after) = self.bytes().split_at(first);
+        let pattern = &[after, before].concat()[..];
+        let mut bytes = vec![0; self.kind.row_bytes(self.columns()) * self.rows()];
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let part = bytes.len().div_ceil(cores).next_multiple_of(pattern.len());
+        std::thread::scope(|scope| {
+            for part in bytes.chunks_mut(part) {
+                scope.spawn(move || {
+                    part.chunks_mut(pattern.len()).for_each(|to| to.copy_from_slice(&pattern[..to.len()]));
+                });
+            }
+        });
         bytes
     }
 }

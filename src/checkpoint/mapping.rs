@@ -10,6 +10,10 @@ use memmap2::Mmap;
 use super::embedded;
 use crate::{Error, Result};
 
+/// Bytes of a piece of advice: Linux reads no more than a disk's largest request for each, and leaves out the rest.
+#[cfg(unix)]
+const READ_AHEAD: usize = 512 << 10;
+
 /// Where the bytes of tensors lie.
 pub(super) enum Storage {
     /// A mapped file.
@@ -76,6 +80,21 @@ impl Storage {
             let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
         }
     }
+
+    /// Has the pages of `range` read while the caller goes on.
+    #[cfg(unix)]
+    pub(super) fn read_ahead(&self, range: Range<usize>) {
+        if let Storage::File(map) = self {
+            for start in range.clone().step_by(READ_AHEAD) {
+                let len = READ_AHEAD.min(range.end - start);
+                let _ = map.advise_range(memmap2::Advice::WillNeed, start, len);
+            }
+        }
+    }
+
+    /// No such advice here.
+    #[cfg(not(unix))]
+    pub(super) fn read_ahead(&self, _range: Range<usize>) {}
 
     /// No such advice here.
     #[cfg(not(unix))]

@@ -115,6 +115,17 @@ impl Tensor {
         self.data.drop_pages(start + rows.start * row_bytes..start + rows.end * row_bytes);
     }
 
+    /// Whether it lies in a mapped file, so that its pages come and go.
+    pub fn is_mapped(&self) -> bool {
+        matches!(*self.data, Storage::File(_))
+    }
+
+    /// Has the tensor's pages read from the file while the caller goes on, so that its use need not wait for all of them.
+    /// Does nothing where the system knows no such advice.
+    pub fn read_ahead(&self) {
+        self.data.read_ahead(self.range.clone());
+    }
+
     /// Brings the tensor's pages into memory, so that its first use need not wait for the file. Does nothing where the
     /// system knows no such advice.
     pub fn populate(&self) {

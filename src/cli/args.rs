@@ -415,8 +415,17 @@ pub struct TokenizeArgs {
 #[command(after_help = BENCH_HELP)]
 pub struct BenchArgs {
     /// Models to measure
-    #[arg(required = true, value_name = "MODEL")]
+    #[arg(required_unless_present = "synthetic", value_name = "MODEL")]
     pub models: Vec<String>,
+    /// Measure a model of the catalog without its weights: made in memory, with the same shapes and types and random weights
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub synthetic: Vec<String>,
+    /// Only the first N layers of --synthetic
+    #[arg(long, value_name = "N", requires = "synthetic", value_parser = parse_count)]
+    pub layers: Option<usize>,
+    /// Write the --synthetic model to a file instead of measuring it
+    #[arg(long, value_name = "FILE", requires = "synthetic", hide = true)]
+    pub write: Option<PathBuf>,
     /// Tokens of the prompts to read; 0: none
     #[arg(
         short = 'p',

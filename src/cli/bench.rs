@@ -12,16 +12,23 @@ use super::session;
 use super::settings::{Flags, Settings};
 use crate::api::measure::{SpeedTest, Stopwatch, Summary};
 use crate::backend::{Device, KvType, Limits};
+use crate::model::Synthetic;
 use crate::{Error, Model, Result};
 
 pub(super) fn run(args: &BenchArgs, console: &Console) -> Result<ExitCode> {
     let plan = Plan::new(args)?;
+    if let Some(path) = &args.write {
+        let synthetic = args.synthetic.iter().map(|name| Synthetic::new(name, args.layers)?.write(path));
+        return synthetic.collect::<Result<()>>().map(|()| ExitCode::SUCCESS);
+    }
     let (mut rows, mut known) = (Vec::new(), Known::default());
-    for model in &args.models {
+    let files = args.models.iter().map(|name| Named { name, synthetic: false });
+    let synthetic = args.synthetic.iter().map(|name| Named { name, synthetic: true });
+    for named in files.chain(synthetic) {
         let mut sha256 = None;
         for &threads in &plan.threads {
-            let loaded = load(args, model, threads, plan.context, console)?;
-            let subject = Subject::new(model, loaded, &mut sha256, &mut known, console)?;
+            let loaded = load(args, named, threads, plan.context, console)?;
+            let subject = Subject::new(named, loaded, &mut sha256, &mut known, console)?;
             subject.measure(&plan, console, |row| {
                 if args.format == BenchFormat::Jsonl {
                     print(json_line(&row)?)?; // each as soon as it is known
@@ -81,17 +88,28 @@ impl Plan {
     }
 }
 
+/// A model as it was asked for.
+#[derive(Clone, Copy)]
+struct Named<'a> {
+    name: &'a str,
+    synthetic: bool,
+}
+
 fn load(
     args: &BenchArgs,
-    model: &str,
+    model: Named,
     threads: Option<usize>,
     context: usize,
     console: &Console,
 ) -> Result<Model> {
     let BenchArgs { kv_type, quantize, force, yes, offline, .. } = *args;
     let load = LoadArgs { threads, context: Some(context), kv_type, quantize, force, yes, offline };
-    let flags = Flags { model: Some(model.to_owned()), load, ..Flags::default() };
-    session::load_once(&Settings::from_env(flags)?, console)
+    let flags = Flags { model: Some(model.name.to_owned()), load, ..Flags::default() };
+    let settings = Settings::from_env(flags)?;
+    match model.synthetic {
+        true => session::build(settings.builder()?.synthetic(args.layers), console),
+        false => session::load_once(&settings, console),
+    }
 }
 
 /// The limits of the devices that were met.
@@ -125,27 +143,32 @@ impl Known {
 struct Subject {
     model: Model,
     name: String,
-    sha256: String,
+    /// None: it is synthetic.
+    sha256: Option<String>,
     limits: Limits,
 }
 
 impl Subject {
     fn new(
-        called: &str,
+        called: Named,
         model: Model,
         sha256: &mut Option<String>,
         known: &mut Known,
         console: &Console,
     ) -> Result<Subject> {
         let sha256 = match sha256 {
-            Some(hash) => hash.clone(),
+            _ if called.synthetic => None,
+            Some(hash) => Some(hash.clone()),
             None => {
                 let mut bar = console.slow_bar("hashing", Unit::Bytes);
-                sha256.insert(model.sha256(|done, total| bar.update(done, total))?).clone()
+                Some(sha256.insert(model.sha256(|done, total| bar.update(done, total))?).clone())
             }
         };
         let limits = known.limits(&Stopwatch::new(&model), model.device())?;
-        let mut name = short_name(called);
+        let mut name = match called.synthetic {
+            true => format!("synthetic {}", called.name),
+            false => short_name(called.name),
+        };
         if let Some(mix) = model.quantized() {
             name = format!("{name} as {}", mix.name);
         }
@@ -214,7 +237,8 @@ fn short_name(called: &str) -> String {
 struct Row {
     test: String,
     model: String,
-    model_sha256: String,
+    /// None: the model is synthetic.
+    model_sha256: Option<String>,
     /// Bytes of the weights.
     size: u64,
     parameters: u64,

@@ -4,7 +4,7 @@ use super::keyboard;
 use super::pull;
 use super::render::{Console, Unit};
 use super::settings::{Flags, Settings};
-use crate::api::Progress;
+use crate::api::{ModelBuilder, Progress};
 use crate::checkpoint::embedded;
 use crate::hub::{Located, Reference};
 use crate::{Error, Model, Result};
@@ -27,8 +27,15 @@ pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
 /// # Errors
 /// As [`load`].
 pub fn load_once(settings: &Settings, console: &Console) -> Result<Model> {
-    let name = settings.model_name()?;
-    pull::ensure(name, &settings.flags.load, console)?;
+    pull::ensure(settings.model_name()?, &settings.flags.load, console)?;
+    build(settings.builder()?, console)
+}
+
+/// Loads what a builder says, with a bar.
+///
+/// # Errors
+/// As [`ModelBuilder::load`].
+pub fn build(builder: ModelBuilder, console: &Console) -> Result<Model> {
     let _quiet = console.stdout_terminal.then(keyboard::quiet);
     let mut bar = console.slow_bar("loading", Unit::Bytes);
     let on_progress = {
@@ -41,7 +48,7 @@ pub fn load_once(settings: &Settings, console: &Console) -> Result<Model> {
             }
         }
     };
-    let model = settings.builder()?.progress(on_progress).load()?;
+    let model = builder.progress(on_progress).load()?;
     console.detail(format!(
         "{}: {} on {}, {} tokens of context, loaded in {:.1} s",
         model.name(),

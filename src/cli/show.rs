@@ -1,21 +1,21 @@
 //! `pensive show MODEL`: what is known of a model, from its files or, before a download, from the catalog.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::args::ShowArgs;
 use super::memory;
-use super::render::{Console, bytes, print, table};
+use super::render::{Console, bytes, gib, print, table};
 use super::session::{Named, missing};
 use crate::api::memory::available_and_total_bytes;
-use crate::api::{Quantize, ROOM, generation_config};
+use crate::api::{Quantize, ROOM, expectation, generation_config};
 use crate::catalog::{self, Entry};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value, embedded};
 use crate::hub::{Located, Reference, Select};
-use crate::model::{Hyperparameters, loaded_bytes};
+use crate::model::{Hyperparameters, Reads, Synthetic, loaded_bytes};
 use crate::quant::BlockType;
 use crate::reasoning::Markers;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -70,6 +70,8 @@ struct Facts {
     why_not: Option<String>,
     licence: Option<String>,
     memory: Vec<Memory>,
+    /// Of generating with little in the cache, on this machine.
+    expected_tokens_per_second: Option<f64>,
     chat_template: Option<bool>,
     thinking: Option<Thinking>,
     sampling: Sampling,
@@ -81,6 +83,8 @@ struct Facts {
 struct Memory {
     context: usize,
     bytes: u64,
+    /// What is needed at least: experts may stay in the file.
+    least: u64,
 }
 
 /// How the model marks its thoughts.
@@ -103,9 +107,14 @@ impl Thinking {
 
 fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option<usize>) -> Facts {
     let bytes = entry.weight_bytes(&quantization);
+    let synthetic = Synthetic::new(&format!("{}-{quantization}", entry.name), None).ok();
+    let reads = synthetic.as_ref().map(Reads::of_synthetic);
+    let experts = reads.as_ref().map_or(0, |reads| reads.all_experts);
+    let bytes = bytes.or_else(|| synthetic.as_ref().map(Synthetic::bytes));
     let memory = bytes.map_or_else(Vec::new, |weights| {
-        memory_at(weights, context, Some(entry.shape.context), |context| entry.kv_bytes(context))
+        memory_at(weights, experts, context, Some(entry.shape.context), |context| entry.kv_bytes(context))
     });
+    let expected = reads.and_then(|reads| expected_speed(&reads, &memory, None));
     Facts {
         name: name.to_owned(),
         downloaded: false,
@@ -121,6 +130,7 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
         why_not: entry.runnable().err(),
         licence: Some(entry.licence.clone()),
         memory,
+        expected_tokens_per_second: expected,
         chat_template: None,
         thinking: Some(Thinking::of(entry)),
         sampling: entry.sampling.over(Sampling::default()),
@@ -142,15 +152,18 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
     let own_context = fields.number("context_length", "max_position_embeddings");
     let token = kv_bytes_per_token(&checkpoint, &fields);
     let room = context.unwrap_or(ROOM.min(own_context.unwrap_or(ROOM))) as u64;
-    let conversion = Hyperparameters::read(&checkpoint).ok().and_then(|h| {
+    let h = Hyperparameters::read(&checkpoint).ok();
+    let conversion = h.as_ref().and_then(|h| {
         let kv = token.unwrap_or(0).saturating_mul(room);
         let available = available_and_total_bytes().0;
-        quantize.conversion(&checkpoint, &h, |weights| weights.saturating_add(kv) <= available / 4 * 3)
+        quantize.conversion(&checkpoint, h, |weights| weights.saturating_add(kv) <= available / 4 * 3)
     });
     let loaded = conversion.as_ref().map_or(weights, |to| loaded_bytes(&checkpoint, Some(to)));
+    let reads = h.map(|h| Reads::of(&checkpoint, &h, conversion.as_ref()));
+    let experts = reads.as_ref().filter(|_| conversion.is_none()).map_or(0, |reads| reads.all_experts);
     let memory = match token {
         Some(token) => {
-            memory_at(loaded, context, own_context, |context| token.saturating_mul(context as u64))
+            memory_at(loaded, experts, context, own_context, |context| token.saturating_mul(context as u64))
         }
         None => Vec::new(),
     };
@@ -158,6 +171,8 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
         true => Err("it holds no weights, only metadata".to_owned()),
         false => catalog::runnable_architecture(&fields.architecture),
     };
+    let expected = reads.filter(|_| runnable.is_ok());
+    let expected = expected.and_then(|reads| expected_speed(&reads, &memory, Some(first)));
     let by_files = || {
         let tokenizer = Tokenizer::from_metadata(&checkpoint.metadata).ok();
         let is_token = |literal: &str| tokenizer.as_ref().is_some_and(|t| t.id(literal).is_some());
@@ -177,6 +192,7 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
         runnable: runnable.is_ok(),
         why_not: runnable.err(),
         licence: entry.map(|e| e.licence.clone()).or_else(|| fields.text("general.license")),
+        expected_tokens_per_second: expected,
         memory,
         chat_template: Some(template.is_some()),
         thinking: entry.map(Thinking::of).or_else(by_files),
@@ -205,6 +221,7 @@ fn kv_bytes_per_token(checkpoint: &Checkpoint, fields: &Fields) -> Option<u64> {
 /// Weights and KV at some contexts: the one that was asked for, else usual ones and the model's own.
 fn memory_at(
     weights: u64,
+    experts: u64,
     asked: Option<usize>,
     own: Option<usize>,
     kv: impl Fn(usize) -> u64,
@@ -216,8 +233,19 @@ fn memory_at(
     };
     contexts
         .into_iter()
-        .map(|context| Memory { context, bytes: weights.saturating_add(kv(context)) })
+        .map(|context| {
+            let bytes = weights.saturating_add(kv(context));
+            Memory { context, bytes, least: bytes.saturating_sub(experts) }
+        })
         .collect()
+}
+
+/// Tokens per second on this machine, where the first of these contexts fits: `file` is where experts would be read from.
+fn expected_speed(reads: &Reads, memory: &[Memory], file: Option<&Path>) -> Option<f64> {
+    let (memory, available) = (memory.first()?, available_and_total_bytes().0);
+    let room = available.checked_sub(memory.least)?;
+    let setting = expectation::Setting { threads: None, room, file };
+    expectation::tokens_per_second(reads, setting).ok().flatten()
 }
 
 fn size_on_disk(checkpoint: &Checkpoint) -> Result<u64> {
@@ -307,11 +335,17 @@ impl Facts {
         lines.extend(self.loaded_as.iter().map(|mix| ("loaded as", mix.clone())));
         for (i, memory) in self.memory.iter().enumerate() {
             let name = if i == 0 { "memory" } else { "" };
-            lines.push((
-                name,
-                memory::needs(memory.bytes, &format!("at {} tokens of context", memory.context)),
-            ));
+            let at = format!("at {} tokens of context", memory.context);
+            let least = match memory.least < memory.bytes {
+                true => format!("; {} GiB with experts left in the file", gib(memory.least)),
+                false => String::new(),
+            };
+            lines.push((name, memory::needs(memory.bytes, &at) + &least));
         }
+        lines.extend(self.expected_tokens_per_second.map(|speed| {
+            let digits = usize::from(speed < 10.0);
+            ("speed", format!("about {speed:.digits$} tokens/s are to be expected on this machine"))
+        }));
         if let Some(template) = self.chat_template {
             lines.push(("chat template", if template { "yes" } else { "none" }.into()));
         }

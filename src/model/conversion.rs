@@ -31,7 +31,7 @@ impl Conversion {
     }
 
     /// The type of a matrix by its GGUF name.
-    fn kind(&self, name: &str, shape: &[usize], stored: BlockType) -> BlockType {
+    pub(super) fn kind(&self, name: &str, shape: &[usize], stored: BlockType) -> BlockType {
         let kind = self.mix.kind(name, shape, &self.shape);
         let bits = |kind: BlockType| kind.block_bytes() as f64 / kind.block_len() as f64;
         if bits(kind) < bits(stored) { kind } else { stored }
@@ -75,7 +75,7 @@ pub fn loaded_bytes(checkpoint: &Checkpoint, conversion: Option<&Conversion>) ->
 }
 
 /// GGUF's name of a tensor; of one that stands in a stack, the stack's.
-fn gguf_name(checkpoint: &Checkpoint, name: &str) -> String {
+pub(super) fn gguf_name(checkpoint: &Checkpoint, name: &str) -> String {
     match checkpoint.metadata {
         Metadata::Gguf(_) => name.to_owned(),
         Metadata::HuggingFace { .. } => names::gguf(name)

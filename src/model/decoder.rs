@@ -38,6 +38,7 @@ struct Buffers {
     logits: Buffer, // vocabulary
     latent: Option<LatentBuffers>,
     scores: Option<Buffer>,           // experts
+    guess: Option<Buffer>,            // experts: the next layer's scores, guessed
     shared: Option<(Buffer, Buffer)>, // width of the shared expert: gate, up
 }
 
@@ -74,6 +75,7 @@ impl Buffers {
                 expanded: buffer(h.heads * l.value_dim),
             }),
             scores: h.experts.as_ref().map(|e| buffer(e.count)),
+            guess: h.experts.as_ref().map(|e| buffer(e.count)),
             shared: shared.map(|width| (buffer(width), buffer(width))),
         }
     }
@@ -169,7 +171,7 @@ impl Decoder {
             }
             let attended = self.expanded(backend, layer, attended);
             self.add(backend, Source::Buffer(attended), &layer.output, layer.post_attention_norm, hidden);
-            self.feed_forward(backend, layer, hidden);
+            self.feed_forward(backend, i, hidden);
         }
         backend.linear(self.normed(hidden, self.output_norm), &[self.output.to(b.logits)]);
     }
@@ -245,8 +247,8 @@ impl Decoder {
         }
     }
 
-    fn feed_forward(&self, backend: &mut dyn Backend, layer: &Layer, hidden: Buffer) {
-        let (b, h) = (&self.buffers, &self.hyperparameters);
+    fn feed_forward(&self, backend: &mut dyn Backend, i: usize, hidden: Buffer) {
+        let (b, h, layer) = (&self.buffers, &self.hyperparameters, &self.layers[i]);
         let normed = self.normed(hidden, layer.ffn_norm);
         match &layer.feed_forward {
             FeedForward::Dense(Gated { gate, up, down }) => {
@@ -254,31 +256,70 @@ impl Decoder {
                 let gated = Source::Gated { gate: b.gate, up: b.up, activation: h.activation };
                 self.add(backend, gated, down, layer.post_ffn_norm, hidden);
             }
-            FeedForward::Experts { router, correction, gate, up, down, biases, shared } => {
-                let (Some(shape), Some(scores)) = (&h.experts, b.scores) else {
+            FeedForward::Experts { router, gate, shared, .. } => {
+                let (Some(scores), Some(experts)) = (b.scores, self.experts(i, b.scores, hidden)) else {
                     unreachable!("a layer has experts where the model has them")
                 };
-                match (shared, b.shared) {
-                    (Some(shared), Some((g, u))) => {
-                        backend.linear(normed, &[router.to(scores), shared.gate.to(g), shared.up.to(u)]);
-                        let gated = Source::Gated { gate: g, up: u, activation: h.activation };
-                        self.add(backend, gated, &shared.down, None, hidden);
+                let (router, shared) = (router.to(scores), shared.as_ref().zip(b.shared));
+                match shared {
+                    Some((shared, (g, u))) if !backend.is_in_file(gate.stack) => {
+                        backend.linear(normed, &[router, shared.gate.to(g), shared.up.to(u)]);
                     }
-                    _ => backend.linear(normed, &[router.to(scores)]),
+                    _ => {
+                        backend.linear(normed, &[router]);
+                        backend.read_ahead(&experts); // while the shared expert runs
+                        if let Some((shared, (g, u))) = shared {
+                            let normed = Source::Buffer(b.normed);
+                            backend.linear(normed, &[shared.gate.to(g), shared.up.to(u)]);
+                        }
+                    }
                 }
-                backend.experts(&Experts {
-                    from: b.normed,
-                    scores,
-                    correction: *correction,
-                    routing: shape.routing,
-                    gate: gate.stack,
-                    up: up.stack,
-                    down: down.stack,
-                    biases: *biases,
-                    activation: h.activation,
-                    sum: hidden,
-                });
+                if let Some((shared, (g, u))) = shared {
+                    let gated = Source::Gated { gate: g, up: u, activation: h.activation };
+                    self.add(backend, gated, &shared.down, None, hidden);
+                }
+                self.guess_ahead(backend, i + 1, hidden);
+                backend.experts(&experts);
             }
+        }
+    }
+
+    /// The experts of a layer, if it has any.
+    fn experts(&self, i: usize, scores: Option<Buffer>, sum: Buffer) -> Option<Experts> {
+        let h = &self.hyperparameters;
+        let FeedForward::Experts { correction, gate, up, down, biases, .. } =
+            &self.layers.get(i)?.feed_forward
+        else {
+            return None;
+        };
+        Some(Experts {
+            from: self.buffers.normed,
+            scores: scores?,
+            correction: *correction,
+            routing: h.experts.as_ref()?.routing,
+            gate: gate.stack,
+            up: up.stack,
+            down: down.stack,
+            biases: *biases,
+            activation: h.activation,
+            sum,
+        })
+    }
+
+    /// Has those experts read that a layer to come will choose by all appearances: by its router, on the present state.
+    fn guess_ahead(&self, backend: &mut dyn Backend, i: usize, hidden: Buffer) {
+        let (b, guess) = (&self.buffers, self.experts(i, self.buffers.guess, hidden));
+        let (Some(guess), Some(Layer { ffn_norm, feed_forward: FeedForward::Experts { router, .. }, .. })) =
+            (guess, self.layers.get(i))
+        else {
+            return;
+        };
+        if backend.wants_guess(guess.gate) {
+            let epsilon = self.hyperparameters.norm_epsilon;
+            // `normed` is still needed, and nothing is being added to the residual stream
+            let source = Source::RmsNorm { from: hidden, weight: *ffn_norm, epsilon, to: b.update };
+            backend.linear(source, &[router.to(guess.scores)]);
+            backend.guess_ahead(&guess);
         }
     }
 

@@ -207,7 +207,7 @@ fn fused_experts(tensor: &Tensor) -> Option<Vec<Export<'_>>> {
 }
 
 /// Hyperparameters as GGUF names them; read back they are the same.
-fn metadata(h: &Hyperparameters) -> BTreeMap<String, Value> {
+pub(super) fn metadata(h: &Hyperparameters) -> BTreeMap<String, Value> {
     let name = h.architecture.clone();
     let mut pairs = BTreeMap::from([("general.architecture".to_owned(), Value::String(name.clone()))]);
     let mut put = |key: &str, value: Value| drop(pairs.insert(format!("{name}.{key}"), value));

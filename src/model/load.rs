@@ -109,8 +109,8 @@ impl<'a> Load<'a> {
         let heads = self.h.heads;
         let [keys, values] = ["attn_k_b", "attn_v_b"].map(|part| format!("blk.{i}.{part}.weight"));
         if let (Some(k), Some(v)) = (self.find(&keys), self.find(&values)) {
-            let k = self.cut(k, heads, l.rank, l.plain_dims)?;
-            let v = self.cut(v, heads, l.value_dim, l.rank)?;
+            let k = self.cut(&k.decoded(), heads, l.rank, l.plain_dims)?;
+            let v = self.cut(&v.decoded(), heads, l.value_dim, l.rank)?;
             return Ok((self.matrices(&keys, k)?, self.matrices(&values, v)?));
         }
         let (name, of_head) = (format!("blk.{i}.attn_kv_b.weight"), l.plain_dims + l.value_dim);
@@ -177,7 +177,7 @@ impl<'a> Load<'a> {
         if let Metadata::Gguf(_) = self.checkpoint.metadata {
             let found = self.find(&stacked);
             let tensor = found.ok_or_else(|| self.fault(format!("has no tensor {stacked}")))?;
-            return self.cut(tensor, count, rows, columns);
+            return self.cut(&tensor.decoded(), count, rows, columns);
         }
         let fused = format!("model.layers.{i}.mlp.experts.{part}_proj");
         if let Some(all) = self.checkpoint.tensors.get(&fused).map(Tensor::decoded) {

@@ -9,9 +9,13 @@ mod hyperparameters;
 mod layer;
 mod load;
 mod names;
+mod reads;
 mod rope;
+mod synthetic;
 
 pub use conversion::{Conversion, loaded_bytes};
 pub use decoder::{Decoder, Work};
 pub use hyperparameters::{ExpertShape, Hyperparameters, Latent};
+pub use reads::Reads;
 pub use rope::Scaling;
+pub use synthetic::Synthetic;

@@ -49,20 +49,33 @@ const fn four(entry: u16, values: [u8; 8]) -> [u8; 4] {
 
 const IQ3_S_VALUES: [u8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 
-/// The tables as vectors look them up: bytes of four values in a word.
+/// The tables as vectors look them up. A word is four values of IQ3, or all eight of IQ2 and IQ1, two in a byte: values i and
+/// i + 4 in byte i.
 pub(crate) mod words {
     use super::*;
 
-    /// 64 plus the magnitude: two words an entry.
-    const fn iq2<const N: usize, const WORDS: usize>(grid: [u16; N]) -> [u32; WORDS] {
-        let mut words = [0; WORDS];
+    /// Codes of two bits, times `factor`; those of the second four values are shifted by `second` bits more.
+    const fn pairs<const N: usize>(grid: [u16; N], factor: u32, second: usize) -> [u32; N] {
+        let mut words = [0; N];
         let mut i = 0;
         while i < 8 * N {
-            words[i / 4] |= (64 + eight(grid[i / 8])[i % 8] as u32) << (8 * (i % 4));
+            let code = (grid[i / 8] >> (2 * (i % 8)) & 3) as u32;
+            words[i / 8] |= (code * factor) << (8 * (i % 4) + i % 8 / 4 * second);
             i += 1;
         }
         words
     }
+
+    /// 64 plus the magnitude of a code of IQ2.
+    pub(crate) static IQ2_BYTES: [u8; 16] = {
+        let mut bytes = [0; 16];
+        let mut i = 0;
+        while i < IQ2_VALUES.len() {
+            bytes[i] = 64 + IQ2_VALUES[i];
+            i += 1;
+        }
+        bytes
+    };
 
     /// 64 plus the magnitude: a word an entry.
     const fn iq3<const N: usize>(grid: [u16; N], values: [u8; 8]) -> [u32; N] {
@@ -75,24 +88,13 @@ pub(crate) mod words {
         words
     }
 
-    /// 16 plus 8 times the value: two words an entry.
-    const fn iq1() -> [u32; 4096] {
-        let mut words = [0; 4096];
-        let mut i = 0;
-        while i < 8 * 2048 {
-            let code = (IQ1[i / 8] >> (2 * (i % 8)) & 3) as u32;
-            words[i / 4] |= (8 + 8 * code) << (8 * (i % 4));
-            i += 1;
-        }
-        words
-    }
-
-    pub(crate) static IQ2_XXS_WORDS: [u32; 512] = iq2(IQ2_XXS);
-    pub(crate) static IQ2_XS_WORDS: [u32; 1024] = iq2(IQ2_XS);
-    pub(crate) static IQ2_S_WORDS: [u32; 2048] = iq2(IQ2_S);
+    pub(crate) static IQ2_XXS_WORDS: [u32; 256] = pairs(IQ2_XXS, 1, 4);
+    pub(crate) static IQ2_XS_WORDS: [u32; 512] = pairs(IQ2_XS, 1, 4);
+    pub(crate) static IQ2_S_WORDS: [u32; 1024] = pairs(IQ2_S, 1, 4);
     pub(crate) static IQ3_XXS_WORDS: [u32; 256] = iq3(IQ3_XXS, IQ3_XXS_VALUES);
     pub(crate) static IQ3_S_WORDS: [u32; 512] = iq3(IQ3_S, IQ3_S_VALUES);
-    pub(crate) static IQ1_WORDS: [u32; 4096] = iq1();
+    /// 8 times one more than the value: bits 3 and 4 of a byte, and two bits higher those of the other.
+    pub(crate) static IQ1_WORDS: [u32; 2048] = pairs(IQ1, 8, 2);
 }
 
 /// Seven sign bits and the one that makes their number even.

@@ -22,6 +22,7 @@ mod tokenizer;
 pub use detokenizer::Detokenizer;
 pub use template::{ChatTemplate, TemplateContext, TemplateMessage};
 pub use to_gguf::gguf_vocabulary;
+pub(crate) use tokenizer::byte_level_entry;
 pub use tokenizer::{Special, Tokenizer};
 
 #[cfg(test)]

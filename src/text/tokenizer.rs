@@ -278,7 +278,7 @@ pub(super) fn byte_level_bytes(entry: &str) -> Vec<u8> {
 }
 
 /// How GPT-2's byte-level alphabet writes bytes: the inverse of [`byte_level_bytes`].
-pub(super) fn byte_level_entry(bytes: &[u8]) -> String {
+pub(crate) fn byte_level_entry(bytes: &[u8]) -> String {
     let character = |&byte: &u8| {
         let code = u32::from(byte);
         let code = match byte {

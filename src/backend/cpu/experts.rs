@@ -11,6 +11,11 @@ use super::memory::Shared;
 use super::pool::Pool;
 use super::step::SERIAL;
 use crate::backend::{Activation, Gate, Routing};
+use crate::checkpoint::Tensor;
+
+/// Experts whose matrices are read ahead: as many as a token goes to and some more, few enough that they do not drive one
+/// another out of memory.
+const AHEAD: usize = 16;
 
 /// A row that goes to an expert.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +37,52 @@ pub struct Workspace {
     up: Vec<f32>,
     /// [rows, width]
     output: Vec<f32>,
+    /// How guesses of what the next layer chooses fare.
+    pub guesses: Guesses,
+}
+
+/// How guesses fare. What is read for a wrong one keeps the disk from what is needed, so that few of them must be wrong.
+#[derive(Default)]
+pub struct Guesses {
+    /// The experts of the last guess, ascending; empty: they were compared.
+    last: Vec<usize>,
+    /// The share of wrong ones of late.
+    wrong: f32,
+    /// Chances to guess that were let pass since guesses stopped to pay.
+    passed: u32,
+}
+
+impl Guesses {
+    /// Wrong ones above this share cost more than right ones save.
+    const MOST_WRONG: f32 = 0.5;
+    /// How many chances pass before it is tried again.
+    const PAUSE: u32 = 4096;
+
+    /// Whether to guess.
+    pub fn pay(&mut self) -> bool {
+        if self.wrong <= Self::MOST_WRONG {
+            return true;
+        }
+        self.passed += 1;
+        if self.passed > Self::PAUSE {
+            (self.passed, self.wrong) = (0, Self::MOST_WRONG);
+        }
+        false
+    }
+
+    /// Compares the last guess with what was chosen.
+    fn compare(&mut self, chosen: impl Iterator<Item = usize>) {
+        if self.last.is_empty() {
+            return;
+        }
+        let (mut all, mut wrong) = (0, 0);
+        for expert in chosen {
+            all += 1;
+            wrong += usize::from(self.last.binary_search(&expert).is_err());
+        }
+        self.wrong += 0.05 * (wrong as f32 / all.max(1) as f32 - self.wrong);
+        self.last.clear();
+    }
 }
 
 /// What is multiplied.
@@ -83,6 +134,31 @@ impl Workspace {
         }
     }
 
+    /// Begins to read the matrices of the first experts that rows go to, where they are in a file: gates and ups of all of
+    /// them first, as they are multiplied first.
+    pub fn read_ahead(&mut self, call: &Call) {
+        self.route(call);
+        self.guesses.compare(self.assignments.chunk_by(|a, b| a.expert == b.expert).map(|group| group[0].expert));
+        self.begin_to_read(call);
+    }
+
+    /// [`read_ahead`](Self::read_ahead) of a guess.
+    pub fn guess_ahead(&mut self, call: &Call) {
+        self.route(call);
+        self.guesses.last.clear();
+        let groups = self.assignments.chunk_by(|a, b| a.expert == b.expert);
+        self.guesses.last.extend(groups.map(|group| group[0].expert));
+        self.begin_to_read(call);
+    }
+
+    fn begin_to_read(&self, call: &Call) {
+        let chosen = || self.assignments.chunk_by(|a, b| a.expert == b.expert).take(AHEAD);
+        for parts in [&[call.gate, call.up][..], &[call.down]] {
+            let experts = chosen().flat_map(|group| parts.iter().map(|part| &part[group[0].expert]));
+            experts.filter_map(WeightMatrix::mapped).for_each(Tensor::read_ahead);
+        }
+    }
+
     /// Rows to their experts, ordered by expert and row.
     fn route(&mut self, call: &Call) {
         self.assignments.clear();
@@ -129,8 +205,14 @@ impl Workspace {
         let memory = [input, gate, up, output].map(|memory| Shared::of(memory));
         let [input, gate, up, output] = memory;
         let least = (SERIAL / width).max(1);
-        for group in assignments.chunk_by(|a, b| a.expert == b.expert) {
+        let groups = || assignments.chunk_by(|a, b| a.expert == b.expert);
+        let mut ahead = groups().skip(AHEAD);
+        for group in groups() {
             let (expert, rows) = (group[0].expert, group.len());
+            if let Some(later) = ahead.next() {
+                let parts = [call.gate, call.up, call.down].map(|part| &part[later[0].expert]);
+                parts.into_iter().filter_map(WeightMatrix::mapped).for_each(Tensor::read_ahead);
+            }
             pool.for_each(rows, least, |i| {
                 // SAFETY: row i of the memory belongs to one task; `from` has the row.
                 unsafe {
@@ -313,6 +395,19 @@ mod tests {
             [2, 3],
             "the second group is that of two zeros"
         );
+    }
+
+    #[test]
+    fn guesses_stop_while_most_are_wrong_and_are_tried_again() {
+        let mut guesses = Guesses::default();
+        let mut guess = |last: &[usize], chosen: &[usize]| {
+            guesses.last = last.to_vec();
+            guesses.compare(chosen.iter().copied());
+            guesses.pay()
+        };
+        assert!((0..100).all(|_| guess(&[1, 3, 5, 7], &[3, 5, 6, 7])), "a quarter is wrong");
+        assert!((0..100).any(|_| !guess(&[1, 3, 5, 7], &[2, 4, 6, 7])), "three quarters are wrong");
+        assert!((0..2 * Guesses::PAUSE).any(|_| guesses.pay()));
     }
 
     #[test]

@@ -4,16 +4,23 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::kernels::{Isa, Simd, entry_points};
-use super::memory::Memory;
+use super::kernels::{Layout, TILE, WeightMatrix};
+use super::linear::{self, Input, Made, Product};
+use super::memory::{Memory, Shared};
 use super::pool::Pool;
 use crate::Result;
 use crate::backend::Limits;
+use crate::checkpoint::Tensor;
+use crate::quant::BlockType;
 
 /// Bytes that are read in a pass: many times the caches of common machines.
 const BUFFER: usize = 512 << 20;
 
 /// How long each of the two is measured; the best pass counts.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Bytes of a matrix that a thread multiplies when a kernel is measured: they fit into its caches.
+const SAMPLE: usize = 512 << 10;
 
 /// Independent sums: enough to hide the latency of a dot product, few enough for 16 registers.
 const SUMS: usize = 12;
@@ -43,16 +50,24 @@ pub fn measure(pool: &Pool, isa: Isa) -> Result<Limits> {
 /// # Errors
 /// No memory for the buffer.
 pub fn read_bandwidth(pool: &Pool, isa: Isa) -> Result<f64> {
-    let memory = Memory::new(BUFFER, "measuring the memory's speed")?;
+    read_bandwidth_of(pool, isa, BUFFER, PATIENCE)
+}
+
+/// [`read_bandwidth`] of a buffer of so many bytes, measured for about so long.
+///
+/// # Errors
+/// As [`read_bandwidth`].
+pub fn read_bandwidth_of(pool: &Pool, isa: Isa, bytes: usize, patience: Duration) -> Result<f64> {
+    let memory = Memory::new(bytes, "measuring the memory's speed")?;
     memory.prefer_huge_pages();
     let (values, threads) = (memory.shared::<u32>(), pool.threads());
-    let len = BUFFER / size_of::<u32>() / threads;
+    let len = bytes / size_of::<u32>() / threads;
     // Written once: pages that never were are all the same one.
     // SAFETY: each part has its own `len` values of the buffer.
     pool.for_each(threads, 1, |part| unsafe {
         std::slice::from_raw_parts_mut(values.at(part * len), len).fill(1);
     });
-    let passes = best_rate(|| {
+    let passes = best_rate(patience, || {
         // SAFETY: as above, and `isa` is the pool's owner's.
         pool.for_each(threads, 1, |part| unsafe {
             black_box(sum_on(isa, values.at(part * len), len));
@@ -64,7 +79,7 @@ pub fn read_bandwidth(pool: &Pool, isa: Isa) -> Result<f64> {
 /// int8 multiply-adds per second of the threads together, by the dot product of the kernels.
 pub fn int8_rate(pool: &Pool, isa: Isa) -> f64 {
     let operands = Operands([0x0102_0304; SUMS * 4 * 16]);
-    let passes = best_rate(|| {
+    let passes = best_rate(PATIENCE, || {
         // SAFETY: `isa` is the pool's owner's.
         pool.for_each(pool.threads(), 1, |_| {
             black_box(unsafe { dot_products_on(isa, &operands, ROUNDS) });
@@ -75,10 +90,46 @@ pub fn int8_rate(pool: &Pool, isa: Isa) -> f64 {
     passes * (ROUNDS * SUMS * 4 * dot_product * pool.threads()) as f64
 }
 
-/// Runs per second, by the fastest of those that [`PATIENCE`] allows.
-fn best_rate(mut run: impl FnMut()) -> f64 {
+/// Bytes per second of a type's matrices, held in this layout, that decoding multiplies when they are in the caches already:
+/// what the kernel is good for.
+///
+/// # Errors
+/// No memory for a sample of a few MB.
+pub fn product_rate(
+    pool: &Pool,
+    isa: Isa,
+    kind: BlockType,
+    layout: Layout,
+    patience: Duration,
+) -> Result<f64> {
+    const COLUMNS: usize = 4096;
+    let threads = pool.threads();
+    let rows = (threads * SAMPLE / kind.row_bytes(COLUMNS)).next_multiple_of(TILE);
+    // any bits are blocks, and these look up what blocks of weights would
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    });
+    let bytes = words.flat_map(u64::to_le_bytes).take(rows * kind.row_bytes(COLUMNS)).collect();
+    let mut matrix = WeightMatrix::new(&Tensor::from_bytes("sample", kind, &[rows, COLUMNS], bytes), layout)?;
+    matrix.settle(isa, pool);
+    let mut workspace = linear::Workspace::new(1, COLUMNS, threads);
+    let (mut x, mut y) = (vec![1.0; COLUMNS], vec![0.0; rows]);
+    let (x, y) = (Shared::of(&mut x), Shared::of(&mut y));
+    let passes = best_rate(patience, || {
+        let input = Input { values: x, rows: 1, width: COLUMNS, made: Made::Already };
+        workspace.multiply(isa, pool, input, 1, |_| Product { matrix: &matrix, bias: None, to: y, sum: None });
+    });
+    Ok(passes * (rows * kind.row_bytes(COLUMNS)) as f64)
+}
+
+/// Runs per second, by the fastest of those that `patience` allows.
+fn best_rate(patience: Duration, mut run: impl FnMut()) -> f64 {
     let (began, mut best) = (Instant::now(), f64::INFINITY);
-    while began.elapsed() < PATIENCE {
+    while began.elapsed() < patience {
         let start = Instant::now();
         run();
         best = best.min(start.elapsed().as_secs_f64());

@@ -154,7 +154,7 @@ impl CpuBackend {
             self.interleaved_bytes = left;
             tensor.populate(); // memory has room for all of it
         }
-        matrix.settle(self.isa);
+        matrix.settle(self.isa, &self.pool);
         Ok(matrix)
     }
 
@@ -177,6 +177,41 @@ impl CpuBackend {
     /// Rows of this width that one thread takes at least.
     fn least_rows(width: usize) -> usize {
         (SERIAL / width.max(1)).max(1)
+    }
+
+    /// Does something with the matrices, scores and memory of experts.
+    fn with_experts(
+        &mut self,
+        experts: &Experts,
+        run: impl FnOnce(&mut experts::Workspace, Isa, &Pool, &mut linear::Workspace, &experts::Call),
+    ) {
+        let rows = self.rows;
+        let (from, sum) = (self.buffer(experts.from), self.buffer(experts.sum));
+        let [from_width, sum_width] = [experts.from, experts.sum].map(|buffer| self.width(buffer));
+        let CpuBackend { isa, pool, stacks, vectors, ready: Some(ready), .. } = self else {
+            unreachable!("checked by `buffer`")
+        };
+        let [gate, up, down] = [experts.gate, experts.up, experts.down].map(|stack| &stacks[stack.0][..]);
+        let scores = ready.buffers[experts.scores.0].memory.as_floats(rows * gate.len());
+        let vector = |vector: Vector| &vectors[vector.0][..];
+        assert!(
+            gate[0].columns() == from_width && up[0].columns() == from_width && down[0].rows() == sum_width,
+            "widths of experts"
+        );
+        let call = experts::Call {
+            rows,
+            scores,
+            correction: experts.correction.map(vector),
+            routing: experts.routing,
+            from,
+            sum,
+            gate,
+            up,
+            down,
+            biases: experts.biases.map(|biases| biases.map(vector)),
+            activation: experts.activation,
+        };
+        run(&mut ready.experts, *isa, pool, &mut ready.linear, &call);
     }
 
     /// [`Backend::rope`] of one row.
@@ -408,33 +443,25 @@ impl Backend for CpuBackend {
     }
 
     fn experts(&mut self, experts: &Experts) {
-        let rows = self.rows;
-        let (from, sum) = (self.buffer(experts.from), self.buffer(experts.sum));
-        let [from_width, sum_width] = [experts.from, experts.sum].map(|buffer| self.width(buffer));
-        let CpuBackend { isa, pool, stacks, vectors, ready: Some(ready), .. } = self else {
-            unreachable!("checked by `buffer`")
-        };
-        let [gate, up, down] = [experts.gate, experts.up, experts.down].map(|stack| &stacks[stack.0][..]);
-        let scores = ready.buffers[experts.scores.0].memory.as_floats(rows * gate.len());
-        let vector = |vector: Vector| &vectors[vector.0][..];
-        assert!(
-            gate[0].columns() == from_width && up[0].columns() == from_width && down[0].rows() == sum_width,
-            "widths of experts"
-        );
-        let call = experts::Call {
-            rows,
-            scores,
-            correction: experts.correction.map(vector),
-            routing: experts.routing,
-            from,
-            sum,
-            gate,
-            up,
-            down,
-            biases: experts.biases.map(|biases| biases.map(vector)),
-            activation: experts.activation,
-        };
-        ready.experts.run(*isa, pool, &mut ready.linear, &call);
+        self.with_experts(experts, |workspace, isa, pool, linear, call| workspace.run(isa, pool, linear, call));
+    }
+
+    fn is_in_file(&self, stack: Stack) -> bool {
+        self.stacks[stack.0][0].mapped().is_some()
+    }
+
+    fn read_ahead(&mut self, experts: &Experts) {
+        if self.is_in_file(experts.gate) {
+            self.with_experts(experts, |workspace, _, _, _, call| workspace.read_ahead(call));
+        }
+    }
+
+    fn wants_guess(&mut self, stack: Stack) -> bool {
+        self.is_in_file(stack) && self.ready_mut().experts.guesses.pay()
+    }
+
+    fn guess_ahead(&mut self, experts: &Experts) {
+        self.with_experts(experts, |workspace, _, _, _, call| workspace.guess_ahead(call));
     }
 
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {

@@ -51,7 +51,7 @@ fn row() -> Row {
     Row {
         test: "tg128@d4096".into(),
         model: "a, \"model\"".into(),
-        model_sha256: "00".into(),
+        model_sha256: Some("00".into()),
         size: 1 << 30,
         parameters: 1_780_000_000,
         backend: "cpu",

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::memory::Memory;
+use super::super::pool::Pool;
 use super::entry_points;
 use super::generic::few_tokens::{self, FEW_TOKENS};
 use super::generic::float::{self, Float, FloatProduct};
@@ -36,6 +37,9 @@ entry_points! {
         stride: usize,
     ) = quantized::quantize;
 }
+
+/// Bytes that a thread interleaves at a time when a matrix is settled.
+const SETTLE_BYTES: usize = 1 << 18;
 
 /// How a matrix is held. Results are equal to the bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,14 +131,15 @@ impl WeightMatrix {
     }
 
     /// Interleaves at once what lies in memory, so that it is not there twice; what is mapped waits for the first products.
-    pub fn settle(&mut self, isa: Isa) {
-        let tiles = self.tiles();
+    pub fn settle(&mut self, isa: Isa, pool: &Pool) {
+        let (tiles, least) = (self.tiles(), (SETTLE_BYTES / self.tile_bytes()).max(1));
         let Storage::Interleaved(copied) = &mut self.storage else { return };
         if !copied.tensor.is_in_memory() {
             return;
         }
-        // SAFETY: nobody else has the matrix.
-        (0..tiles).for_each(|tile| unsafe { copied.copy(isa, tile) });
+        let place = &*copied;
+        // SAFETY: nobody else has the matrix; a tile belongs to one task.
+        pool.for_each(tiles, least, |tile| unsafe { place.copy(isa, tile) });
         (copied.ready, copied.end) = (AtomicUsize::new(tiles), AtomicUsize::new(tiles));
         copied.tensor = Tensor::from_bytes(&copied.tensor.name, self.kind, &[0, self.columns], vec![]);
     }
@@ -163,6 +168,14 @@ impl WeightMatrix {
         if ready < end {
             copied.ready.store(end, Relaxed);
             copied.tensor.drop_rows(ready * TILE..(end * TILE).min(self.rows));
+        }
+    }
+
+    /// The tensor, if products read it from a mapped file for good.
+    pub fn mapped(&self) -> Option<&Tensor> {
+        match &self.storage {
+            Storage::AsInFile(tensor) if tensor.is_mapped() => Some(tensor),
+            _ => None,
         }
     }
 

@@ -1,7 +1,8 @@
 //! The formats whose codes are looked up in tables, as the matrix product sees them: see [`formats`](super::formats), and
 //! `quant` for the plain statement of each.
 //!
-//! Entries of grids are gathered lane by lane: tables hold four values in a word, moved up so that they are positive.
+//! Entries of grids are gathered lane by lane, which is what takes the time, so a gathered word holds as many values as it
+//! can: all eight of an entry where they need two bits (IQ1, IQ2), four of IQ3. Values are moved up so that they are positive.
 
 use super::super::Simd;
 use super::formats::{Block, Format, Scales, TILE, bits, four, half, nibbles, word};
@@ -63,9 +64,9 @@ unsafe fn even<S: Simd>(seven: S::I) -> S::I {
 #[inline(always)]
 unsafe fn two_entries<S: Simd>(table: &[u32], entries: [S::I; 2], signs: [S::I; 2]) -> [S::I; 4] {
     unsafe {
+        let found = two!(i => S::i_gather(table.as_ptr(), entries[i]));
         four!(i => {
-            let at = S::i_add(S::i_shl::<1>(entries[i / 2]), S::i_splat((i % 2) as u32));
-            let value = S::i_gather(table.as_ptr(), at);
+            let value = S::i_look_up(&IQ2_BYTES, bits::<S>(found[i / 2], i % 2 * 4, 0x0f0f_0f0f));
             negate::<S>(value, bits::<S>(signs[i / 2], i % 2 * 4, 0xf))
         })
     }
@@ -214,16 +215,17 @@ grid_format!(
     }
 );
 
-/// 16 columns of IQ1: entries that hold 16 + 8 times the value, and where `minus` is 1 they lose 1, else they gain it. The
-/// scale is an eighth.
+/// 16 columns of IQ1: 16 plus 8 times the value, less 1 where `minus` is 1, else 1 more. The scale is an eighth.
 #[inline(always)]
 unsafe fn iq1<S: Simd>(entries: [S::I; 2], minus: [S::I; 2]) -> [S::I; 4] {
     unsafe {
-        four!(i => {
-            let at = S::i_add(S::i_shl::<1>(entries[i / 2]), S::i_splat((i % 2) as u32));
-            let value = S::i_add(S::i_gather(IQ1_WORDS.as_ptr(), at), S::i_splat(0x0101_0101));
-            S::i_sub(value, S::i_mul(minus[i / 2], S::i_splat(0x0202_0202)))
-        })
+        let found = two!(i => S::i_gather(IQ1_WORDS.as_ptr(), entries[i]));
+        // the table has 8 too little
+        let shift = two!(i => {
+            let both = S::i_and(S::i_sub(S::i_splat(0), minus[i]), S::i_splat(0x0202_0202));
+            S::i_sub(S::i_splat(0x0909_0909), both)
+        });
+        four!(i => S::i_add(bits::<S>(found[i / 2], i % 2 * 2, 0x1818_1818), shift[i / 2]))
     }
 }
 

@@ -1,0 +1,93 @@
+//! What the generation of a token reads of a model's matrices.
+
+use std::collections::BTreeMap;
+
+use super::conversion::gguf_name;
+use super::{Conversion, Hyperparameters, Synthetic, names};
+use crate::checkpoint::Checkpoint;
+use crate::quant::BlockType;
+
+/// Bytes by type.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reads {
+    /// Matrices that every token goes through.
+    pub always: BTreeMap<BlockType, u64>,
+    /// Experts that one token goes to.
+    pub experts: BTreeMap<BlockType, u64>,
+    /// All experts, of all types together.
+    pub all_experts: u64,
+}
+
+impl Reads {
+    /// Of a checkpoint, as it is loaded.
+    pub fn of(checkpoint: &Checkpoint, h: &Hyperparameters, conversion: Option<&Conversion>) -> Reads {
+        let predicts_further = |name: &str| names::layer(name).is_some_and(|layer| layer >= h.layers);
+        let tensors = checkpoint.tensors.values().filter(|tensor| !predicts_further(&tensor.name));
+        let matrices = tensors.map(|tensor| {
+            let name = gguf_name(checkpoint, &tensor.name);
+            let kind = conversion.map_or(tensor.kind, |to| to.kind(&name, &tensor.shape, tensor.kind));
+            (name, kind, tensor.shape.as_slice())
+        });
+        Self::sum(matrices, h)
+    }
+
+    /// Of a model that is not there.
+    pub fn of_synthetic(synthetic: &Synthetic) -> Reads {
+        let tensors = synthetic.tensors();
+        let matrices = tensors.iter().map(|spec| (spec.name.clone(), spec.kind, spec.shape.as_slice()));
+        Self::sum(matrices, synthetic.hyperparameters())
+    }
+
+    fn sum<'a>(
+        tensors: impl Iterator<Item = (String, BlockType, &'a [usize])>,
+        h: &Hyperparameters,
+    ) -> Reads {
+        let mut reads = Reads::default();
+        let (mut embedding, mut has_output) = (None, false);
+        for (name, kind, shape) in tensors.filter(|(.., shape)| shape.len() > 1) {
+            let values: usize = shape.iter().product();
+            let bytes = (values / kind.block_len() * kind.block_bytes()) as u64;
+            has_output |= name == "output.weight";
+            match &h.experts {
+                _ if name == "token_embd.weight" => embedding = Some((kind, bytes)), // only looked up
+                Some(experts) if name.contains("_exps.") || name.contains(".mlp.experts.") => {
+                    let used = bytes * experts.routing.used as u64 / experts.count as u64;
+                    *reads.experts.entry(kind).or_default() += used;
+                    reads.all_experts += bytes;
+                }
+                _ => *reads.always.entry(kind).or_default() += bytes,
+            }
+        }
+        if let (Some((kind, bytes)), false) = (embedding, has_output) {
+            *reads.always.entry(kind).or_default() += bytes;
+        }
+        reads
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_reads_all_matrices_but_the_embedding_and_eight_of_256_experts() {
+        let r1 = Synthetic::new("deepseek-r1:671b-ud-iq1_s", None).unwrap();
+        let reads = Reads::of_synthetic(&r1);
+        let of_layer = 256 * 3 * 2048 * 7168;
+        let iq1_s = (58 * of_layer - 6 * of_layer / 3) / 256 * 50;
+        assert_eq!(reads.experts[&BlockType::IQ1_S], iq1_s as u64 / 32);
+        assert_eq!(reads.experts.len(), 2);
+        assert!(reads.all_experts > 32 * reads.experts[&BlockType::IQ1_S]);
+        assert_eq!(reads.always[&BlockType::F32], 58 * 256 * 7168 * 4, "routers");
+    }
+
+    #[test]
+    fn a_tied_embedding_is_read_as_output_matrix() {
+        let tied = Synthetic::new("qwen3:0.6b", Some(1)).unwrap();
+        let bytes = |shape: [usize; 2]| (shape[0] * shape[1] / 32 * 34) as u64;
+        let layer = 2 * bytes([2048, 1024]) + 2 * bytes([1024, 1024]) + 3 * bytes([3072, 1024]);
+        let reads = Reads::of_synthetic(&tied);
+        assert_eq!(reads.always, BTreeMap::from([(BlockType::Q8_0, layer + bytes([151_936, 1024]))]));
+        assert_eq!((reads.all_experts, Reads::of(&tied.checkpoint(), tied.hyperparameters(), None)), (0, reads));
+    }
+}
