@@ -23,7 +23,10 @@ fn names_shapes_and_types_are_those_of_a_real_file() {
     assert_eq!(made_list.len(), real_list.len());
     let [made, real] = [&made, &real].map(|checkpoint| Hyperparameters::read(checkpoint).unwrap());
     assert_eq!(made.kv_shape(), real.kv_shape());
-    assert_eq!((made.layers, made.vocabulary, made.feed_forward), (real.layers, real.vocabulary, real.feed_forward));
+    assert_eq!(
+        (made.layers, made.vocabulary, made.feed_forward),
+        (real.layers, real.vocabulary, real.feed_forward)
+    );
 }
 
 /// A layer or two of each kind: dense, of experts, latent, with sinks, fused; in formats of 32 and 256 values.

@@ -116,12 +116,17 @@ pub fn product_rate(
     let bytes = words.flat_map(u64::to_le_bytes).take(rows * kind.row_bytes(COLUMNS)).collect();
     let mut matrix = WeightMatrix::new(&Tensor::from_bytes("sample", kind, &[rows, COLUMNS], bytes), layout)?;
     matrix.settle(isa, pool);
-    let mut workspace = linear::Workspace::new(1, COLUMNS, threads);
+    let mut workspace = linear::Workspace::new(1, std::iter::once(&matrix), threads);
     let (mut x, mut y) = (vec![1.0; COLUMNS], vec![0.0; rows]);
     let (x, y) = (Shared::of(&mut x), Shared::of(&mut y));
     let passes = best_rate(patience, || {
         let input = Input { values: x, rows: 1, width: COLUMNS, made: Made::Already };
-        workspace.multiply(isa, pool, input, 1, |_| Product { matrix: &matrix, bias: None, to: y, sum: None });
+        workspace.multiply(isa, pool, input, 1, |_| Product {
+            matrix: &matrix,
+            bias: None,
+            to: y,
+            sum: None,
+        });
     });
     Ok(passes * (rows * kind.row_bytes(COLUMNS)) as f64)
 }
