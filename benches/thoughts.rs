@@ -3,7 +3,8 @@
 //! `cargo bench --bench thoughts -- endings MODEL [RUNS]`: runs with random bounds and seeds; how many end with an answer,
 //! how many of those with room by themselves.
 //! `… -- cuts [N]`: pocket on N held-out problems of each kind (20) at budgets that cut a half of its thoughts, and other
-//! shares: by the budget's soft and hard end, and by the end marker alone at the same token.
+//! shares: by the budget's soft and hard end, by the bare end marker at the same token, and by one that has a line of its
+//! own, as pocket was trained to have it.
 //! `… -- votes [N]`: pocket at temperature 1: one sample, and the majority of eight.
 
 use std::collections::BTreeMap;
@@ -96,7 +97,8 @@ fn endings(name: &str, runs: usize) {
 
 fn cuts(most: usize) {
     let model = Model::load("pocket").expect("pocket is a part of pensive");
-    let end = model.tokenizer().encode("\n</think>\n\n", Special::Parse).expect("text");
+    let ends = ["</think>\n\n", "\n</think>\n\n"];
+    let ends = ends.map(|end| model.tokenizer().encode(end, Special::Parse).expect("text"));
     let options = Options::new().temperature(0.0);
     let ask = |problem: &Problem, options: &Options| {
         done(model.generate(problem.prompt.as_str(), options).expect("a generation"))
@@ -108,26 +110,34 @@ fn cuts(most: usize) {
         .collect();
     all.sort_by_key(|(_, whole)| whole.thought_tokens);
     println!(
-        "| share of thoughts cut | budget | whole thoughts | soft and hard end | end marker there |\n|---|---|---|---|---|"
+        "| share of thoughts cut | budget | whole thoughts | soft and hard end | bare end marker | on its own line |\n\
+         |---|---|---|---|---|---|"
     );
     for percent in [75, 50, 25] {
         let budget = all[all.len() * (100 - percent) / 100].1.thought_tokens;
-        let (mut whole_right, mut bound_right, mut bare_right) = (0, 0, 0);
+        let (mut whole_right, mut bound_right, mut marker_right) = (0, 0, [0; 2]);
         for (problem, whole) in &all {
             let right = |answer: &str| usize::from(boxed(answer) == Some(problem.answer.as_str()));
             whole_right += right(&whole.answer);
             bound_right += right(&ask(problem, &options.clone().think_budget(budget)).answer);
-            bare_right += if whole.thought_tokens <= budget {
-                right(&whole.answer)
-            } else {
-                let prompt = model.encode(problem.prompt.as_str(), &options).expect("a prompt");
-                let tokens = [&prompt, &whole.tokens[..budget - 1], &end].concat();
-                let prompt = Prompt::Tokens(tokens);
-                right(&done(model.generate(prompt, &options.clone().max_tokens(100)).expect("one")).answer)
-            };
+            for (right_count, end) in marker_right.iter_mut().zip(&ends) {
+                *right_count += if whole.thought_tokens <= budget {
+                    right(&whole.answer)
+                } else {
+                    // what stands before the marker within the budget; two line ends follow the marker
+                    let kept = budget - (end.len() - ends[0].len());
+                    let prompt = model.encode(problem.prompt.as_str(), &options).expect("a prompt");
+                    let prompt = Prompt::Tokens([&prompt, &whole.tokens[..kept], end].concat());
+                    let options = options.clone().max_tokens(100);
+                    right(&done(model.generate(prompt, &options).expect("one")).answer)
+                };
+            }
         }
         let count = all.len();
-        println!("| {percent}% | {budget} | {whole_right} of {count} | {bound_right} | {bare_right} |");
+        println!(
+            "| {percent}% | {budget} | {whole_right} of {count} | {bound_right} | {} | {} |",
+            marker_right[0], marker_right[1]
+        );
     }
 }
 

@@ -73,7 +73,7 @@ mod tests {
     fn a_token_reads_all_matrices_but_the_embedding_and_eight_of_256_experts() {
         let r1 = Synthetic::new("deepseek-r1:671b-ud-iq1_s", None).unwrap();
         let reads = Reads::of_synthetic(&r1);
-        let of_layer = 256 * 3 * 2048 * 7168;
+        let of_layer = 256 * 3 * 2048 * 7168_u64;
         let iq1_s = (58 * of_layer - 6 * of_layer / 3) / 256 * 50;
         assert_eq!(reads.experts[&BlockType::IQ1_S], iq1_s as u64 / 32);
         assert_eq!(reads.experts.len(), 2);
