@@ -76,7 +76,7 @@ fn read(path: &Path) {
     let Ok(checkpoint) = Checkpoint::open(path) else { return };
     let _ = Hyperparameters::read(&checkpoint);
     for tensor in checkpoint.tensors.values() {
-        assert_eq!(tensor.values().len(), tensor.shape.iter().product());
+        assert_eq!(tensor.values().len(), tensor.shape.iter().product::<usize>());
     }
     let _ = gguf_vocabulary(&checkpoint.metadata);
     let _ = ChatTemplate::from_metadata(&checkpoint.metadata);

@@ -174,13 +174,13 @@ fn grids_keep_most_of_what_they_quantize() {
     let values: Vec<f32> = (0..8192).map(|_| random.normal() * 0.02).collect();
     let square: f64 = values.iter().map(|x| f64::from(*x).powi(2)).sum();
     for (kind, most) in [
-        (BlockType::IQ1_S, 0.35),
-        (BlockType::IQ1_M, 0.30),
-        (BlockType::IQ2_XXS, 0.22),
-        (BlockType::IQ2_XS, 0.18),
-        (BlockType::IQ2_S, 0.16),
-        (BlockType::IQ3_XXS, 0.06),
-        (BlockType::IQ3_S, 0.05),
+        (BlockType::IQ1_S, 0.22),
+        (BlockType::IQ1_M, 0.19),
+        (BlockType::IQ2_XXS, 0.12),
+        (BlockType::IQ2_XS, 0.09),
+        (BlockType::IQ2_S, 0.065),
+        (BlockType::IQ3_XXS, 0.035),
+        (BlockType::IQ3_S, 0.02),
         (BlockType::IQ4_NL, 0.01),
         (BlockType::IQ4_XS, 0.01),
         (BlockType::MXFP4, 0.03),
