@@ -44,14 +44,23 @@ pub fn tokens_per_second(reads: &Reads, setting: Setting<'_>) -> Result<Option<f
     let pool = Pool::new(setting.threads)?;
     let isa = Isa::detect()?;
     let bandwidth = read_bandwidth_of(&pool, isa, BUFFER, PATIENCE[0])?;
+    let rate = |kind, layout| Ok(product_rate(&pool, isa, kind, layout, PATIENCE[1])?.min(bandwidth));
+    by_rates(reads, setting, rate)
+}
+
+/// The same by given rates: bytes per second at which matrices of a type and layout are multiplied.
+fn by_rates(
+    reads: &Reads,
+    setting: Setting<'_>,
+    rate: impl Fn(BlockType, Layout) -> Result<f64>,
+) -> Result<Option<f64>> {
     let seconds = |bytes: &BTreeMap<BlockType, u64>, layout| {
         let of_type = |(&kind, &bytes): (&BlockType, &u64)| {
             let layout = match ActivationKind::of(kind) {
                 ActivationKind::F32 => Layout::AsInFile,
                 _ => layout,
             };
-            let kernel = product_rate(&pool, isa, kind, layout, PATIENCE[1])?;
-            Ok(bytes as f64 / kernel.min(bandwidth))
+            Ok(bytes as f64 / rate(kind, layout)?)
         };
         bytes.iter().map(of_type).sum::<Result<f64>>()
     };
@@ -108,16 +117,17 @@ mod tests {
     use crate::model::Synthetic;
 
     #[test]
-    fn half_the_bytes_are_read_in_about_half_the_time() {
-        let speed = |layers| {
-            let reads = Reads::of_synthetic(&Synthetic::new("deepseek-r1:7b", Some(layers)).unwrap());
-            let reads =
-                Reads { always: BTreeMap::from([(BlockType::Q8_0, reads.always.values().sum())]), ..reads };
-            let setting = Setting { threads: Some(1), room: u64::MAX, file: None };
-            tokens_per_second(&reads, setting).unwrap().unwrap()
+    fn a_token_takes_what_its_bytes_take_at_the_rates_of_their_types() {
+        let always = BTreeMap::from([(BlockType::Q8_0, 3_000_000_000), (BlockType::F32, 1_000_000_000)]);
+        let reads = Reads { always, experts: BTreeMap::new(), all_experts: 0 };
+        let setting = Setting { threads: Some(1), room: u64::MAX, file: None };
+        let rate = |kind, layout| match (kind, layout) {
+            (BlockType::Q8_0, Layout::Interleaved) => Ok(30e9),
+            (BlockType::F32, Layout::AsInFile) => Ok(10e9),
+            other => panic!("{other:?} is not asked for"),
         };
-        let ratio = speed(4) / speed(12);
-        assert!(1.2 < ratio && ratio < 4.0, "{ratio}");
+        let speed = by_rates(&reads, setting, rate).unwrap().unwrap();
+        assert!((speed - 0.9 / 0.2).abs() < 1e-9, "{speed}");
     }
 
     #[test]
