@@ -649,7 +649,21 @@ fn bench_prints_a_table_lines_of_json_or_lines_of_values() {
 #[test]
 fn bench_measures_a_model_that_is_not_there() {
     let home = Home::new();
-    let synthetic = ["bench", "--synthetic", "qwen3:0.6b", "--layers", "2", "-p", "4", "-n", "2", "-r", "1", "-o", "json"];
+    let synthetic = [
+        "bench",
+        "--synthetic",
+        "qwen3:0.6b",
+        "--layers",
+        "2",
+        "-p",
+        "4",
+        "-n",
+        "2",
+        "-r",
+        "1",
+        "-o",
+        "json",
+    ];
     let answer = home.run(&synthetic);
     let rows = answer.json();
     assert_eq!(rows.as_array().map(Vec::len), Some(2));

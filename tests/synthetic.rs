@@ -16,7 +16,9 @@ fn names_shapes_and_types_are_those_of_a_real_file() {
     let varies = |name: &str| name.ends_with("attn_v.weight") || name.ends_with("ffn_down.weight");
     let list = |checkpoint: &Checkpoint| -> Vec<_> {
         let tensors = checkpoint.tensors.values();
-        tensors.map(|t| (t.name.clone(), t.shape.clone(), Some(t.kind).filter(|_| !varies(&t.name)))).collect()
+        tensors
+            .map(|t| (t.name.clone(), t.shape.clone(), Some(t.kind).filter(|_| !varies(&t.name))))
+            .collect()
     };
     let (made_list, real_list) = (list(&made), list(&real));
     for (made, real) in made_list.iter().zip(&real_list) {
@@ -34,7 +36,10 @@ fn names_shapes_and_types_are_those_of_a_real_file() {
     }
     let [made, real] = [&made, &real].map(|checkpoint| Hyperparameters::read(checkpoint).unwrap());
     assert_eq!(made.kv_shape(), real.kv_shape());
-    assert_eq!((made.layers, made.vocabulary, made.feed_forward), (real.layers, real.vocabulary, real.feed_forward));
+    assert_eq!(
+        (made.layers, made.vocabulary, made.feed_forward),
+        (real.layers, real.vocabulary, real.feed_forward)
+    );
 }
 
 /// A layer or two of each kind: dense, of experts, latent, with sinks, fused; in formats of 32 and 256 values.

@@ -111,7 +111,8 @@ mod tests {
     fn half_the_bytes_are_read_in_about_half_the_time() {
         let speed = |layers| {
             let reads = Reads::of_synthetic(&Synthetic::new("deepseek-r1:7b", Some(layers)).unwrap());
-            let reads = Reads { always: BTreeMap::from([(BlockType::Q8_0, reads.always.values().sum())]), ..reads };
+            let reads =
+                Reads { always: BTreeMap::from([(BlockType::Q8_0, reads.always.values().sum())]), ..reads };
             let setting = Setting { threads: Some(1), room: u64::MAX, file: None };
             tokens_per_second(&reads, setting).unwrap().unwrap()
         };

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use super::generation::{Slot, Start, lock};
 use super::expectation;
+use super::generation::{Slot, Start, lock};
 use super::memory::{self, Needs};
 use super::quantize_on_load::ROOM;
 use super::receipt::Opening;

@@ -123,8 +123,10 @@ impl Hyperparameters {
         let of_latent = self
             .latent
             .map_or(0, |l| 2 * l.query_rank.unwrap_or(0) + self.heads * (kv.key_dim + l.value_dim));
-        let of_experts =
-            self.experts.as_ref().map_or(0, |e| 2 * e.count + 2 * e.shared + 2 * (self.width + e.feed_forward));
+        let of_experts = self
+            .experts
+            .as_ref()
+            .map_or(0, |e| 2 * e.count + 2 * e.shared + 2 * (self.width + e.feed_forward));
         4 * self.width
             + self.heads * (self.head_dim + 2 * kv.value_dim)
             + kv.heads * (kv.key_dim + kv.value_dim)

@@ -88,6 +88,9 @@ mod tests {
         let layer = 2 * bytes([2048, 1024]) + 2 * bytes([1024, 1024]) + 3 * bytes([3072, 1024]);
         let reads = Reads::of_synthetic(&tied);
         assert_eq!(reads.always, BTreeMap::from([(BlockType::Q8_0, layer + bytes([151_936, 1024]))]));
-        assert_eq!((reads.all_experts, Reads::of(&tied.checkpoint(), tied.hyperparameters(), None)), (0, reads));
+        assert_eq!(
+            (reads.all_experts, Reads::of(&tied.checkpoint(), tied.hyperparameters(), None)),
+            (0, reads)
+        );
     }
 }

@@ -180,7 +180,9 @@ impl Types {
                 match part.trim_end_matches(".weight") {
                     "ffn_down_exps" if layer < 9 => BlockType::IQ2_XXS,
                     _ if is_expert => BlockType::IQ1_S,
-                    "output" | "attn_kv_a_mqa" | "attn_v_b" | "ffn_down" | "ffn_down_shexp" => BlockType::Q6_K,
+                    "output" | "attn_kv_a_mqa" | "attn_v_b" | "ffn_down" | "ffn_down_shexp" => {
+                        BlockType::Q6_K
+                    }
                     "attn_k_b" => BlockType::Q8_0, // its rows are half a block of Q6_K
                     "ffn_gate_shexp" | "ffn_up_shexp" => BlockType::Q5_K,
                     _ => BlockType::Q4_K,
@@ -436,11 +438,13 @@ mod tests {
         assert_eq!((h.latent, h.head_dim, h.kv_shape().key_dim), (Some(latent), 192, 576));
         let experts = h.experts.unwrap();
         assert_eq!((experts.count, experts.shared, experts.feed_forward), (256, 2048, 2048));
-        let routing =
-            Routing { used: 8, gate: Gate::Sigmoid, groups: (8, 4), normalize: true, scale: 2.5 };
+        let routing = Routing { used: 8, gate: Gate::Sigmoid, groups: (8, 4), normalize: true, scale: 2.5 };
         assert_eq!(experts.routing, routing);
         let (h, _) = read("gpt-oss:20b");
-        assert_eq!((&h.windows[..3], h.experts.unwrap().routing.used), (&[Some(128), None, Some(128)][..], 4));
+        assert_eq!(
+            (&h.windows[..3], h.experts.unwrap().routing.used),
+            (&[Some(128), None, Some(128)][..], 4)
+        );
         assert_eq!(read("phi-4-mini-reasoning").0.rope_dims, 96);
     }
 
@@ -460,7 +464,10 @@ mod tests {
             let values = Noise::Normal.pattern(kind).values();
             let mean = values.iter().sum::<f32>() / values.len() as f32;
             let square = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / values.len() as f32;
-            assert!(mean.abs() < 0.002 && (square.sqrt() / 0.02 - 1.0).abs() < 0.3, "{kind}: {mean}, {square}");
+            assert!(
+                mean.abs() < 0.002 && (square.sqrt() / 0.02 - 1.0).abs() < 0.3,
+                "{kind}: {mean}, {square}"
+            );
         }
     }
 

@@ -138,7 +138,8 @@ impl Workspace {
     /// them first, as they are multiplied first.
     pub fn read_ahead(&mut self, call: &Call) {
         self.route(call);
-        self.guesses.compare(self.assignments.chunk_by(|a, b| a.expert == b.expert).map(|group| group[0].expert));
+        self.guesses
+            .compare(self.assignments.chunk_by(|a, b| a.expert == b.expert).map(|group| group[0].expert));
         self.begin_to_read(call);
     }
 

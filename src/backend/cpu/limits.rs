@@ -121,7 +121,12 @@ pub fn product_rate(
     let (x, y) = (Shared::of(&mut x), Shared::of(&mut y));
     let passes = best_rate(patience, || {
         let input = Input { values: x, rows: 1, width: COLUMNS, made: Made::Already };
-        workspace.multiply(isa, pool, input, 1, |_| Product { matrix: &matrix, bias: None, to: y, sum: None });
+        workspace.multiply(isa, pool, input, 1, |_| Product {
+            matrix: &matrix,
+            bias: None,
+            to: y,
+            sum: None,
+        });
     });
     Ok(passes * (rows * kind.row_bytes(COLUMNS)) as f64)
 }

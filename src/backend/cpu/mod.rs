@@ -443,7 +443,9 @@ impl Backend for CpuBackend {
     }
 
     fn experts(&mut self, experts: &Experts) {
-        self.with_experts(experts, |workspace, isa, pool, linear, call| workspace.run(isa, pool, linear, call));
+        self.with_experts(experts, |workspace, isa, pool, linear, call| {
+            workspace.run(isa, pool, linear, call)
+        });
     }
 
     fn is_in_file(&self, stack: Stack) -> bool {
