@@ -13,7 +13,7 @@ use crate::model::Reads;
 use crate::quant::BlockType;
 
 /// Bytes that are read to measure memory: more than caches hold.
-const BUFFER: usize = 64 << 20;
+const BUFFER: usize = 256 << 20;
 
 /// How long memory is measured, and each kernel.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(15), Duration::from_millis(4)];
