@@ -5,24 +5,26 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::generation::{Slot, Start, lock};
-use super::memory::{self, Needs};
-use super::quantize_on_load::ROOM;
 use super::receipt::Opening;
 use super::{Chat, Generation, Message, Options, Prompt, Quantize};
-use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::{Device, KvType, Plan};
+use crate::backend::devices::DeviceChoice;
+use crate::backend::{Device, KvType};
 use crate::catalog::{self, Entry};
 #[cfg(not(feature = "hub"))]
 use crate::checkpoint::embedded;
 use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
-use crate::model::{Conversion, Decoder, Hyperparameters, Scaling, loaded_bytes};
+use crate::model::{Hyperparameters, Scaling};
 use crate::quant::Mix;
 use crate::reasoning::control::{self, ControlTokens};
 use crate::reasoning::{Markers, Part, Think, ThoughtParser};
 use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
 use crate::{Error, Result};
+
+mod loading;
+
+use loading::Loaded;
 
 /// Rows of a prefill chunk: enough to use each weight many times, few enough to stay in the caches.
 const CHUNK: usize = 512;
@@ -56,6 +58,8 @@ pub struct ModelBuilder {
     name: String,
     context: Option<usize>,
     threads: Option<usize>,
+    device: DeviceChoice,
+    gpu_layers: Option<usize>,
     chunk: usize,
     sequences: usize,
     logit_rows: usize,
@@ -78,6 +82,18 @@ impl ModelBuilder {
     /// Threads; without it one per fast physical core that this process may use.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
+        self
+    }
+
+    /// What it runs on; without it a GPU that this build can use, else the CPU.
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Layers that go to the GPU, the last ones, with the output matrix; without it as many as fit into its memory.
+    pub fn gpu_layers(mut self, layers: usize) -> Self {
+        self.gpu_layers = Some(layers);
         self
     }
 
@@ -193,95 +209,6 @@ impl ModelBuilder {
         Ok(Model { inner: Arc::new(inner) })
     }
 
-    /// The backend with the weights on it, and the context it is planned for.
-    fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<Loaded> {
-        let conversion = self.conversion(checkpoint, h);
-        let weight_bytes = loaded_bytes(checkpoint, conversion.as_ref());
-        let weights = weight_bytes + Decoder::made_bytes(checkpoint, h);
-        let experts = if conversion.is_some() { 0 } else { expert_bytes(checkpoint) };
-        let (context, in_memory) = self.plan_memory(h, weights, experts, conversion.is_some())?;
-        // what was converted lies in memory once, interleaved or not
-        let interleaved_bytes = if conversion.is_some() { u64::MAX } else { in_memory };
-        let h = &Hyperparameters { context_limit: context, ..h.clone() };
-        let mut backend =
-            CpuBackend::new(CpuOptions { threads: self.threads, isa: None, interleaved_bytes })?;
-        let progress = &mut self.progress;
-        let decoder =
-            Decoder::load_as(checkpoint, h, conversion.as_ref(), &mut backend, &mut |done, total| {
-                progress(Progress::Load { done, total });
-            })?;
-        let plan = Plan {
-            rows: self.chunk.min(context),
-            logit_rows: self.logit_rows.max(self.sequences).min(self.chunk).min(context),
-            sequences: self.sequences,
-            pages: memory::pages(context) * self.sequences,
-            kv_type: self.kv_type,
-        };
-        let engine = Engine::new(Box::new(backend), decoder, plan)?;
-        Ok(Loaded { engine, context, quantized: conversion.map(|conversion| conversion.mix), weight_bytes })
-    }
-
-    /// What weights are converted to, and says so if nobody asked for it.
-    fn conversion(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<Conversion> {
-        let available = memory::available_and_total_bytes().0;
-        let context = self.context.unwrap_or(h.context_limit.min(ROOM));
-        let fits = |weights| self.needs(h, weights, 0).total(context) <= available / 4 * 3;
-        let conversion = self.quantize.conversion(checkpoint, h, fits)?;
-        if self.quantize == Quantize::Auto {
-            (self.progress)(Progress::Notice(format!(
-                "the weights are quantized to {} while they are loaded: as they are stored they take {:.1} of {:.1} GiB of \
-                 memory that are available; --quantize none leaves them as they are",
-                conversion.mix.name,
-                loaded_bytes(checkpoint, None) as f64 / f64::from(1 << 30),
-                available as f64 / f64::from(1 << 30)
-            )));
-        }
-        Some(conversion)
-    }
-
-    fn needs(&self, h: &Hyperparameters, weights: u64, experts: u64) -> Needs {
-        let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
-        let buffers = 4
-            * (self.chunk * h.activation_width() + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
-        Needs { weights, experts, buffers, page }
-    }
-
-    /// The context, and the bytes of weights that memory has room for.
-    fn plan_memory(
-        &mut self,
-        h: &Hyperparameters,
-        weights: u64,
-        experts: u64,
-        is_converted: bool,
-    ) -> Result<(usize, u64)> {
-        if self.context == Some(0) {
-            return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
-        }
-        let needs = self.needs(h, weights, experts);
-        let available = memory::available_and_total_bytes().0;
-        let context = needs.context(self.context, h.context_limit, available, self.force)?;
-        if self.context.is_none() && context < h.context_limit {
-            (self.progress)(Progress::Notice(format!(
-                "the context is {context} tokens, what fits into memory (the model's own is {})",
-                h.context_limit
-            )));
-        } else if context > h.context {
-            (self.progress)(Progress::Notice(format!(
-                "a context of {context} tokens is more than the {} that the model was made for",
-                h.context
-            )));
-        }
-        let in_memory = needs.weights_in_memory(context, available);
-        if in_memory < weights && !is_converted {
-            (self.progress)(Progress::Notice(format!(
-                "{:.1} of {:.1} GiB of weights are read from the file as they are needed, which is slow",
-                (weights - in_memory) as f64 / f64::from(1 << 30),
-                weights as f64 / f64::from(1 << 30)
-            )));
-        }
-        Ok((context, in_memory))
-    }
-
     /// Where the files are; fetches them if that is allowed.
     #[cfg(feature = "hub")]
     fn find(&mut self) -> Result<Found> {
@@ -333,21 +260,6 @@ fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry>
     }
     names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
     catalog::for_metadata(&h.architecture, &names)
-}
-
-/// Bytes of experts, of which a token goes to a few.
-fn expert_bytes(checkpoint: &Checkpoint) -> u64 {
-    let is_expert = |name: &str| name.contains("_exps.") || name.contains(".mlp.experts.");
-    let experts = checkpoint.tensors.values().filter(|tensor| is_expert(&tensor.name));
-    experts.map(|tensor| tensor.bytes().len() as u64).sum()
-}
-
-/// What [`ModelBuilder::engine`] made.
-struct Loaded {
-    engine: Engine,
-    context: usize,
-    quantized: Option<Mix>,
-    weight_bytes: u64,
 }
 
 struct Found {
@@ -454,6 +366,13 @@ pub(crate) struct Inner {
     load_seconds: f64,
 }
 
+impl Inner {
+    /// Whether logits do not depend on the batch.
+    pub(super) fn is_exact(&self) -> bool {
+        self.device.is_exact()
+    }
+}
+
 /// A loaded model: a cheap clone, shared between threads.
 #[derive(Clone)]
 pub struct Model {
@@ -475,6 +394,8 @@ impl Model {
             name: name.into(),
             context: None,
             threads: None,
+            device: DeviceChoice::default(),
+            gpu_layers: None,
             chunk: CHUNK,
             sequences: 1,
             logit_rows: LOGIT_ROWS,
@@ -679,7 +600,7 @@ impl Model {
 
     /// The device and its kernels: "cpu (avx512, 2 threads)".
     pub fn device(&self) -> Device {
-        self.inner.device
+        self.inner.device.clone()
     }
 
     /// Bytes of all its tensors, as they were loaded.

@@ -11,7 +11,7 @@ mod load;
 mod names;
 mod rope;
 
-pub use conversion::{Conversion, loaded_bytes};
+pub use conversion::{Conversion, LayerBytes, layer_bytes, loaded_bytes, restored_types};
 pub use decoder::{Decoder, Work};
 pub use hyperparameters::{ExpertShape, Hyperparameters, Latent};
 pub use rope::Scaling;
