@@ -68,7 +68,8 @@ fn pocket_answers_on_the_device_as_on_the_cpu() {
 fn thoughts_are_bounded_and_voted_on_the_device() {
     let bounded = done(POCKET.generate(QUESTION, &Options::new().seed(1).think_budget(20)).unwrap());
     assert!(bounded.thought_tokens <= 40 && !bounded.answer.is_empty() && bounded.finish == Finish::Stop);
-    let votes = POCKET.vote(QUESTION, &Options::new().seed(1), VoteOptions::new(4)).unwrap();
+    let warm = Options::new().seed(1).temperature(0.8);
+    let votes = POCKET.vote(QUESTION, &warm, VoteOptions::new(4)).unwrap();
     let Some(Ok(VoteEvent::Done(outcome))) = votes.last() else { panic!("a vote ends") };
     assert_eq!(outcome.traces.len(), 4);
     assert!(outcome.traces.iter().any(|trace| trace.answer.contains("4872")));
@@ -122,8 +123,14 @@ fn keys_and_values_in_q8_0_are_for_the_cpu() {
 /// reference. The device quantizes activations to 8 bits more coarsely.
 #[test]
 fn every_block_type_is_near_the_cpus_logits() {
+    // of experts one type of each kind: those that candle multiplies and those that become Q8_0
+    const OF_EXPERTS: [BlockType; 5] =
+        [BlockType::F32, BlockType::BF16, BlockType::Q4_0, BlockType::Q4_K, BlockType::MXFP4];
     for kind in BlockType::ALL {
         for architecture in [Architecture::Llama, Architecture::Deepseek2] {
+            if architecture == Architecture::Deepseek2 && !OF_EXPERTS.contains(&kind) {
+                continue;
+            }
             let model = tiny::model_of(architecture, kind, 1);
             let [mut device, mut cpu] =
                 [candle(), cpu()].map(|backend| tiny::engine_on(&model, backend, KvType::F32));
@@ -162,15 +169,13 @@ fn several_sequences_in_a_step_are_as_one_by_one() {
     let (mut first, mut second) = (Sequence::new(), Sequence::new());
     logits(&mut engine, &mut first, &tokens[..70]);
     logits(&mut engine, &mut second, &tokens[5..17]);
-    let alone = [
-        logits(&mut engine, &mut first.fork(70), &tokens[70..73]),
-        logits(&mut engine, &mut second.fork(12), &tokens[20..21]),
-    ];
+    let mut alone = logits(&mut engine, &mut first.fork(70), &tokens[70..73]);
+    alone.extend(logits(&mut engine, &mut second.fork(12), &tokens[20..21]));
     let mut feeds = [
         Feed { sequence: &mut first, tokens: &tokens[70..73], wants: Wants::All },
         Feed { sequence: &mut second, tokens: &tokens[20..21], wants: Wants::Last },
     ];
-    near(engine.step(&mut feeds).unwrap(), &alone.concat(), 1e-4);
+    near(engine.step(&mut feeds).unwrap(), &alone, 1e-4);
 }
 
 /// From the device to the CPU and back; forks copy a shared page.
@@ -188,6 +193,7 @@ fn a_saved_sequence_goes_on_anywhere() {
         let mut bytes = Vec::new();
         engines[0].save(&sequence, &mut bytes).unwrap();
         let expected = logits(&mut engines[0], &mut sequence.fork(70), &[7, 8]);
+        drop(sequence);
         for engine in &mut engines {
             let restored = engine.restore(&bytes[..]).unwrap();
             let mut again = Vec::new();

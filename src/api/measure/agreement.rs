@@ -6,7 +6,7 @@ use super::quality::log_sum;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::devices::DeviceChoice;
 use crate::backend::split::SplitBackend;
-use crate::backend::{Backend, Device, KvType, PAGE_LEN, Plan};
+use crate::backend::{Backend, KvType, PAGE_LEN, Plan};
 use crate::checkpoint::Checkpoint;
 use crate::engine::sampling::argmax;
 use crate::engine::{Engine, Feed, Sequence, Wants};

@@ -166,9 +166,9 @@ fn error(device: &str, error: &candle_core::Error) -> Error {
 
 #[cfg(feature = "cuda")]
 mod cuda {
+    use candle_core::Result;
     use candle_core::cuda_backend::WrapErr;
     use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, sys};
-    use candle_core::{CudaDevice, Result};
 
     use super::{Accelerator, CandleDevice, Kind};
 
