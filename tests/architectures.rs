@@ -39,6 +39,7 @@ impl On {
     #[cfg(not(feature = "candle"))]
     const ALL: [On; 1] = [On::Cpu];
 
+    #[cfg_attr(not(feature = "candle"), allow(unused_variables))]
     fn backend(self, layers: usize) -> Box<dyn Backend> {
         let cpu = || Box::new(CpuBackend::new(CpuOptions::default()).unwrap());
         #[cfg(feature = "candle")]

@@ -122,8 +122,9 @@ pub struct ReceiptModel {
 pub struct ReceiptDevice {
     /// "cpu", "cuda", "metal", …
     pub kind: String,
-    /// Of a CPU its instruction set, of a GPU its name.
-    pub name: String,
+    /// Of a GPU its name. Of a CPU none: on all of them receipts are equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// The tokens of a sequence.
@@ -275,7 +276,10 @@ impl Receipt {
                 quantized: model.quantized().map(|mix| mix.name.to_owned()),
                 template_sha256: model.template_source().map(sha256),
             },
-            device: Some(ReceiptDevice { kind: device.kind.clone(), name: device.name.clone() }),
+            device: Some(ReceiptDevice {
+                kind: device.kind.clone(),
+                name: (!device.is_exact()).then(|| device.name.clone()),
+            }),
             prompt: model.tokenizer().decode(&first.prompt),
             prompt_tokens: first.prompt.clone(),
             rope_context: model.rope_context(),
@@ -397,8 +401,8 @@ impl Receipt {
         let device = model.device();
         let what = match &self.device {
             Some(recorded) if self.is_of_gpu() => {
-                let (kind, name) = (&recorded.kind, &recorded.name);
-                if (kind, name) != (&device.kind, &device.name) {
+                let (kind, name) = (&recorded.kind, recorded.name.as_deref().unwrap_or("unknown"));
+                if (kind.as_str(), name) != (device.kind.as_str(), device.name.as_str()) {
                     format!("it was made on {kind} ({name}), whose bits {device} has not")
                 } else if self.pensive != env!("CARGO_PKG_VERSION") {
                     format!("it was made on a GPU by pensive {}, whose steps may be others", self.pensive)

@@ -13,11 +13,6 @@ use crate::checkpoint::embedded;
 use crate::quant::Mix;
 use crate::{Error, Result};
 
-/// How far predictions may be from the CPU's, nats: of plain floats rounding, of quantized weights also that candle rounds
-/// activations to 8 bits in blocks of 32 or 256 (llama.cpp's KL to a reference is 0.0007 to 0.009).
-const FLOATS: f64 = 1e-5;
-const BLOCKS: f64 = 0.01;
-
 /// A line of the result.
 #[derive(Serialize)]
 struct Row {
@@ -38,8 +33,7 @@ pub(super) fn run(args: &SelftestArgs, console: &Console) -> Result<ExitCode> {
         for (weights, trial) in trials(args, is_plain) {
             let model = path.file_stem().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
             let found = agreement(&path, &trial)?;
-            let limit = if is_plain && trial.mix.is_none() { FLOATS } else { BLOCKS };
-            let (good, gpu_layers) = (found.is_good(limit), trial.gpu_layers);
+            let (good, gpu_layers) = (found.is_good(), trial.gpu_layers);
             console.detail(format!("{model} {weights}: {found:?}"));
             let kv_type = trial.kv_type.to_string();
             rows.push(Row { model, weights, kv_type, gpu_layers, good, agreement: found });
