@@ -34,6 +34,14 @@ pub enum Error {
     /// The model and its context do not fit into memory.
     #[error("{0}")]
     Memory(String),
+    /// A GPU, or the library that drives it, refused something.
+    #[error("{device}: {what}")]
+    Device {
+        /// Which: "cuda:0".
+        device: String,
+        /// Its word.
+        what: String,
+    },
     /// The prompt leaves no room in the context.
     #[error("the prompt has {prompt} tokens and the context holds {context}: shorten it, or raise --context")]
     Context {

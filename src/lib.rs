@@ -21,8 +21,9 @@
 //! [`Model`], [`Generation`] and [`Chat`] are the face; the modules below them are open to programs that want less of it
 //! or more: [`engine::Engine`] runs steps of many sequences, [`backend::Backend`] is what a decoder is written against.
 //!
-//! Features, all on by default: `cli` (the command line), `hub` (downloads), `pocket` (the small reasoner inside).
-//! Without them the crate is the engine alone: no network, no terminal.
+//! Features that are on by default: `cli` (the command line), `hub` (downloads), `pocket` (the small reasoner inside),
+//! `candle` (the backend that `cuda` and `metal` put on a GPU). Without them the crate is the engine alone: no network, no
+//! terminal, the CPU.
 #![warn(missing_docs)]
 
 pub mod api;
@@ -44,6 +45,7 @@ pub use api::{
     CancelHandle, Chat, Event, Finish, Generation, Message, Model, ModelBuilder, Options, Prompt, Role,
     Stats, Turn,
 };
+pub use backend::devices::DeviceChoice;
 pub use engine::sampling::{Sampling, SamplingOverrides};
 pub use error::{Error, Result};
 pub use reasoning::Think;

@@ -5,22 +5,65 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{Reference, fixture};
+#[cfg(feature = "candle")]
+use pensive::backend::candle::{Accelerator, CandleBackend};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
-use pensive::backend::{KvType, Plan};
+#[cfg(feature = "candle")]
+use pensive::backend::split::SplitBackend;
+use pensive::backend::{Backend, KvType, Plan};
 use pensive::checkpoint::Checkpoint;
 use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::model::{Decoder, Hyperparameters};
 
 const ROWS: usize = 64;
 
+/// What a model is run on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum On {
+    /// pensive's own kernels.
+    Cpu,
+    /// Candle's CPU device, as a GPU is used.
+    #[cfg(feature = "candle")]
+    Candle,
+    /// The same by candle's operations alone, as on Metal.
+    #[cfg(feature = "candle")]
+    CandleOps,
+    /// The first layer on the one, the others on the other.
+    #[cfg(feature = "candle")]
+    Both,
+}
+
+impl On {
+    #[cfg(feature = "candle")]
+    const ALL: [On; 4] = [On::Cpu, On::Candle, On::CandleOps, On::Both];
+    #[cfg(not(feature = "candle"))]
+    const ALL: [On; 1] = [On::Cpu];
+
+    #[cfg_attr(not(feature = "candle"), allow(unused_variables))]
+    fn backend(self, layers: usize) -> Box<dyn Backend> {
+        let cpu = || Box::new(CpuBackend::new(CpuOptions::default()).unwrap());
+        #[cfg(feature = "candle")]
+        let candle = || Box::new(CandleBackend::with_ops(Accelerator::candle(), true));
+        match self {
+            On::Cpu => cpu(),
+            #[cfg(feature = "candle")]
+            On::Candle => candle(),
+            #[cfg(feature = "candle")]
+            On::CandleOps => Box::new(CandleBackend::with_ops(Accelerator::candle(), false)),
+            #[cfg(feature = "candle")]
+            On::Both => Box::new(SplitBackend::new(vec![(cpu(), 1), (candle(), layers - 1)])),
+        }
+    }
+}
+
 /// The model with room for so many tokens, or as many as it is best used with.
-fn engine(checkpoint: &Checkpoint, context: Option<usize>) -> Engine {
+fn engine(checkpoint: &Checkpoint, context: Option<usize>, on: On) -> Engine {
     let mut hyperparameters = Hyperparameters::read(checkpoint).unwrap();
     hyperparameters.context_limit = context.unwrap_or(hyperparameters.context_limit);
-    let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
-    let decoder = Decoder::load(checkpoint, &hyperparameters, &mut backend, &mut |_, _| {}).unwrap();
+    let mut backend = on.backend(hyperparameters.layers);
+    let decoder = Decoder::load(checkpoint, &hyperparameters, &mut *backend, &mut |_, _| {}).unwrap();
     let plan = Plan { rows: ROWS, logit_rows: ROWS, sequences: 1, pages: 2, kv_type: KvType::F32 };
-    Engine::new(Box::new(backend), decoder, plan).unwrap()
+    Engine::new(backend, decoder, plan).unwrap()
 }
 
 /// Logits of all positions, fed in chunks of this many tokens.
@@ -40,22 +83,33 @@ fn agrees_with_transformers(name: &str) {
     }
 }
 
-/// Compares the logits of a folder's model with those of a file in it.
+/// Compares the logits of a folder's model with those of a file in it, on every backend.
 fn agrees(folder: &Path, reference: &str, context: Option<usize>) {
     let name = folder.file_name().unwrap().display();
     let reference = Reference::open(&folder.join(reference).with_extension("safetensors"));
     let (ids, expected) = (reference.ids("input_ids"), reference.floats("logits"));
-    let mut engine = engine(&Checkpoint::open(folder).unwrap(), context);
-    let got = logits(&mut engine, &ids, ids.len());
-    assert_eq!(got.len(), expected.len());
-    let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    println!("{name}: logits differ by at most {worst:.1e}");
-    assert!(worst < 1e-3, "{name}: logits differ by {worst}");
-    for chunk in [1, 7] {
-        assert!(
-            logits(&mut engine, &ids, chunk).iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()),
-            "{name}: chunks of {chunk} change the logits"
-        );
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    for on in On::ALL {
+        let mut engine = engine(&checkpoint, context, on);
+        let got = logits(&mut engine, &ids, ids.len());
+        assert_eq!(got.len(), expected.len());
+        let worst = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{name} on {}: logits differ by at most {worst:.1e}", engine.device());
+        assert!(worst < 1e-3, "{name} on {on:?}: logits differ by {worst}");
+        for chunk in [1, 7] {
+            let again = logits(&mut engine, &ids, chunk);
+            let same = |(a, b): (&f32, &f32)| match on {
+                On::Cpu => a.to_bits() == b.to_bits(),
+                #[cfg(feature = "candle")]
+                On::Candle | On::CandleOps | On::Both => (a - b).abs() < 1e-3,
+            };
+            assert!(
+                again.iter().zip(&got).all(same),
+                "{name} on {on:?}: chunks of {chunk} change the logits"
+            );
+        }
+        let twice = [logits(&mut engine, &ids, 7), logits(&mut engine, &ids, 7)];
+        assert!(twice[0] == twice[1], "{name} on {on:?}: the same steps give other logits");
     }
 }
 
@@ -81,10 +135,12 @@ fn gpt_oss_in_mxfp4_agrees_with_transformers() {
     let folder = own("gpt-oss-mxfp4");
     let reference = Reference::open(&folder.join("reference.safetensors"));
     let (ids, expected) = (reference.ids("input_ids"), reference.floats("logits"));
-    let got = logits(&mut engine(&Checkpoint::open(&folder).unwrap(), None), &ids, 7);
-    let kl = kl(&expected, &got, expected.len() / ids.len());
-    println!("gpt-oss-mxfp4: KL {kl:.1e}");
-    assert!(kl < 1e-3, "KL {kl}");
+    for on in On::ALL {
+        let got = logits(&mut engine(&Checkpoint::open(&folder).unwrap(), None, on), &ids, 7);
+        let kl = kl(&expected, &got, expected.len() / ids.len());
+        println!("gpt-oss-mxfp4 on {on:?}: KL {kl:.1e}");
+        assert!(kl < 1e-3, "{on:?}: KL {kl}");
+    }
 }
 
 /// Mean KL divergence of rows of logits.
@@ -197,7 +253,7 @@ fn the_work_of_a_step_counts_every_matrix_once() {
         let (values, bytes) = matrices.fold((0, 0), |(values, bytes), t| {
             (values + (t.rows() * t.columns()) as u64, bytes + t.bytes().len() as u64)
         });
-        let work = engine(&checkpoint, None).decoder().work();
+        let work = engine(&checkpoint, None, On::Cpu).decoder().work();
         assert_eq!((work.row + work.logits_row, work.bytes, work.int8), (values, bytes, false), "{name}");
     }
 }

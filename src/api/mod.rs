@@ -9,6 +9,7 @@ pub mod measure;
 pub mod memory;
 mod model;
 mod options;
+mod placement;
 mod quantize;
 mod quantize_on_load;
 mod receipt;
@@ -29,5 +30,7 @@ pub use quantize::{Quantized, quantize, quantize_by};
 pub use quantize_on_load::Quantize;
 #[cfg(feature = "cli")]
 pub(crate) use quantize_on_load::ROOM;
-pub use receipt::{Difference, Opening, Receipt, ReceiptModel, Record, RecordedSequence, SCHEMA, Verdict};
+pub use receipt::{
+    Difference, Opening, Receipt, ReceiptDevice, ReceiptModel, Record, RecordedSequence, SCHEMA, Verdict,
+};
 pub use votes::{BOXED, Outcome, VoteEvent, VoteOptions, Votes};

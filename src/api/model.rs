@@ -4,26 +4,27 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
-use super::expectation;
 use super::generation::{Slot, Start, lock};
-use super::memory::{self, Needs};
-use super::quantize_on_load::ROOM;
 use super::receipt::Opening;
 use super::{Chat, Generation, Message, Options, Prompt, Quantize};
-use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::{Device, KvType, Plan};
+use crate::backend::devices::DeviceChoice;
+use crate::backend::{Device, KvType};
 use crate::catalog::{self, Entry};
 #[cfg(not(feature = "hub"))]
 use crate::checkpoint::embedded;
 use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
-use crate::model::{Conversion, Decoder, Hyperparameters, Reads, Scaling, Synthetic, loaded_bytes};
+use crate::model::{Hyperparameters, Scaling, Synthetic};
 use crate::quant::Mix;
 use crate::reasoning::control::{self, ControlTokens};
 use crate::reasoning::{Markers, Part, Think, ThoughtParser};
 use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
 use crate::{Error, Result};
+
+mod loading;
+
+use loading::Loaded;
 
 /// Rows of a prefill chunk: enough to use each weight many times, few enough to stay in the caches.
 const CHUNK: usize = 512;
@@ -57,6 +58,8 @@ pub struct ModelBuilder {
     name: String,
     context: Option<usize>,
     threads: Option<usize>,
+    device: DeviceChoice,
+    gpu_layers: Option<usize>,
     chunk: usize,
     sequences: usize,
     logit_rows: usize,
@@ -80,6 +83,18 @@ impl ModelBuilder {
     /// Threads; without it one per fast physical core that this process may use.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
+        self
+    }
+
+    /// What it runs on; without it a GPU that this build can use, else the CPU.
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Layers that go to the GPU, the last ones, with the output matrix; without it as many as fit into its memory.
+    pub fn gpu_layers(mut self, layers: usize) -> Self {
+        self.gpu_layers = Some(layers);
         self
     }
 
@@ -212,106 +227,6 @@ impl ModelBuilder {
         Ok(Model { inner: Arc::new(inner) })
     }
 
-    /// The backend with the weights on it, and the context it is planned for.
-    fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<Loaded> {
-        let conversion = self.conversion(checkpoint, h);
-        let weight_bytes = loaded_bytes(checkpoint, conversion.as_ref());
-        let weights = weight_bytes + Decoder::made_bytes(checkpoint, h);
-        // what was converted or never was in a file lies in memory once, interleaved or not
-        let is_made = conversion.is_some() || self.synthetic.is_some();
-        let experts = if is_made { 0 } else { expert_bytes(checkpoint) };
-        let MemoryPlan { context, in_memory, room_for_experts } = self.plan_memory(h, weights, experts)?;
-        if in_memory < weights && !is_made {
-            let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-            let speed = match experts {
-                0 => None,
-                _ => self.expected_speed(checkpoint, h, room_for_experts)?,
-            };
-            (self.progress)(Progress::Notice(format!(
-                "{:.1} of {:.1} GiB of weights are read from the file as they are needed: expect {}",
-                gib(weights - in_memory),
-                gib(weights),
-                speed.map_or("it to be slow".into(), |speed| format!("about {speed:.1} tokens/s"))
-            )));
-        }
-        let interleaved_bytes = if is_made { u64::MAX } else { in_memory };
-        let h = &Hyperparameters { context_limit: context, ..h.clone() };
-        let mut backend =
-            CpuBackend::new(CpuOptions { threads: self.threads, isa: None, interleaved_bytes })?;
-        let progress = &mut self.progress;
-        let decoder =
-            Decoder::load_as(checkpoint, h, conversion.as_ref(), &mut backend, &mut |done, total| {
-                progress(Progress::Load { done, total });
-            })?;
-        let plan = Plan {
-            rows: self.chunk.min(context),
-            logit_rows: self.logit_rows.max(self.sequences).min(self.chunk).min(context),
-            sequences: self.sequences,
-            pages: memory::pages(context) * self.sequences,
-            kv_type: self.kv_type,
-        };
-        let engine = Engine::new(Box::new(backend), decoder, plan)?;
-        Ok(Loaded { engine, context, quantized: conversion.map(|conversion| conversion.mix), weight_bytes })
-    }
-
-    /// What weights are converted to, and says so if nobody asked for it.
-    fn conversion(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<Conversion> {
-        let available = memory::available_and_total_bytes().0;
-        let context = self.context.unwrap_or(h.context_limit.min(ROOM));
-        let fits = |weights| self.needs(h, weights, 0).total(context) <= available / 4 * 3;
-        let conversion = self.quantize.conversion(checkpoint, h, fits)?;
-        if self.quantize == Quantize::Auto {
-            (self.progress)(Progress::Notice(format!(
-                "the weights are quantized to {} while they are loaded: as they are stored they take {:.1} of {:.1} GiB of \
-                 memory that are available; --quantize none leaves them as they are",
-                conversion.mix.name,
-                loaded_bytes(checkpoint, None) as f64 / f64::from(1 << 30),
-                available as f64 / f64::from(1 << 30)
-            )));
-        }
-        Some(conversion)
-    }
-
-    fn needs(&self, h: &Hyperparameters, weights: u64, experts: u64) -> Needs {
-        let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
-        let buffers = 4
-            * (self.chunk * h.activation_width() + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
-        Needs { weights, experts, buffers, page }
-    }
-
-    /// Tokens per second to expect with so much room for experts.
-    fn expected_speed(&self, checkpoint: &Checkpoint, h: &Hyperparameters, room: u64) -> Result<Option<f64>> {
-        let file = checkpoint.files.first().map(PathBuf::as_path);
-        let setting = expectation::Setting { threads: self.threads, room, file };
-        expectation::tokens_per_second(&Reads::of(checkpoint, h, None), setting)
-    }
-
-    /// The context, and the bytes of weights that memory has room for.
-    fn plan_memory(&mut self, h: &Hyperparameters, weights: u64, experts: u64) -> Result<MemoryPlan> {
-        if self.context == Some(0) {
-            return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
-        }
-        let needs = self.needs(h, weights, experts);
-        let available = memory::available_and_total_bytes().0;
-        let context = needs.context(self.context, h.context_limit, available, self.force)?;
-        if self.context.is_none() && context < h.context_limit {
-            (self.progress)(Progress::Notice(format!(
-                "the context is {context} tokens, what fits into memory (the model's own is {})",
-                h.context_limit
-            )));
-        } else if context > h.context {
-            (self.progress)(Progress::Notice(format!(
-                "a context of {context} tokens is more than the {} that the model was made for",
-                h.context
-            )));
-        }
-        Ok(MemoryPlan {
-            context,
-            in_memory: needs.weights_in_memory(context, available),
-            room_for_experts: needs.room_for_experts(context, available),
-        })
-    }
-
     /// Where the files are; fetches them if that is allowed.
     #[cfg(feature = "hub")]
     fn find(&mut self) -> Result<Found> {
@@ -363,30 +278,6 @@ fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry>
     }
     names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
     catalog::for_metadata(&h.architecture, &names)
-}
-
-/// Bytes of experts, of which a token goes to a few.
-fn expert_bytes(checkpoint: &Checkpoint) -> u64 {
-    let is_expert = |name: &str| name.contains("_exps.") || name.contains(".mlp.experts.");
-    let experts = checkpoint.tensors.values().filter(|tensor| is_expert(&tensor.name));
-    experts.map(|tensor| tensor.bytes().len() as u64).sum()
-}
-
-/// What [`ModelBuilder::engine`] made.
-struct Loaded {
-    engine: Engine,
-    context: usize,
-    quantized: Option<Mix>,
-    weight_bytes: u64,
-}
-
-/// What memory is used for.
-struct MemoryPlan {
-    context: usize,
-    /// Bytes of weights in memory of their own.
-    in_memory: u64,
-    /// Bytes that the system has for experts in the file.
-    room_for_experts: u64,
 }
 
 struct Found {
@@ -493,6 +384,13 @@ pub(crate) struct Inner {
     load_seconds: f64,
 }
 
+impl Inner {
+    /// Whether logits do not depend on the batch.
+    pub(super) fn is_exact(&self) -> bool {
+        self.device.is_exact()
+    }
+}
+
 /// A loaded model: a cheap clone, shared between threads.
 #[derive(Clone)]
 pub struct Model {
@@ -514,6 +412,8 @@ impl Model {
             name: name.into(),
             context: None,
             threads: None,
+            device: DeviceChoice::default(),
+            gpu_layers: None,
             chunk: CHUNK,
             sequences: 1,
             logit_rows: LOGIT_ROWS,
@@ -719,7 +619,7 @@ impl Model {
 
     /// The device and its kernels: "cpu (avx512, 2 threads)".
     pub fn device(&self) -> Device {
-        self.inner.device
+        self.inner.device.clone()
     }
 
     /// Bytes of all its tensors, as they were loaded.

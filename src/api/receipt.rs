@@ -2,7 +2,8 @@
 //!
 //! Logits do not depend on threads, vector width, batch or speculation, and draws do not depend on the past, so a run can
 //! be checked without being run again token by token: the recorded tokens are fed like a draft, many in a step, and each
-//! must be the one that is chosen there, from logits with the recorded bits.
+//! must be the one that is chosen there, from logits with the recorded bits. A GPU's logits depend on the batch: what is
+//! recorded there is generated without speculation, and repeated by generating it anew on the same GPU.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -64,6 +65,9 @@ pub struct Receipt {
     pub pensive: String,
     /// What was run.
     pub model: ReceiptModel,
+    /// What it was run on; none: a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<ReceiptDevice>,
     /// The prompt as text, for people.
     pub prompt: String,
     /// The prompt.
@@ -89,7 +93,7 @@ pub struct Receipt {
     pub limit_is: Act,
     /// Strings that end the answer.
     pub stop: Vec<String>,
-    /// False if a program's hook edited the logits.
+    /// False if a program's hook edited the logits; and on a GPU if keys and values of an earlier run were used.
     pub replayable: bool,
     /// One, or those of a vote.
     pub sequences: Vec<RecordedSequence>,
@@ -110,6 +114,17 @@ pub struct ReceiptModel {
     pub quantized: Option<String>,
     /// SHA-256 of its chat template.
     pub template_sha256: Option<String>,
+}
+
+/// The device of a receipt. One on a CPU holds for any, whatever its instruction set; one on a GPU for its model alone.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReceiptDevice {
+    /// "cpu", "cuda", "metal", …
+    pub kind: String,
+    /// Of a GPU its name. Of a CPU none: on all of them receipts are equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// The tokens of a sequence.
@@ -251,6 +266,7 @@ impl Receipt {
                 .map(|i| (stats.tokens[i], format!("{:016x}", record.digests[i]), record.by[i]))
                 .collect(),
         };
+        let device = model.device();
         let receipt = Receipt {
             schema: SCHEMA.into(),
             pensive: env!("CARGO_PKG_VERSION").into(),
@@ -260,6 +276,10 @@ impl Receipt {
                 quantized: model.quantized().map(|mix| mix.name.to_owned()),
                 template_sha256: model.template_source().map(sha256),
             },
+            device: Some(ReceiptDevice {
+                kind: device.kind.clone(),
+                name: (!device.is_exact()).then(|| device.name.clone()),
+            }),
             prompt: model.tokenizer().decode(&first.prompt),
             prompt_tokens: first.prompt.clone(),
             rope_context: model.rope_context(),
@@ -272,7 +292,8 @@ impl Receipt {
             limit: first.limit,
             limit_is: first.limit_is,
             stop: first.stop.clone(),
-            replayable: records.iter().all(|record| !record.hooked),
+            replayable: records.iter().all(|record| !record.hooked)
+                && (device.is_exact() || traces.iter().all(|stats| stats.cached_tokens == 0)),
             sequences: traces.iter().zip(&records).map(sequence).collect(),
             sha256: String::new(),
         };
@@ -324,8 +345,10 @@ impl Receipt {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Verdict> {
         if !self.replayable {
-            return Err(Error::Saved("a program's hook edited the logits: it cannot be replayed".into()));
+            let what = "a program's hook edited the logits, or a GPU went on from an earlier run: it cannot be replayed";
+            return Err(Error::Saved(what.into()));
         }
+        self.check_device(model, decode)?;
         if self.kv_type != model.kv_type().to_string() {
             let what = format!(
                 "keys and values were {}, the model was loaded with {}",
@@ -366,6 +389,35 @@ impl Receipt {
             }
         }
         Ok(verdict)
+    }
+
+    /// Whether it was made on a GPU, whose bits depend on the steps.
+    pub fn is_of_gpu(&self) -> bool {
+        self.device.as_ref().is_some_and(|device| device.kind != "cpu")
+    }
+
+    /// Logits are equal to the bit on all CPUs; on a GPU only on the same one, in the same steps.
+    fn check_device(&self, model: &Model, decode: bool) -> Result<()> {
+        let device = model.device();
+        let what = match &self.device {
+            Some(recorded) if self.is_of_gpu() => {
+                let (kind, name) = (&recorded.kind, recorded.name.as_deref().unwrap_or("unknown"));
+                if (kind.as_str(), name) != (device.kind.as_str(), device.name.as_str()) {
+                    format!("it was made on {kind} ({name}), whose bits {device} has not")
+                } else if self.pensive != env!("CARGO_PKG_VERSION") {
+                    format!("it was made on a GPU by pensive {}, whose steps may be others", self.pensive)
+                } else if self.sequences.len() > 1 {
+                    "a vote on a GPU computes its thoughts together, whose bits depend on it".to_owned()
+                } else if !decode {
+                    "it was made on a GPU, which repeats the same steps only: use --decode".to_owned()
+                } else {
+                    return Ok(());
+                }
+            }
+            _ if device.is_exact() => return Ok(()),
+            _ => format!("it was made on a CPU, whose bits {device} has not: use --device cpu"),
+        };
+        Err(Error::Saved(what))
     }
 
     /// Repeats one sequence.

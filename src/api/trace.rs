@@ -107,7 +107,8 @@ impl Trace {
             control,
             guard: guarded.then(|| (start.parser.part(), LoopGuard::default())),
             forced: VecDeque::new(),
-            lookup: options.speculate.then(Lookup::default),
+            // where logits depend on the batch, what is to be repeated must not depend on drafts
+            lookup: (options.speculate && (model.inner.is_exact() || !options.record)).then(Lookup::default),
             parser: start.parser,
             pieces: Vec::new(),
             thought: Channel::new(false, vec![]),

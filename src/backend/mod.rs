@@ -3,8 +3,16 @@
 //! A backend owns weights, activation buffers and the KV pages. The decoder names them by handle and asks for
 //! about a dozen fused operations. Activations are f32, [rows of the step, width].
 
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod cpu;
+pub mod devices;
+mod memory;
 pub mod recorder;
+mod routing;
+pub mod split;
+
+pub use memory::available_and_total_bytes;
 
 use crate::Result;
 use crate::checkpoint::Tensor;
@@ -305,21 +313,33 @@ pub struct Plan {
 }
 
 /// What a backend computes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// "cpu".
-    pub kind: &'static str,
-    /// The instruction set of the kernels: "avx512".
-    pub isa: &'static str,
-    /// Threads that compute.
+    /// "cpu", "cuda", "metal"; "candle" is candle's own CPU device. Where layers are split: "cpu+cuda".
+    pub kind: String,
+    /// Of a CPU the instruction set of the kernels ("avx512"), of a GPU its name ("NVIDIA H200").
+    pub name: String,
+    /// Threads that compute; 0 on a GPU.
     pub threads: usize,
 }
 
+impl Device {
+    /// Whether results depend on nothing but weights and input, on any machine and in any batch: those of pensive's own
+    /// kernels do. A GPU repeats itself for the same steps only.
+    pub fn is_exact(&self) -> bool {
+        self.kind == "cpu"
+    }
+}
+
 impl std::fmt::Display for Device {
-    /// `cpu (avx512, 2 threads)`
+    /// `cpu (avx512, 2 threads)`, `cuda (NVIDIA H200)`
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Device { kind, isa, threads } = self;
-        write!(f, "{kind} ({isa}, {threads} thread{})", if *threads == 1 { "" } else { "s" })
+        let Device { kind, name, threads } = self;
+        match threads {
+            0 => write!(f, "{kind} ({name})"),
+            1 => write!(f, "{kind} ({name}, 1 thread)"),
+            _ => write!(f, "{kind} ({name}, {threads} threads)"),
+        }
     }
 }
 
@@ -335,8 +355,11 @@ pub struct Limits {
 /// What executes a decoder. Every operation works on the rows of the current step (or on those that
 /// [`gather`](Backend::gather) left) and overwrites its destination.
 ///
-/// Results depend on nothing but the weights and a row's own inputs: not on the other rows of the step,
-/// the number of threads, or the vector width.
+/// Results of an [exact](Device::is_exact) device depend on nothing but the weights and a row's own inputs: not on the
+/// other rows of the step, the number of threads, or the vector width. Those of other devices are close to them, and the
+/// same for the same steps.
+///
+/// What fails on a device while a step is computed is kept, and told by [`end`](Backend::end).
 pub trait Backend: Send {
     /// What it computes on.
     fn device(&self) -> Device;
@@ -346,6 +369,15 @@ pub trait Backend: Send {
     /// # Errors
     /// Memory that the system does not give.
     fn limits(&self) -> Result<Limits>;
+
+    /// The type that a matrix of this type, with rows of this length, has on the device.
+    fn stores(&self, kind: BlockType, columns: usize) -> BlockType;
+
+    /// What follows, weights that are added or operations of a step, belongs to this layer; none: it stands before the
+    /// first or behind the last. Of interest where layers lie on several devices.
+    fn enter(&mut self, layer: Option<usize>) {
+        let _ = layer;
+    }
 
     /// Takes a matrix. The backend keeps the mapping alive if it reads from it.
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix>;
@@ -424,22 +456,39 @@ pub trait Backend: Send {
     /// Keeps only the rows that want logits, in order: `to` has one row for each.
     fn gather(&mut self, from: Buffer, to: Buffer);
 
+    /// Ends a step.
+    ///
+    /// # Errors
+    /// What failed on the device since the last call.
+    fn end(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The contents of a buffer, [its rows, width]; the caller may change them.
-    fn read(&mut self, buffer: Buffer) -> &mut [f32];
+    ///
+    /// # Errors
+    /// What the device says.
+    fn read(&mut self, buffer: Buffer) -> Result<&mut [f32]>;
+
+    /// Puts values into a buffer, [rows that operations work on, width].
+    ///
+    /// # Panics
+    /// If there are not so many.
+    fn write(&mut self, buffer: Buffer, values: &[f32]);
 
     /// Copies the first `positions` of a page, in all layers, to another page.
     fn copy_page(&mut self, from: u32, to: u32, positions: usize);
 
     /// Appends to `to` what the first `positions` positions of a page hold, in all layers: for each of them
-    /// [`KvShape::position_bytes`]. The same on every machine, little-endian.
-    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>);
+    /// [`KvShape::position_bytes`]. The same on every machine and device, little-endian.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) -> Result<()>;
 
     /// Puts into the first `positions` positions of a page what [`read_page`](Backend::read_page) gave.
     ///
     /// # Panics
     /// If `from` has another length.
     fn write_page(&mut self, page: u32, positions: usize, from: &[u8]);
-
-    /// Whether matrices of this type stay as they are.
-    fn supports(&self, kind: BlockType) -> bool;
 }

@@ -45,7 +45,8 @@ impl<B: Backend> Recorder<B> {
     fn look(&mut self, buffer: Buffer, names: &[String]) {
         let width = self.widths[&buffer.0];
         let mut squares = vec![0.0; width];
-        let values = self.inner.read(buffer);
+        // what fails on the device is reported by the step's end
+        let Ok(values) = self.inner.read(buffer) else { return };
         for row in values.chunks_exact(width) {
             squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
         }
@@ -93,6 +94,14 @@ impl<B: Backend> Backend for Recorder<B> {
 
     fn limits(&self) -> Result<Limits> {
         self.inner.limits()
+    }
+
+    fn stores(&self, kind: BlockType, columns: usize) -> BlockType {
+        self.inner.stores(kind, columns)
+    }
+
+    fn enter(&mut self, layer: Option<usize>) {
+        self.inner.enter(layer);
     }
 
     fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix> {
@@ -149,23 +158,27 @@ impl<B: Backend> Backend for Recorder<B> {
         self.inner.gather(from, to);
     }
 
-    fn read(&mut self, buffer: Buffer) -> &mut [f32] {
+    fn end(&mut self) -> Result<()> {
+        self.inner.end()
+    }
+
+    fn read(&mut self, buffer: Buffer) -> Result<&mut [f32]> {
         self.inner.read(buffer)
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) {
+        self.inner.write(buffer, values);
     }
 
     fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
         self.inner.copy_page(from, to, positions);
     }
 
-    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) {
-        self.inner.read_page(page, positions, to);
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) -> Result<()> {
+        self.inner.read_page(page, positions, to)
     }
 
     fn write_page(&mut self, page: u32, positions: usize, from: &[u8]) {
         self.inner.write_page(page, positions, from);
-    }
-
-    fn supports(&self, kind: BlockType) -> bool {
-        self.inner.supports(kind)
     }
 }

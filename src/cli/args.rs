@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use super::words::arrange;
 use crate::api::{Quantize, ThoughtBounds};
 use crate::backend::KvType;
+use crate::backend::devices::DeviceChoice;
 use crate::quant::Mix;
 use crate::{Error, Result, Sampling, SamplingOverrides, Think};
 
@@ -118,6 +119,11 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Print the settings, where each comes from, and all paths
     Config(ConfigArgs),
+    /// Print what this machine and this build can do: processor, GPUs, drivers, memory, paths
+    Doctor(DoctorArgs),
+    /// Compare a device's logits with the CPU's and with references
+    #[command(hide = true)]
+    Selftest(SelftestArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
 }
@@ -195,6 +201,12 @@ pub struct VoteArgs {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Loading")]
 pub struct LoadArgs {
+    /// What to run on: a GPU that this build can use, or else the CPU; cpu, cuda, cuda:1, cuda:0,1, metal [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Layers that go to the GPU, the last ones [default: as many as fit into its memory]
+    #[arg(long, value_name = "N", alias = "ngl", value_parser = parse_whole::<usize>)]
+    pub gpu_layers: Option<usize>,
     /// Threads to compute with [default: one per fast core]
     #[arg(short, long, value_name = "N", value_parser = parse_count)]
     pub threads: Option<usize>,
@@ -336,6 +348,9 @@ pub struct ReplayArgs {
     /// Model to replay on [default: the receipt's]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
+    /// What to run on [default: the kind of device that the receipt names]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// Threads to compute with [default: one per fast core]
     #[arg(short, long, value_name = "N", value_parser = parse_count)]
     pub threads: Option<usize>,
@@ -466,6 +481,12 @@ pub struct BenchArgs {
     #[arg(short = 'o', long, value_name = "FORMAT", alias = "output", default_value = "md",
           value_parser = one_of::<BenchFormat>(&["md", "json", "jsonl", "csv"]))]
     pub format: BenchFormat,
+    /// What to run on: a GPU that this build can use, or else the CPU; cpu, cuda, cuda:1, cuda:0,1, metal [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
+    /// Layers that go to the GPU, the last ones [default: as many as fit into its memory]
+    #[arg(long, value_name = "N", alias = "ngl", value_parser = parse_whole::<usize>)]
+    pub gpu_layers: Option<usize>,
     /// Context in tokens [default: what the tests need]
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
@@ -537,6 +558,27 @@ pub struct ConfigArgs {
     /// What to do with thoughts
     #[arg(long, value_name = "HOW", value_parser = one_of::<Thought>(&["show", "fold", "hide", "stdout"]))]
     pub thought: Option<Thought>,
+}
+
+/// `pensive doctor`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pensive selftest`
+#[derive(Clone, Debug, Args)]
+pub struct SelftestArgs {
+    /// Checkpoints, or folders that hold such; the model inside is always among them
+    pub paths: Vec<PathBuf>,
+    /// Device that is compared with the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pensive completions`
@@ -676,7 +718,14 @@ fn parse_stop(text: &str) -> Result<String, String> {
 /// # Errors
 /// clap's own, which also carries `--help` and `--version`.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(arrange(args.into_iter().collect())?)
+    Cli::try_parse_from(arrange(long_names(args.into_iter().collect()))?)
+}
+
+/// llama.cpp's `-ngl`, which clap would take for three flags, by its long name.
+fn long_names(mut args: Vec<OsString>) -> Vec<OsString> {
+    let options = args.iter_mut().take_while(|arg| *arg != "--");
+    options.filter(|arg| *arg == "-ngl").for_each(|arg| *arg = "--gpu-layers".into());
+    args
 }
 
 #[cfg(test)]
@@ -711,6 +760,7 @@ mod tests {
     fn habits_of_other_programs_are_understood_but_not_advertised() {
         let args = run("m --ctx-size 9 --n-predict 8 --temp 0.5 --repetition-penalty 1.1 hi").unwrap();
         assert_eq!((args.load.context, args.generate.max_tokens), (Some(9), Some(8)));
+        assert_eq!(run("m -ngl 20 hi").unwrap().load.gpu_layers, Some(20));
         let sampling = args.generate.sampling.overrides().unwrap();
         assert_eq!((sampling.temperature, sampling.repeat_penalty), (Some(0.5), Some(1.1)));
         let help = run("--help").unwrap_err().to_string();

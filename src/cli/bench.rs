@@ -102,8 +102,10 @@ fn load(
     context: usize,
     console: &Console,
 ) -> Result<Model> {
-    let BenchArgs { kv_type, quantize, force, yes, offline, .. } = *args;
-    let load = LoadArgs { threads, context: Some(context), kv_type, quantize, force, yes, offline };
+    let BenchArgs { ref device, gpu_layers, kv_type, quantize, force, yes, offline, .. } = *args;
+    let device = device.clone();
+    let context = Some(context);
+    let load = LoadArgs { device, gpu_layers, threads, context, kv_type, quantize, force, yes, offline };
     let flags = Flags { model: Some(model.name.to_owned()), load, ..Flags::default() };
     let settings = Settings::from_env(flags)?;
     match model.synthetic {
@@ -199,7 +201,7 @@ impl Subject {
     }
 
     fn row(&self, test: SpeedTest, kv_type: KvType, speed: Summary, limit: Option<f64>) -> Row {
-        let Device { kind, isa, threads } = self.model.device();
+        let Device { kind, name, threads } = self.model.device();
         Row {
             test: test.to_string(),
             model: self.name.clone(),
@@ -207,7 +209,7 @@ impl Subject {
             size: self.model.weight_bytes(),
             parameters: self.model.parameters(),
             backend: kind,
-            isa,
+            device: name,
             threads,
             kv_type: kv_type.to_string(),
             version: env!("CARGO_PKG_VERSION"),
@@ -242,8 +244,9 @@ struct Row {
     /// Bytes of the weights.
     size: u64,
     parameters: u64,
-    backend: &'static str,
-    isa: &'static str,
+    backend: String,
+    /// Of a CPU the instruction set, of a GPU its name.
+    device: String,
     threads: usize,
     kv_type: String,
     version: &'static str,
@@ -279,7 +282,7 @@ impl Row {
                 n if n < 1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
                 n => format!("{:.2} B", n as f64 / 1e9),
             },
-            format!("{} {}", self.backend, self.isa),
+            format!("{} {}", self.backend, self.device),
             self.threads.to_string(),
             self.kv_type.clone(),
             self.test.replace("@", " @ "),

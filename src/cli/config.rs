@@ -53,11 +53,15 @@ fn rows(settings: &Settings, entry: Option<&Entry>) -> Vec<Row> {
     let base = settings
         .preset()
         .and_then(|(name, preset)| settings::from(Origin::Preset(name.to_owned()), preset.base.clone()));
+    let device = settings.device.as_ref();
+    let device = device.map(|d| Setting { value: d.value.to_string(), origin: d.origin.clone() });
     let mut rows = vec![
         row("model", settings.model.as_ref(), "none: name one"),
         row("base", base.as_ref(), "the model's name itself"),
         row("context", settings.context.as_ref(), "the model's own, as far as it fits"),
         row("threads", settings.threads.as_ref(), "one per fast core"),
+        row("device", device.as_ref(), "a GPU that this build can use, else the CPU"),
+        row("gpu-layers", settings.gpu_layers.as_ref(), "as many as fit"),
         row("thought", settings.thought.as_ref(), "fold in a chat, show elsewhere"),
         row("kv-type", settings.kv_type.as_ref(), "f16"),
         row("system", settings.system.as_ref(), "none"),

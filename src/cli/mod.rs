@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod completions;
 mod config;
+mod doctor;
 mod interrupt;
 mod keyboard;
 mod list;
@@ -17,6 +18,7 @@ mod remove;
 pub mod render;
 mod replay;
 mod run;
+mod selftest;
 mod session;
 pub mod settings;
 mod show;
@@ -78,6 +80,8 @@ fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
         Some(Command::Quantize(args)) => quantize::run(&args, console),
         Some(Command::Replay(args)) => replay::run(&args, console),
         Some(Command::Config(args)) => config::run(&args),
+        Some(Command::Doctor(args)) => doctor::run(args),
+        Some(Command::Selftest(args)) => selftest::run(&args, console),
         Some(Command::Completions(args)) => completions::run(args),
     }
 }

@@ -10,6 +10,7 @@ use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
 use crate::api::{Quantize, Receipt};
+use crate::backend::devices::DeviceChoice;
 use crate::{Error, Model, Result, Stats};
 
 pub(super) fn run(args: &ReplayArgs, console: &Console) -> Result<ExitCode> {
@@ -71,7 +72,16 @@ fn load(receipt: &Receipt, args: &ReplayArgs, console: &Console) -> Result<Model
     let quantize = quantized.map_or(Ok(Quantize::Never), |mix| {
         mix.parse().map_err(|what| Error::file(&args.file, format!("quantized: {what}")))
     })?;
+    let device = match (&args.device, &receipt.device) {
+        (Some(device), _) => device.clone(),
+        (None, Some(recorded)) if receipt.is_of_gpu() => recorded.kind.parse().map_err(|_| {
+            let what = "layers were split between devices: name them with --device";
+            Error::file(&args.file, format!("device {}: {what}", recorded.kind))
+        })?,
+        _ => DeviceChoice::Cpu,
+    };
     let load = LoadArgs {
+        device: Some(device),
         quantize: Some(quantize),
         context: Some(receipt.context()),
         kv_type: Some(kv_type),
@@ -80,7 +90,9 @@ fn load(receipt: &Receipt, args: &ReplayArgs, console: &Console) -> Result<Model
         ..LoadArgs::default()
     };
     let name = args.model.as_ref().unwrap_or(&receipt.model.name);
-    let flags = Flags { model: Some(name.clone()), load, checks: true, ..Flags::default() };
+    // on a GPU steps have to be those of the run
+    let checks = !receipt.is_of_gpu();
+    let flags = Flags { model: Some(name.clone()), load, checks, ..Flags::default() };
     session::load_once(&Settings::from_env(flags)?, console)
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::args::{ChatArgs, ConfigArgs, GenerateArgs, KvArg, LoadArgs, RunArgs, Thought, check_sampling};
 use super::text::read_file;
+use crate::backend::devices::DeviceChoice;
 use crate::{Error, Model, ModelBuilder, Options, Result, SamplingOverrides, Think};
 
 /// What config.toml may say.
@@ -22,6 +23,10 @@ pub struct Config {
     pub context: Option<usize>,
     /// Threads to compute with.
     pub threads: Option<usize>,
+    /// What to run on, as `--device` has it.
+    pub device: Option<String>,
+    /// Layers that go to the GPU.
+    pub gpu_layers: Option<usize>,
     /// What to do with thoughts.
     pub thought: Option<Thought>,
     /// Presets by name, and settings for models by the name they are called with.
@@ -124,6 +129,9 @@ impl Config {
             if value == Some(0) {
                 return Err(Error::file(path, format!("{key}: it must be 1 or more")));
             }
+        }
+        if let Some(Err(why)) = config.device.as_ref().map(|device| device.parse::<DeviceChoice>()) {
+            return Err(Error::file(path, format!("device: {why}")));
         }
         for (name, preset) in &config.models {
             check_sampling(&preset.sampling)
@@ -255,6 +263,10 @@ pub struct Settings {
     pub context: Option<Setting<usize>>,
     /// Threads to compute with.
     pub threads: Option<Setting<usize>>,
+    /// What to run on.
+    pub device: Option<Setting<DeviceChoice>>,
+    /// Layers that go to the GPU.
+    pub gpu_layers: Option<Setting<usize>>,
     /// How keys and values are stored.
     pub kv_type: Option<Setting<KvArg>>,
     /// What to do with thoughts.
@@ -304,6 +316,14 @@ impl Settings {
         let threads = from(Origin::Flag, flags.load.threads)
             .or(parse_variable("PENSIVE_THREADS", read("PENSIVE_THREADS")?, whole)?)
             .or(from(Origin::Config, config.threads));
+        let device =
+            |text: &str| text.parse::<DeviceChoice>().map_err(|_| "auto, cpu, cuda, cuda:N or metal");
+        let device = from(Origin::Flag, flags.load.device.clone())
+            .or(parse_variable("PENSIVE_DEVICE", read("PENSIVE_DEVICE")?, device)?)
+            .or(from(Origin::Config, config.device.as_ref().and_then(|text| text.parse().ok())));
+        let gpu_layers = from(Origin::Flag, flags.load.gpu_layers)
+            .or(parse_variable("PENSIVE_GPU_LAYERS", read("PENSIVE_GPU_LAYERS")?, any_whole)?)
+            .or(from(Origin::Config, config.gpu_layers));
         let thought = from(Origin::Flag, flags.thought)
             .or(parse_variable("PENSIVE_THOUGHT", read("PENSIVE_THOUGHT")?, thought)?)
             .or(from(Origin::Config, config.thought));
@@ -312,6 +332,8 @@ impl Settings {
             model: None,
             context,
             threads,
+            device,
+            gpu_layers,
             kv_type: from(Origin::Flag, flags.load.kv_type),
             thought,
             system: None,
@@ -401,6 +423,12 @@ impl Settings {
         if let Some(threads) = &self.threads {
             builder = builder.threads(threads.value);
         }
+        if let Some(device) = &self.device {
+            builder = builder.device(device.value.clone());
+        }
+        if let Some(layers) = &self.gpu_layers {
+            builder = builder.gpu_layers(layers.value);
+        }
         if let Some(kv_type) = &self.kv_type {
             builder = builder.kv_type(kv_type.value.into());
         }
@@ -432,7 +460,7 @@ fn read_variable(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Res
 fn parse_variable<T>(
     name: &'static str,
     text: Option<String>,
-    parse: fn(&str) -> Result<T, &'static str>,
+    parse: impl Fn(&str) -> Result<T, &'static str>,
 ) -> Result<Option<Setting<T>>> {
     let Some(text) = text else { return Ok(None) };
     let value = parse(&text).map_err(|why| Error::Usage(format!("{name}={text}: it must be {why}")))?;
@@ -441,6 +469,10 @@ fn parse_variable<T>(
 
 fn whole(text: &str) -> Result<usize, &'static str> {
     text.parse().ok().filter(|&n| n > 0).ok_or("a whole number from 1 up")
+}
+
+fn any_whole(text: &str) -> Result<usize, &'static str> {
+    text.parse().map_err(|_| "a whole number")
 }
 
 fn thought(text: &str) -> Result<Thought, &'static str> {

@@ -160,7 +160,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Usage`] for more rows than planned or a token beyond the vocabulary, [`Error::Memory`] where the KV cache has
-    /// no free page. The sequences are then as before.
+    /// no free page, [`Error::Device`] for what a GPU says. The sequences are then as before.
     pub fn step(&mut self, feeds: &mut [Feed<'_>]) -> Result<&mut [f32]> {
         self.check(feeds)?;
         for feed in feeds.iter_mut() {
@@ -187,11 +187,15 @@ impl Engine {
             }));
         }
         self.run(feeds.len());
+        if let Err(error) = self.backend.end() {
+            feeds.iter_mut().for_each(|f| f.sequence.truncate(f.sequence.len()));
+            return Err(error);
+        }
         for feed in feeds.iter_mut() {
             feed.sequence.tokens.extend_from_slice(feed.tokens);
         }
         if self.rows.iter().any(|row| row.wants_logits) {
-            Ok(self.backend.read(self.decoder.logits()))
+            self.backend.read(self.decoder.logits())
         } else {
             Ok(&mut [])
         }

@@ -35,7 +35,7 @@ impl Engine {
         let mut bytes = Vec::new();
         for (page, positions) in sequence.pages.iter().zip(filled(sequence.len())) {
             bytes.clear();
-            self.backend.read_page(page.id(), positions, &mut bytes);
+            self.backend.read_page(page.id(), positions, &mut bytes).map_err(io::Error::other)?;
             to.write_all(&bytes)?;
         }
         let Hashing { mut inner, hash } = to;
@@ -102,6 +102,7 @@ impl Engine {
             self.backend.write_page(page.id(), positions, bytes);
             sequence.pages.push(page);
         }
+        self.backend.end()?;
         Ok(sequence)
     }
 

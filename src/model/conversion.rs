@@ -3,6 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use super::load::made_bytes;
 use super::{Hyperparameters, names};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor};
 use crate::quant::{BlockType, Mix, ModelShape, Rows};
@@ -62,16 +63,77 @@ impl Conversion {
 
 /// Bytes of a checkpoint's tensors once they are loaded.
 pub fn loaded_bytes(checkpoint: &Checkpoint, conversion: Option<&Conversion>) -> u64 {
-    let bytes = |tensor: &Tensor| {
-        let kind = match conversion {
-            Some(conversion) if tensor.shape.len() > 1 => {
-                conversion.kind(&gguf_name(checkpoint, &tensor.name), &tensor.shape, tensor.kind)
-            }
-            _ => tensor.kind,
-        };
-        kind.row_bytes(tensor.columns()) as u64 * tensor.rows() as u64
-    };
+    let bytes = |tensor: &Tensor| bytes_as(loaded_kind(checkpoint, conversion, tensor), tensor);
     checkpoint.tensors.values().map(bytes).sum()
+}
+
+/// Bytes of weights by where they are multiplied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerBytes {
+    /// Of each layer.
+    pub layers: Vec<u64>,
+    /// Of the output matrix, which is the embedding's where they are tied.
+    pub output: u64,
+}
+
+/// What layers take on a device that holds a matrix of a type and row length as `stores` says.
+pub fn layer_bytes(
+    checkpoint: &Checkpoint,
+    conversion: Option<&Conversion>,
+    h: &Hyperparameters,
+    stores: impl Fn(BlockType, usize) -> BlockType,
+) -> LayerBytes {
+    let bytes = |tensor: &Tensor| {
+        bytes_as(stores(loaded_kind(checkpoint, conversion, tensor), tensor.columns()), tensor)
+    };
+    let made = made_bytes(checkpoint, h) / h.layers as u64;
+    let mut layers = vec![made; h.layers];
+    for tensor in checkpoint.tensors.values() {
+        if let Some(layer) = layer_of(&tensor.name).and_then(|i| layers.get_mut(i)) {
+            *layer += bytes(tensor);
+        }
+    }
+    let output = ["output.weight", "token_embd.weight"].iter().find_map(|name| names::find(checkpoint, name));
+    LayerBytes { layers, output: output.map_or(0, bytes) }
+}
+
+/// Types of matrices that a device holds as others, and these, each once.
+pub fn restored_types(
+    checkpoint: &Checkpoint,
+    conversion: Option<&Conversion>,
+    stores: impl Fn(BlockType, usize) -> BlockType,
+) -> Vec<(BlockType, BlockType)> {
+    let types = |tensor: &Tensor| {
+        let kind = loaded_kind(checkpoint, conversion, tensor);
+        (kind, stores(kind, tensor.columns()))
+    };
+    let multiplied = |tensor: &&Tensor| tensor.shape.len() > 1 && layer_of(&tensor.name).is_some();
+    let mut found: Vec<_> = checkpoint.tensors.values().filter(multiplied).map(types).collect();
+    found.retain(|(kind, stored)| kind != stored);
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// The layer in a tensor's name: "blk.3.attn_q.weight", "model.layers.3.self_attn.q_proj.weight".
+fn layer_of(name: &str) -> Option<usize> {
+    let mut parts = name.split('.');
+    parts.find(|part| matches!(*part, "blk" | "layers"))?;
+    parts.next()?.parse().ok()
+}
+
+/// The type that a tensor is loaded as.
+fn loaded_kind(checkpoint: &Checkpoint, conversion: Option<&Conversion>, tensor: &Tensor) -> BlockType {
+    match conversion {
+        Some(conversion) if tensor.shape.len() > 1 => {
+            conversion.kind(&gguf_name(checkpoint, &tensor.name), &tensor.shape, tensor.kind)
+        }
+        _ => tensor.kind,
+    }
+}
+
+fn bytes_as(kind: BlockType, tensor: &Tensor) -> u64 {
+    kind.row_bytes(tensor.columns()) as u64 * tensor.rows() as u64
 }
 
 /// GGUF's name of a tensor; of one that stands in a stack, the stack's.

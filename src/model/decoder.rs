@@ -120,8 +120,10 @@ impl Decoder {
     ) -> Result<Self> {
         let h = hyperparameters;
         let mut load = Load::new(checkpoint, h, conversion, backend, progress);
+        load.enter(None);
         let embedding = load.embedding("token_embd.weight", h.vocabulary, h.width)?;
         let layers = (0..h.layers).map(|i| load.layer(i)).collect::<Result<Vec<_>>>()?;
+        load.enter(None);
         let output_norm = load.vector("output_norm.weight", h.width)?;
         // without an output matrix the embedding serves as one ("tied")
         let output = match load.find("output.weight") {
@@ -154,10 +156,12 @@ impl Decoder {
         let all_want = step.rows.iter().all(|row| row.wants_logits);
         let b = &self.buffers;
         backend.begin(step);
+        backend.enter(None);
         backend.embed(self.embedding, b.hidden);
         let (mut hidden, mut attended) = (b.hidden, b.attended);
         for (i, layer) in self.layers.iter().enumerate() {
             let last = i + 1 == self.layers.len();
+            backend.enter(Some(i));
             let query = self.keys_and_queries(backend, i, layer);
             if last && !wants_logits {
                 return; // the cache is all that was asked for
@@ -173,6 +177,7 @@ impl Decoder {
             self.add(backend, Source::Buffer(attended), &layer.output, layer.post_attention_norm, hidden);
             self.feed_forward(backend, i, hidden);
         }
+        backend.enter(None);
         backend.linear(self.normed(hidden, self.output_norm), &[self.output.to(b.logits)]);
     }
 

@@ -32,7 +32,13 @@ impl<'a> Load<'a> {
         Load { checkpoint, h, conversion, rope: h.rope(), backend, progress, done: 0, total }
     }
 
+    /// What follows belongs to this layer.
+    pub fn enter(&mut self, layer: Option<usize>) {
+        self.backend.enter(layer);
+    }
+
     pub fn layer(&mut self, i: usize) -> Result<Layer> {
+        self.enter(Some(i));
         let h = self.h;
         let name = |part: &str| format!("blk.{i}.{part}");
         let (attention, attended) = match h.latent {
@@ -229,7 +235,6 @@ impl<'a> Load<'a> {
     pub fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
         let tensor = self.tensor(&format!("{name}.weight"), rows, columns)?;
         let tensor = self.converted(&format!("{name}.weight"), tensor)?;
-        self.check_kind(&tensor)?;
         let matrix = self.backend.add_matrix(&tensor)?;
         self.count(&tensor);
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
@@ -242,7 +247,6 @@ impl<'a> Load<'a> {
             tensors.into_iter().map(|tensor| self.converted(name, tensor)).collect::<Result<_>>()?;
         let mut cost = Cost { bytes: 0, values: 0, quantized: true };
         for tensor in &tensors {
-            self.check_kind(tensor)?;
             self.count(tensor);
             let one = Cost::of(tensor);
             cost.bytes += one.bytes;
@@ -343,14 +347,6 @@ impl<'a> Load<'a> {
         }
         let (name, found) = (&tensor.name, &tensor.shape);
         Err(self.fault(format!("tensor {name} has shape {found:?}, the hyperparameters say {shape:?}")))
-    }
-
-    fn check_kind(&self, tensor: &Tensor) -> Result<()> {
-        if self.backend.supports(tensor.kind) {
-            return Ok(());
-        }
-        let device = self.backend.device();
-        Err(self.fault(format!("tensor {} is {}, which {device} does not run", tensor.name, tensor.kind)))
     }
 
     fn fault(&self, what: String) -> Error {

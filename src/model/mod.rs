@@ -13,7 +13,7 @@ mod reads;
 mod rope;
 mod synthetic;
 
-pub use conversion::{Conversion, loaded_bytes};
+pub use conversion::{Conversion, LayerBytes, layer_bytes, loaded_bytes, restored_types};
 pub use decoder::{Decoder, Work};
 pub use hyperparameters::{ExpertShape, Hyperparameters, Latent};
 pub use reads::Reads;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
-use pensive::backend::{KvType, Plan};
+use pensive::backend::{Backend, KvType, Plan};
 use pensive::checkpoint::write::{TensorSpec, write_gguf};
 use pensive::checkpoint::{Checkpoint, Value};
 use pensive::engine::{Engine, Feed, Sequence, Wants};
@@ -262,14 +262,19 @@ pub fn chat_model(control: &[&str], template: &str) -> Written {
         extra.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
     )
 }
+
 /// The model on a CPU backend, with room for 4 KV pages.
 pub fn engine(model: &Written, options: CpuOptions, kv_type: KvType) -> Engine {
+    engine_on(model, Box::new(CpuBackend::new(options).unwrap()), kv_type)
+}
+
+/// The model on a backend, with room for 4 KV pages.
+pub fn engine_on(model: &Written, mut backend: Box<dyn Backend>, kv_type: KvType) -> Engine {
     let checkpoint = Checkpoint::open(&model.path).unwrap();
     let hyperparameters = Hyperparameters::read(&checkpoint).unwrap();
-    let mut backend = CpuBackend::new(options).unwrap();
-    let decoder = Decoder::load(&checkpoint, &hyperparameters, &mut backend, &mut |_, _| {}).unwrap();
+    let decoder = Decoder::load(&checkpoint, &hyperparameters, &mut *backend, &mut |_, _| {}).unwrap();
     let plan = Plan { rows: 80, logit_rows: 80, sequences: 2, pages: 4, kv_type };
-    Engine::new(Box::new(backend), decoder, plan).unwrap()
+    Engine::new(backend, decoder, plan).unwrap()
 }
 
 /// Feeds tokens in chunks; the bits of all their logits.

@@ -1,7 +1,9 @@
 //! Measuring a model: tokens per second and the share of the machine's limit, perplexity, divergence from a reference.
 
+mod agreement;
 mod quality;
 mod speed;
 
+pub use agreement::{Agreement, Trial, agreement};
 pub use quality::{Quality, Reference, divergence, perplexity};
 pub use speed::{SpeedTest, Stopwatch, Summary};

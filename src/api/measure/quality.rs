@@ -98,7 +98,7 @@ pub fn divergence(
 }
 
 /// ln of the sum of exp, and the logits' maximum.
-fn log_sum(logits: &[f32]) -> f64 {
+pub(super) fn log_sum(logits: &[f32]) -> f64 {
     let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&l| f64::from(l - best).exp()).sum();
     f64::from(best) + sum.ln()

@@ -289,11 +289,15 @@ fn check_matrix(tensor: &Tensor) -> Result<()> {
 
 impl Backend for CpuBackend {
     fn device(&self) -> Device {
-        Device { kind: "cpu", isa: self.isa.name(), threads: self.pool.threads() }
+        Device { kind: "cpu".into(), name: self.isa.name().into(), threads: self.pool.threads() }
     }
 
     fn limits(&self) -> Result<Limits> {
         limits::measure(&self.pool, self.isa)
+    }
+
+    fn stores(&self, kind: BlockType, _columns: usize) -> BlockType {
+        kind
     }
 
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
@@ -551,10 +555,16 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn read(&mut self, buffer: Buffer) -> &mut [f32] {
-        let ready = self.ready.as_mut().expect("`prepare` comes before the first step");
-        let buffer = &mut ready.buffers[buffer.0];
-        buffer.memory.as_floats_mut(buffer.rows * buffer.width)
+    fn read(&mut self, buffer: Buffer) -> Result<&mut [f32]> {
+        let buffer = &mut self.ready_mut().buffers[buffer.0];
+        Ok(buffer.memory.as_floats_mut(buffer.rows * buffer.width))
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) {
+        let rows = self.rows;
+        let buffer = &mut self.ready_mut().buffers[buffer.0];
+        buffer.rows = rows;
+        buffer.memory.as_floats_mut(rows * buffer.width).copy_from_slice(values);
     }
 
     fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
@@ -562,15 +572,12 @@ impl Backend for CpuBackend {
         self.ready_mut().cache.copy_page(from, to); // what lies behind `positions` is not read before it is written
     }
 
-    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) {
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) -> Result<()> {
         self.ready().cache.read_page(page, positions, to);
+        Ok(())
     }
 
     fn write_page(&mut self, page: u32, positions: usize, from: &[u8]) {
         self.ready_mut().cache.write_page(page, positions, from);
-    }
-
-    fn supports(&self, kind: BlockType) -> bool {
-        BlockType::ALL.contains(&kind)
     }
 }

@@ -122,7 +122,7 @@ impl Setup {
             [&query, &key, &value].into_iter().for_each(|input| input.load(&mut backend));
             backend.append_kv(layer, key.buffer, value.buffer);
             backend.attention(layer, query.buffer, &attention, out);
-            result.extend_from_slice(backend.read(out));
+            result.extend_from_slice(backend.read(out).unwrap());
         }
         result
     }
@@ -337,7 +337,7 @@ fn reads_alike_on_another_page(kv_type: KvType, copy: impl Fn(&mut CpuBackend)) 
             backend.begin(&Step { rows: &[row], tables: &[&[page]] });
             query.load(&mut backend);
             backend.attention(layer, query.buffer, &attention, out);
-            bits(backend.read(out))
+            bits(backend.read(out).unwrap())
         });
     let first = results.next().unwrap();
     assert!(first.iter().any(|&bits| bits != 0));
@@ -356,19 +356,19 @@ fn a_page_that_was_read_and_written_back_is_the_same_and_holds_no_more_than_was_
     for kv_type in KvType::ALL {
         reads_alike_on_another_page(kv_type, |backend| {
             let mut bytes = Vec::new();
-            backend.read_page(0, 63, &mut bytes);
+            backend.read_page(0, 63, &mut bytes).unwrap();
             let shape = backend.shapes[0];
             assert_eq!(bytes.len(), 2 * 63 * shape.position_bytes(kv_type));
             backend.write_page(2, 63, &bytes);
             let mut again = Vec::new();
-            backend.read_page(2, 63, &mut again);
+            backend.read_page(2, 63, &mut again).unwrap();
             assert!(again == bytes);
             again.clear();
-            backend.read_page(2, 64, &mut again);
+            backend.read_page(2, 64, &mut again).unwrap();
             backend.write_page(1, 64, &vec![0; again.len()]);
             backend.write_page(1, 63, &bytes);
             let mut on_empty = Vec::new();
-            backend.read_page(1, 64, &mut on_empty);
+            backend.read_page(1, 64, &mut on_empty).unwrap();
             assert!(on_empty == again, "the last position was written");
         });
     }

@@ -18,7 +18,7 @@ fn apply(
     begin(&mut backend, &rows(count));
     inputs.iter().for_each(|input| input.load(&mut backend));
     let result = operation(&mut backend, &buffers);
-    backend.read(result).to_vec()
+    backend.read(result).unwrap().to_vec()
 }
 
 fn f64_norm(x: &[f32], weight: &[f32], epsilon: f64) -> Vec<f64> {
@@ -189,7 +189,7 @@ fn embed_looks_up_quantized_rows() {
             rows.iter_mut().for_each(|row| row.token = 99 - row.token);
             begin(&mut backend, &rows);
             backend.embed(matrix, buffer);
-            backend.read(buffer).to_vec()
+            backend.read(buffer).unwrap().to_vec()
         });
         let expected: Vec<f32> = (30..100).rev().flat_map(|t| all[t * width..][..width].to_vec()).collect();
         assert_eq!(bits(&values), bits(&expected), "{kind}");
@@ -222,7 +222,7 @@ fn products(mut backend: CpuBackend, kinds: [BlockType; 3], count: usize) -> (Ve
     begin(&mut backend, &rows(count));
     input.load(&mut backend);
     backend.linear(Source::Buffer(input.buffer), &projections);
-    (projections.iter().flat_map(|p| backend.read(p.to).to_vec()).collect(), expected)
+    (projections.iter().flat_map(|p| backend.read(p.to).unwrap().to_vec()).collect(), expected)
 }
 
 #[test]
@@ -272,10 +272,10 @@ fn gather_keeps_the_rows_that_want_logits_and_later_operations_work_on_them() {
         let to = if in_place { input.buffer } else { other };
         backend.gather(input.buffer, to);
         let kept = [&x[2 * width..3 * width], &x[6 * width..7 * width]].concat();
-        assert_eq!(backend.read(to), kept);
+        assert_eq!(backend.read(to).unwrap(), kept);
 
         backend.linear(Source::RmsNorm { from: to, weight, epsilon: 1e-6, to: normed }, &[]);
-        assert_eq!(backend.read(normed).len(), kept.len());
+        assert_eq!(backend.read(normed).unwrap().len(), kept.len());
     }
 }
 

@@ -1,0 +1,106 @@
+//! Attention: of few rows by pensive's own operation, which reads the pages where they are. Of many, and without it, by
+//! candle's: the pages of a sequence are brought together, and scores are whole matrices.
+
+use candle_core::{D, Result, Tensor as Values};
+use candle_nn::ops;
+
+use super::CandleBackend;
+use super::cache::{Layer, gathered};
+use super::ops::PagedAttention;
+use crate::backend::{Attention, Buffer, KvShape, PAGE_LEN, Row};
+
+/// Rows of a step up to which each reads the cache for itself.
+const FEW_ROWS: usize = 64;
+
+/// Scores that are held at once: rows are taken in blocks of so many.
+const MOST_SCORES: usize = 1 << 24;
+
+impl CandleBackend {
+    /// Attention of all rows, [rows, heads * value_dim].
+    pub(super) fn attend(&self, layer: usize, query: Buffer, attention: &Attention) -> Result<Values> {
+        let query = self.buffer(query);
+        if let Some(paged) = self.paged.as_ref().filter(|_| self.rows.len() <= FEW_ROWS) {
+            let Layer { shape, keys, values } = self.ready().cache.layer(layer);
+            if keys.device().is_cpu() || PagedAttention::has_kernel(*shape, keys.dtype()) {
+                let op = PagedAttention {
+                    kv: *shape,
+                    heads: attention.heads,
+                    scale: attention.scale,
+                    window: attention.window.unwrap_or(0),
+                    sinks: attention.sinks.map(|sinks| self.vector(sinks)),
+                    rows: &paged[0],
+                    tables: &paged[1],
+                    last_position: self.rows.iter().map(|row| row.position).max().unwrap_or(0),
+                };
+                return query.apply_op3_no_bwd(keys, values, &op);
+            }
+        }
+        let mut parts = Vec::new();
+        let mut first = 0;
+        for rows in self.rows.chunk_by(|a, b| a.sequence == b.sequence) {
+            let query = query.narrow(0, first, rows.len())?;
+            parts.push(self.attend_sequence(layer, &query, rows, attention)?);
+            first += rows.len();
+        }
+        if parts.len() == 1 { Ok(parts.remove(0)) } else { Values::cat(&parts, 0) }
+    }
+
+    /// Attention of the rows of one sequence.
+    fn attend_sequence(
+        &self,
+        layer: usize,
+        query: &Values,
+        rows: &[Row],
+        attention: &Attention,
+    ) -> Result<Values> {
+        let layer = self.ready().cache.layer(layer);
+        let KvShape { heads: kv_heads, key_dim, value_dim } = layer.shape;
+        let (heads, group) = (attention.heads, attention.heads / kv_heads);
+        let seen_from =
+            |row: &Row| attention.window.map_or(0, |window| (row.position + 1).saturating_sub(window));
+        let (from, to) = (seen_from(&rows[0]), rows[rows.len() - 1].position + 1);
+        let pages = &self.tables[rows[0].sequence][from / PAGE_LEN..to.div_ceil(PAGE_LEN)];
+        let cached = |values| gathered(values, pages, from % PAGE_LEN, to - from, kv_heads);
+        let (keys, values) = (cached(&layer.keys)?.transpose(1, 2)?, cached(&layer.values)?);
+
+        let block = (MOST_SCORES / (heads * (to - from))).max(1);
+        let mut parts = Vec::new();
+        for (rows, first) in rows.chunks(block).zip((0..).step_by(block)) {
+            let n = rows.len();
+            let query = query.narrow(0, first, n)?.reshape((n, kv_heads, group, key_dim))?;
+            let query = query.permute((1, 2, 0, 3))?.contiguous()?.reshape((kv_heads, group * n, key_dim))?;
+            let scores = (query.matmul(&keys)? * f64::from(attention.scale))?;
+            let mut scores = scores.reshape((heads, n, to - from))?;
+            if n > 1 {
+                scores = scores.broadcast_add(&self.mask(rows, from, to, seen_from)?)?;
+            }
+            let shares = match attention.sinks {
+                None => ops::softmax_last_dim(&scores)?,
+                Some(sinks) => {
+                    let sinks = self.vector(sinks).reshape((heads, 1, 1))?.broadcast_as((heads, n, 1))?;
+                    let all = Values::cat(&[&scores, &sinks.contiguous()?], D::Minus1)?;
+                    ops::softmax_last_dim(&all)?.narrow(2, 0, to - from)?.contiguous()?
+                }
+            };
+            let shares = shares.reshape((kv_heads, group * n, to - from))?;
+            let attended = shares.matmul(&values)?.reshape((heads, n, value_dim))?;
+            parts.push(attended.transpose(0, 1)?.contiguous()?.reshape((n, heads * value_dim))?);
+        }
+        if parts.len() == 1 { Ok(parts.remove(0)) } else { Values::cat(&parts, 0) }
+    }
+
+    /// What is added to scores: 0 where a row sees a position, -inf elsewhere; [rows, to - from].
+    fn mask(
+        &self,
+        rows: &[Row],
+        from: usize,
+        to: usize,
+        seen_from: impl Fn(&Row) -> usize,
+    ) -> Result<Values> {
+        let mut mask = vec![f32::NEG_INFINITY; rows.len() * (to - from)];
+        for (row, mask) in rows.iter().zip(mask.chunks_exact_mut(to - from)) {
+            mask[seen_from(row) - from..=row.position - from].fill(0.0);
+        }
+        Values::from_vec(mask, (rows.len(), to - from), self.device())
+    }
+}

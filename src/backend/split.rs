@@ -1,0 +1,327 @@
+//! Layers on several devices: consecutive ones on each, activations travel between them as f32.
+//!
+//! Each part is a backend of its own with the weights and the KV cache of its layers. A buffer exists in all of them; where
+//! an operation needs what another part wrote last, the values go there by way of the host: the residual stream, once for
+//! each boundary.
+
+use super::{
+    Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan, Projection, Rope,
+    Source, Stack, Step, Vector,
+};
+use crate::Result;
+use crate::checkpoint::Tensor;
+use crate::quant::BlockType;
+
+/// Several backends as one.
+pub struct SplitBackend {
+    parts: Vec<Part>,
+    /// The part that operations and weights belong to.
+    current: usize,
+    /// By handle of this backend: the part, and its own handle.
+    matrices: Vec<(usize, Matrix)>,
+    stacks: Vec<(usize, Stack)>,
+    vectors: Vec<(usize, Vector)>,
+    /// By buffer: the part that wrote it last.
+    written: Vec<usize>,
+    /// By layer: the part, and its number there.
+    layers: Vec<(usize, usize)>,
+    /// By layer: the bytes of a position in the cache.
+    shapes: Vec<KvShape>,
+    plan: Option<Plan>,
+}
+
+/// A backend and the number of its layers.
+struct Part {
+    backend: Box<dyn Backend>,
+    layers: usize,
+}
+
+impl SplitBackend {
+    /// Backends in the order of their layers, each with so many of them. What stands before the first layer goes to the
+    /// first, what stands behind the last to the last.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn new(parts: Vec<(Box<dyn Backend>, usize)>) -> Self {
+        assert!(!parts.is_empty(), "a backend at least");
+        SplitBackend {
+            parts: parts.into_iter().map(|(backend, layers)| Part { backend, layers }).collect(),
+            current: 0,
+            matrices: Vec::new(),
+            stacks: Vec::new(),
+            vectors: Vec::new(),
+            written: Vec::new(),
+            layers: Vec::new(),
+            shapes: Vec::new(),
+            plan: None,
+        }
+    }
+
+    fn backend(&mut self) -> &mut dyn Backend {
+        &mut *self.parts[self.current].backend
+    }
+
+    /// The part that has a layer; none has those beyond all.
+    fn part_of(&self, layer: usize) -> usize {
+        let mut end = 0;
+        let holds = |part: &Part| {
+            end += part.layers;
+            layer < end
+        };
+        self.parts.iter().position(holds).unwrap_or(self.parts.len() - 1)
+    }
+
+    /// Brings a buffer to the current part.
+    fn bring(&mut self, buffer: Buffer) {
+        let (from, to) = (self.written[buffer.0], self.current);
+        if from == to {
+            return;
+        }
+        self.written[buffer.0] = to;
+        let [from, to] = self.parts.get_disjoint_mut([from, to]).expect("two parts");
+        // a fault stays with the part that has it, and `end` tells it
+        if let Ok(values) = from.backend.read(buffer) {
+            to.backend.write(buffer, values);
+        }
+    }
+
+    fn bring_source(&mut self, source: Source) {
+        match source {
+            Source::Buffer(buffer) | Source::RmsNorm { from: buffer, .. } => self.bring(buffer),
+            Source::Gated { gate, up, .. } => [gate, up].into_iter().for_each(|buffer| self.bring(buffer)),
+        }
+    }
+
+    fn wrote(&mut self, buffer: Buffer) {
+        self.written[buffer.0] = self.current;
+    }
+
+    fn vector(&self, vector: Vector) -> Vector {
+        let (part, own) = self.vectors[vector.0];
+        debug_assert_eq!(part, self.current, "a vector of this part");
+        own
+    }
+
+    fn stack(&self, stack: Stack) -> Stack {
+        let (part, own) = self.stacks[stack.0];
+        debug_assert_eq!(part, self.current, "matrices of this part");
+        own
+    }
+
+    fn source(&self, source: Source) -> Source {
+        match source {
+            Source::RmsNorm { from, weight, epsilon, to } => {
+                Source::RmsNorm { from, weight: self.vector(weight), epsilon, to }
+            }
+            other => other,
+        }
+    }
+
+    /// Bytes that a page's first positions have in each part.
+    fn page_bytes(&self, positions: usize) -> Vec<usize> {
+        let kv_type = self.plan.expect("`prepare` comes before").kv_type;
+        let mut bytes = vec![0; self.parts.len()];
+        for (shape, (part, _)) in self.shapes.iter().zip(&self.layers) {
+            bytes[*part] += positions * shape.position_bytes(kv_type);
+        }
+        bytes
+    }
+}
+
+impl Backend for SplitBackend {
+    fn device(&self) -> Device {
+        let all: Vec<Device> = self.parts.iter().map(|part| part.backend.device()).collect();
+        let joined = |of: fn(&Device) -> &str| all.iter().map(of).collect::<Vec<_>>().join("+");
+        Device {
+            kind: joined(|device| &device.kind),
+            name: joined(|device| &device.name),
+            threads: all.iter().map(|device| device.threads).max().unwrap_or(0),
+        }
+    }
+
+    /// As if all layers took their turn on an average device.
+    fn limits(&self) -> Result<Limits> {
+        let layers: usize = self.parts.iter().map(|part| part.layers).sum();
+        let (mut bandwidth, mut rate) = (0.0, 0.0);
+        for part in &self.parts {
+            let (limits, share) = (part.backend.limits()?, part.layers as f64 / layers as f64);
+            bandwidth += share / limits.read_bandwidth;
+            rate += share / limits.int8_rate;
+        }
+        Ok(Limits { read_bandwidth: 1.0 / bandwidth, int8_rate: 1.0 / rate })
+    }
+
+    /// That of the part which needs more bytes: layers are placed after it is asked.
+    fn stores(&self, kind: BlockType, columns: usize) -> BlockType {
+        let stored = self.parts.iter().map(|part| part.backend.stores(kind, columns));
+        stored.max_by_key(|kind| kind.row_bytes(columns)).unwrap_or(kind)
+    }
+
+    fn enter(&mut self, layer: Option<usize>) {
+        self.current = layer.map_or(self.parts.len() - 1, |layer| self.part_of(layer));
+        self.backend().enter(layer);
+    }
+
+    fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
+        let own = self.backend().add_matrix(tensor)?;
+        self.matrices.push((self.current, own));
+        Ok(Matrix(self.matrices.len() - 1))
+    }
+
+    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
+        let own = self.backend().add_stack(tensors)?;
+        self.stacks.push((self.current, own));
+        Ok(Stack(self.stacks.len() - 1))
+    }
+
+    fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix> {
+        let own = self.parts[0].backend.add_embedding(tensor)?;
+        self.matrices.push((0, own));
+        Ok(Matrix(self.matrices.len() - 1))
+    }
+
+    fn add_vector(&mut self, values: Vec<f32>) -> Result<Vector> {
+        let own = self.backend().add_vector(values)?;
+        self.vectors.push((self.current, own));
+        Ok(Vector(self.vectors.len() - 1))
+    }
+
+    fn add_buffer(&mut self, width: usize) -> Buffer {
+        let handles: Vec<Buffer> = self.parts.iter_mut().map(|part| part.backend.add_buffer(width)).collect();
+        self.written.push(0);
+        let buffer = Buffer(self.written.len() - 1);
+        assert!(handles.iter().all(|&handle| handle == buffer), "buffers are numbered alike everywhere");
+        buffer
+    }
+
+    fn add_kv(&mut self, shape: KvShape) -> usize {
+        let layer = self.layers.len();
+        let part = self.part_of(layer);
+        let own = self.parts[part].backend.add_kv(shape);
+        self.layers.push((part, own));
+        self.shapes.push(shape);
+        layer
+    }
+
+    fn prepare(&mut self, plan: Plan, rope: &Rope) -> Result<()> {
+        self.plan = Some(plan);
+        self.parts.iter_mut().try_for_each(|part| part.backend.prepare(plan, rope))
+    }
+
+    fn begin(&mut self, step: &Step<'_>) {
+        self.parts.iter_mut().for_each(|part| part.backend.begin(step));
+    }
+
+    fn embed(&mut self, table: Matrix, to: Buffer) {
+        let (part, own) = self.matrices[table.0];
+        self.current = part;
+        self.wrote(to);
+        self.backend().embed(own, to);
+    }
+
+    fn linear(&mut self, source: Source, projections: &[Projection]) {
+        self.bring_source(source);
+        projections.iter().filter_map(|p| p.sum).for_each(|sum| self.bring(sum));
+        let own = |p: &Projection| {
+            let (part, matrix) = self.matrices[p.matrix.0];
+            debug_assert_eq!(part, self.current, "a matrix of this part");
+            Projection { matrix, bias: p.bias.map(|bias| self.vector(bias)), ..*p }
+        };
+        let own: Vec<Projection> = projections.iter().map(own).collect();
+        let own_source = self.source(source);
+        self.wrote(source.buffer());
+        projections.iter().for_each(|p| self.wrote(p.to));
+        self.backend().linear(own_source, &own);
+    }
+
+    fn rope(&mut self, heads: &[Heads]) {
+        heads.iter().for_each(|heads| self.bring(heads.x));
+        let own = |heads: &Heads| Heads {
+            norm: heads.norm.map(|(weight, epsilon)| (self.vector(weight), epsilon)),
+            center: heads.center.map(|center| self.vector(center)),
+            ..*heads
+        };
+        let own: Vec<Heads> = heads.iter().map(own).collect();
+        self.backend().rope(&own);
+    }
+
+    fn linear_by_head(&mut self, matrices: Stack, from: Buffer, to: Buffer) {
+        self.bring(from);
+        self.wrote(to);
+        let own = self.stack(matrices);
+        self.backend().linear_by_head(own, from, to);
+    }
+
+    fn experts(&mut self, experts: &Experts) {
+        [experts.from, experts.scores, experts.sum].into_iter().for_each(|buffer| self.bring(buffer));
+        let own = Experts {
+            correction: experts.correction.map(|vector| self.vector(vector)),
+            gate: self.stack(experts.gate),
+            up: self.stack(experts.up),
+            down: self.stack(experts.down),
+            biases: experts.biases.map(|biases| biases.map(|vector| self.vector(vector))),
+            ..*experts
+        };
+        self.backend().experts(&own);
+    }
+
+    fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {
+        self.bring(from);
+        self.bring(sum);
+        let own = self.vector(weight);
+        self.backend().add_norm(from, own, epsilon, sum);
+    }
+
+    fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer) {
+        self.bring(key);
+        self.bring(value);
+        let own = self.layers[layer].1;
+        self.backend().append_kv(own, key, value);
+    }
+
+    fn attention(&mut self, layer: usize, query: Buffer, attention: &Attention, to: Buffer) {
+        self.bring(query);
+        self.wrote(to);
+        let own = self.layers[layer].1;
+        let attention = Attention { sinks: attention.sinks.map(|sinks| self.vector(sinks)), ..*attention };
+        self.backend().attention(own, query, &attention, to);
+    }
+
+    fn gather(&mut self, from: Buffer, to: Buffer) {
+        self.bring(from);
+        self.wrote(to);
+        self.backend().gather(from, to);
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let ended: Vec<Result<()>> = self.parts.iter_mut().map(|part| part.backend.end()).collect();
+        ended.into_iter().collect()
+    }
+
+    fn read(&mut self, buffer: Buffer) -> Result<&mut [f32]> {
+        self.end()?;
+        self.parts[self.written[buffer.0]].backend.read(buffer)
+    }
+
+    fn write(&mut self, buffer: Buffer, values: &[f32]) {
+        self.wrote(buffer);
+        self.backend().write(buffer, values);
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32, positions: usize) {
+        self.parts.iter_mut().for_each(|part| part.backend.copy_page(from, to, positions));
+    }
+
+    fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) -> Result<()> {
+        self.parts.iter().try_for_each(|part| part.backend.read_page(page, positions, to))
+    }
+
+    fn write_page(&mut self, page: u32, positions: usize, from: &[u8]) {
+        let mut rest = from;
+        for (part, bytes) in self.page_bytes(positions).into_iter().enumerate() {
+            let (own, after) = rest.split_at(bytes);
+            rest = after;
+            self.parts[part].backend.write_page(page, positions, own);
+        }
+    }
+}
