@@ -634,7 +634,7 @@ fn bench_gives_an_object_for_every_combination() {
         assert_eq!((&row["threads"], &row["version"]), (&1.into(), &env!("CARGO_PKG_VERSION").into()));
         assert_eq!((&row["model"], &row["kv_type"]), (&"SmolLM2-135M-Instruct.Q4_1".into(), &"f16".into()));
         assert_eq!(row["model_sha256"].as_str().map(str::len), Some(64));
-        assert!(row["size"].as_u64() > Some(80_000_000) && row["device"].is_string(), "{row}");
+        assert!(row["size"].as_u64() > Some(80_000_000) && row["isa"].is_string(), "{row}");
     }
     assert!(answer.stderr.contains("tg2@d70"), "progress is on stderr: {answer:?}");
     let remembered = home.run(&["config", "--json"]).json();

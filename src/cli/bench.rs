@@ -209,7 +209,7 @@ impl Subject {
             size: self.model.weight_bytes(),
             parameters: self.model.parameters(),
             backend: kind,
-            device: name,
+            isa: name,
             threads,
             kv_type: kv_type.to_string(),
             version: env!("CARGO_PKG_VERSION"),
@@ -245,8 +245,8 @@ struct Row {
     size: u64,
     parameters: u64,
     backend: String,
-    /// Of a CPU the instruction set, of a GPU its name.
-    device: String,
+    /// Of a GPU its name.
+    isa: String,
     threads: usize,
     kv_type: String,
     version: &'static str,
@@ -282,7 +282,7 @@ impl Row {
                 n if n < 1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
                 n => format!("{:.2} B", n as f64 / 1e9),
             },
-            format!("{} {}", self.backend, self.device),
+            format!("{} {}", self.backend, self.isa),
             self.threads.to_string(),
             self.kv_type.clone(),
             self.test.replace("@", " @ "),

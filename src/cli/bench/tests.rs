@@ -55,7 +55,7 @@ fn row() -> Row {
         size: 1 << 30,
         parameters: 1_780_000_000,
         backend: "cpu".into(),
-        device: "avx2".into(),
+        isa: "avx2".into(),
         threads: 2,
         kv_type: "f16".into(),
         version: "0.1.0",
