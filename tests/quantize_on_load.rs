@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use common::{QWEN_05B, Reference, SMOLLM2, fixture, real_model, repository};
-use pensive::api::{Importance, Quantize, Receipt, quantize, quantize_by};
+use pensive::api::{Importance, Quantize, quantize, quantize_by};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{KvType, Plan};
 use pensive::checkpoint::{Checkpoint, Metadata};
@@ -110,8 +110,8 @@ fn a_receipt_says_what_the_weights_were_quantized_to_and_a_replay_wants_the_same
     assert_eq!(model.quantized().unwrap().name, "Q4_0");
     let options = Options::new().seed(1).max_tokens(40).record(true);
     let stats = done(model.generate(Prompt::raw("1+2="), &options).unwrap());
-    let receipt = Receipt::new(&model, &[stats], |_, _| ()).unwrap();
-    let receipt = Receipt::parse(&receipt.to_json()).unwrap();
+    let receipt = pensive::api::Receipt::new(&model, &[stats], |_, _| ()).unwrap();
+    let receipt = pensive::api::Receipt::parse(&receipt.to_json()).unwrap();
     assert_eq!(receipt.model.quantized.as_deref(), Some("Q4_0"));
     let verdict = receipt.verify(&load(to), false, |_, _| ()).unwrap();
     assert!(verdict.is_identical(), "{verdict}");

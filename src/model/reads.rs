@@ -75,7 +75,7 @@ mod tests {
         let reads = Reads::of_synthetic(&r1);
         let of_layer = 256 * 3 * 2048 * 7168_u64;
         let iq1_s = (58 * of_layer - 6 * of_layer / 3) / 256 * 50;
-        assert_eq!(reads.experts[&BlockType::IQ1_S], iq1_s as u64 / 32);
+        assert_eq!(reads.experts[&BlockType::IQ1_S], iq1_s / 32);
         assert_eq!(reads.experts.len(), 2);
         assert!(reads.all_experts > 32 * reads.experts[&BlockType::IQ1_S]);
         assert_eq!(reads.always[&BlockType::F32], 58 * 256 * 7168 * 4, "routers");
