@@ -92,7 +92,7 @@ impl DeviceChoice {
     /// Opens the devices.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what this build has not; [`Error::Device`] for what a GPU's driver says.
+    /// [`crate::Error::Usage`] for what this build has not; [`crate::Error::Device`] for what a GPU's driver says.
     pub fn open(&self) -> Result<Chosen> {
         let (gpus, notice) = match self {
             DeviceChoice::Cpu => (Vec::new(), None),

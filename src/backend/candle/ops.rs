@@ -249,7 +249,7 @@ pub struct PagedAttention<'a> {
     pub scale: f32,
     /// Positions that are seen, 0: all.
     pub window: usize,
-    /// [heads]
+    /// `[heads]`
     pub sinks: Option<&'a Values>,
     /// [rows, 2]: where the row's block table begins in `tables`, and its position.
     pub rows: &'a Values,
