@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use common::{Reference, SMOLLM2, fixture, real_model};
+use common::{Reference, SMOLLM2, fixture, kl, real_model};
 use pensive::api::{Quantized, quantize};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{KvType, Plan};
@@ -64,16 +64,6 @@ fn each_architecture(mut test: impl FnMut(&str, &Path, &[u32], &[f32])) {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
-}
-
-/// KL divergence of a row of logits.
-fn kl(reference: &[f32], logits: &[f32]) -> f64 {
-    let log_softmax = |row: &[f32]| {
-        let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
-        row.iter().map(|&l| f64::from(l) - sum.ln()).collect::<Vec<_>>()
-    };
-    let (p, q) = (log_softmax(reference), log_softmax(logits));
-    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use common::{QWEN_05B, Reference, SMOLLM2, fixture, real_model, repository};
+use common::{QWEN_05B, Reference, SMOLLM2, fixture, kl, real_model, repository};
 use pensive::api::{Importance, Quantize, quantize, quantize_by};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{KvType, Plan};
@@ -31,16 +31,6 @@ fn engine(checkpoint: &Checkpoint, mix: Option<&str>) -> Engine {
 fn logits(engine: &mut Engine, ids: &[u32]) -> Vec<f32> {
     let mut sequence = Sequence::new();
     engine.step(&mut [Feed { sequence: &mut sequence, tokens: ids, wants: Wants::All }]).unwrap().to_vec()
-}
-
-/// KL divergence of a row of logits.
-fn kl(reference: &[f32], logits: &[f32]) -> f64 {
-    let log_softmax = |row: &[f32]| {
-        let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
-        row.iter().map(|&l| f64::from(l) - sum.ln()).collect::<Vec<_>>()
-    };
-    let (p, q) = (log_softmax(reference), log_softmax(logits));
-    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
 }
 
 /// The median over positions: where a router nearly hesitates, another expert changes all logits of one.

@@ -70,3 +70,13 @@ impl Reference {
         bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 }
+
+/// KL divergence of a row of logits.
+pub fn kl(reference: &[f32], logits: &[f32]) -> f64 {
+    let log_softmax = |row: &[f32]| {
+        let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+        row.iter().map(|&l| f64::from(l) - sum.ln()).collect::<Vec<_>>()
+    };
+    let (p, q) = (log_softmax(reference), log_softmax(logits));
+    p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum()
+}

@@ -15,7 +15,7 @@
 //! `of_chunk = fma(minimum, 2^e * Σ activation, of_chunk)`; and the chunk ends with `acc = fma(x_scale, of_chunk, acc)`.
 //!
 //! A power of two is added to the exponent of the dot product, on a port that multiplications do not need. A dot product
-//! of zero becomes `2^(e - 127)` that way, which is 27 orders of magnitude below the smallest one that is none.
+//! of zero becomes `2^(e - 127)` that way, at most 4e-34 where the smallest one that is none is 1.
 
 use super::super::Simd;
 use super::formats::{CHUNK, Format, GROUP, PAIR, TILE, Unpacked};
