@@ -15,7 +15,7 @@ use super::kernels::attention::{
 };
 use super::kv::KvCache;
 use super::memory::{Memory, Shared};
-use super::pool::{Pool, Tasks, Worker};
+use super::pool::{Claims, Pool, Tasks, Worker};
 use super::step::StepRows;
 use crate::Result;
 use crate::backend::{Attention, KvShape, KvType, PAGE_LEN};
@@ -207,28 +207,34 @@ impl Call<'_> {
 
         if chunks * PAGE_LEN * self.attention.heads * rows_of_block * width < SMALL {
             pool.solo(|worker| {
-                self.whole_units(blocks, &Tasks::new(units, 1, 1), scratch.local(start, worker))
+                self.whole_units(blocks, Tasks::new(units, 1, 1).claims(worker), scratch.local(start, worker))
             });
         } else if units >= 4 * pool.threads() || !fits {
             let tasks = Tasks::new(units, 1, pool.threads());
-            pool.run(|worker| self.whole_units(blocks, &tasks, scratch.local(start, worker)));
+            pool.run(|worker| self.whole_units(blocks, tasks.claims(worker), scratch.local(start, worker)));
         } else {
             let tasks = Tasks::new(items, 1, pool.threads());
             let merges = Tasks::new(units * slots, 1, pool.threads());
             pool.run(|worker| {
                 // SAFETY: the shared records lie in the memory, and `fits`.
                 let shared = Shared::from(unsafe { start.at(scratch.shared.start) });
-                self.single_chunks(blocks, &tasks, slots, scratch.local(start, worker), shared);
+                self.single_chunks(blocks, tasks.claims(worker), slots, scratch.local(start, worker), shared);
                 worker.wait(&tasks);
-                self.merge_chunks(blocks, &merges, slots, scratch.local(start, worker).sink, shared);
+                self.merge_chunks(
+                    blocks,
+                    merges.claims(worker),
+                    slots,
+                    scratch.local(start, worker).sink,
+                    shared,
+                );
             });
         }
     }
 
     /// Takes units, last (longest) first; goes through all chunks of each.
-    fn whole_units(&self, blocks: &[Block], tasks: &Tasks, local: Local) {
+    fn whole_units(&self, blocks: &[Block], claims: Claims, local: Local) {
         let (per_block, record) = (self.units_per_block(), self.record());
-        for range in tasks.claims() {
+        for range in claims {
             for task in range {
                 let index = blocks.len() * per_block - 1 - task;
                 let unit = self.unit(&blocks[index / per_block], index % per_block);
@@ -266,7 +272,7 @@ impl Call<'_> {
     fn single_chunks(
         &self,
         blocks: &[Block],
-        tasks: &Tasks,
+        mut claims: Claims,
         slots: usize,
         local: Local,
         shared: Shared<f32>,
@@ -274,7 +280,6 @@ impl Call<'_> {
         let mut present = None; // the unit whose queries are in `local`
         // A look at the next item claims it: so it is this thread's own that is asked for ahead.
         // `claims` outlives the iterator, which lets go of what it iterates over before its last item is done.
-        let mut claims = tasks.claims();
         let mut items = claims.by_ref().flatten().map(|item| (item, self.item(blocks, item))).peekable();
         while let Some((item, (unit, chunk))) = items.next() {
             let queries = (unit.block.rows.start, unit.head);
@@ -308,13 +313,13 @@ impl Call<'_> {
     fn merge_chunks(
         &self,
         blocks: &[Block],
-        tasks: &Tasks,
+        claims: Claims,
         slots: usize,
         sink: *mut f32,
         shared: Shared<f32>,
     ) {
         let per_block = self.units_per_block();
-        for range in tasks.claims() {
+        for range in claims {
             for task in range {
                 let (index, query) = (task / slots, task % slots);
                 let block = &blocks[index / per_block];

@@ -51,7 +51,7 @@ impl Workspace {
                 let at = worker.index;
                 (&mut *inputs.at(at), &mut *activations.at(at), &mut *scratch.at(at))
             };
-            for head in tasks.claims().flatten() {
+            for head in tasks.claims(worker).flatten() {
                 let matrix = &matrices[head];
                 let (columns, height) = (matrix.columns(), matrix.rows());
                 let rest = from.width - columns;

@@ -127,7 +127,7 @@ impl Workspace {
         }
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &Worker| {
-            for run in to_make.claims() {
+            for run in to_make.claims(worker) {
                 for task in run {
                     let (row, columns) = (task / parts.count, parts.columns(task % parts.count));
                     // SAFETY: the part lies in the input, and belongs to one task.
@@ -143,7 +143,7 @@ impl Workspace {
             worker.wait(&to_make);
             // SAFETY: one scratch for each thread of the pool.
             let scratch = unsafe { &mut *scratch.at(worker.index) };
-            for run in tiles.claims() {
+            for run in tiles.claims(worker) {
                 let mut first = 0; // tiles of the products before
                 for p in products() {
                     let end = first + p.matrix.tiles();

@@ -42,23 +42,37 @@ pub struct Worker {
     spin: bool,
 }
 
-/// What the threads of a job claim from: tasks `0..count`, in ascending runs that grow smaller towards the end.
-#[repr(align(64))] // a cache line of its own
+/// What the threads of a job claim from: tasks `0..count`. Each thread has a share of its own, so that it reads one
+/// stretch of memory, and helps with the others' when that is taken.
 pub struct Tasks {
-    next: AtomicUsize,
+    shares: [Share; SHARES],
+    /// Of which are in use.
+    used: usize,
     /// Tasks that are not done yet.
     left: AtomicUsize,
-    count: usize,
     least: usize,
-    shares: usize,
     /// Advances once, when all are done.
     done: Signal,
+}
+
+/// Most shares of a job's tasks; more threads take theirs from the same ones.
+const SHARES: usize = 16;
+
+/// Consecutive tasks, claimed in ascending runs that grow smaller towards the end.
+#[derive(Default)]
+#[repr(align(64))] // a cache line of its own
+struct Share {
+    next: AtomicUsize,
+    end: usize,
 }
 
 /// The runs of tasks that one thread claims. They count as done when it is dropped: once for all of them, because
 /// a thread that writes where another has just written waits as long as many tasks take.
 pub struct Claims<'a> {
     tasks: &'a Tasks,
+    share: usize,
+    /// Shares that may have tasks left, `share` among them.
+    shares: usize,
     claimed: usize,
 }
 
@@ -169,8 +183,8 @@ impl Pool {
             return (0..count).for_each(task);
         }
         let tasks = Tasks::new(count, least, self.threads());
-        self.run(|_| {
-            tasks.claims().for_each(|run| run.for_each(&task));
+        self.run(|worker| {
+            tasks.claims(worker).for_each(|run| run.for_each(&task));
         });
     }
 }
@@ -199,25 +213,31 @@ impl Tasks {
         if count == 0 {
             done.advance();
         }
-        let (next, left) = (AtomicUsize::new(0), AtomicUsize::new(count));
-        Tasks { next, left, count, least: least.max(1), shares: 3 * threads, done }
+        let used = threads.clamp(1, SHARES);
+        let shares = std::array::from_fn(|i| match i < used {
+            true => Share { next: AtomicUsize::new(count * i / used), end: count * (i + 1) / used },
+            false => Share::default(),
+        });
+        Tasks { shares, used, left: AtomicUsize::new(count), least: least.max(1), done }
     }
 
     /// Claims tasks for a thread, run by run, until all are taken.
-    pub fn claims(&self) -> Claims<'_> {
-        Claims { tasks: self, claimed: 0 }
+    pub fn claims(&self, worker: &Worker) -> Claims<'_> {
+        Claims { tasks: self, share: worker.index % self.used, shares: self.used, claimed: 0 }
     }
+}
 
-    /// The next run: a fixed share of what is left.
-    fn claim(&self) -> Option<Range<usize>> {
+impl Share {
+    /// The next run: a third of what is left.
+    fn claim(&self, least: usize) -> Option<Range<usize>> {
         // Relaxed: a claim orders nothing but itself; the tasks' data is ordered by the job's start, waits and end.
         let mut from = self.next.load(Ordering::Relaxed);
         loop {
-            let left = self.count - from;
+            let left = self.end - from;
             if left == 0 {
                 return None;
             }
-            let take = (left / self.shares).max(self.least).min(left);
+            let take = (left / 3).max(least).min(left);
             match self.next.compare_exchange_weak(from, from + take, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(from..from + take),
                 Err(now) => from = now,
@@ -230,9 +250,15 @@ impl Iterator for Claims<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        let run = self.tasks.claim()?;
-        self.claimed += run.len();
-        Some(run)
+        while self.shares > 0 {
+            if let Some(run) = self.tasks.shares[self.share].claim(self.tasks.least) {
+                self.claimed += run.len();
+                return Some(run);
+            }
+            self.share = (self.share + 1) % self.tasks.used;
+            self.shares -= 1;
+        }
+        None
     }
 }
 

@@ -46,12 +46,26 @@ fn each_task_is_claimed_exactly_once() {
 }
 
 #[test]
-fn runs_of_tasks_grow_smaller_towards_the_end() {
+fn a_thread_takes_its_own_share_front_to_back_in_ever_smaller_runs_before_it_helps_with_the_next() {
     let tasks = Tasks::new(1000, 2, 2);
-    let lengths: Vec<usize> = tasks.claims().map(|run| run.len()).collect();
-    assert_eq!(lengths.iter().sum::<usize>(), 1000);
-    assert!(lengths.is_sorted_by(|a, b| a >= b));
-    assert!(lengths[0] > 100 && lengths[lengths.len() - 1] <= 2);
+    let runs: Vec<Range<usize>> = tasks.claims(&Worker { index: 1, spin: false }).collect();
+    assert_eq!((runs[0].start, runs[runs.len() - 1].end), (500, 500));
+    let (own, other) = runs.split_at(runs.iter().position(|run| run.start == 0).expect("it helps"));
+    for share in [own, other] {
+        assert!(share.windows(2).all(|two| two[0].end == two[1].start));
+        assert!(share.is_sorted_by(|a, b| a.len() >= b.len()));
+        assert!(share[0].len() > 100 && share[share.len() - 1].len() <= 2);
+    }
+}
+
+#[test]
+fn more_threads_than_shares_take_every_task_once_too() {
+    let tasks = Tasks::new(100, 1, 3 * SHARES);
+    let runs = |index| tasks.claims(&Worker { index, spin: false }).flatten();
+    let mut taken: Vec<usize> = (0..3 * SHARES).rev().flat_map(|thread| runs(thread).take(2)).collect();
+    taken.extend(runs(0));
+    taken.sort_unstable();
+    assert_eq!(taken, (0..100).collect::<Vec<_>>());
 }
 
 #[test]
@@ -63,7 +77,7 @@ fn what_was_written_in_a_task_is_read_by_those_who_waited_for_it() {
             let phases: Vec<Tasks> = (0..3).map(|_| Tasks::new(slots.len(), 1, threads)).collect();
             pool.run(|worker| {
                 for (tasks, stamp) in phases.iter().zip(3 * round + 1..) {
-                    for run in tasks.claims() {
+                    for run in tasks.claims(worker) {
                         for task in run {
                             assert_eq!(slots[task].swap(stamp, Ordering::Relaxed), stamp - 1);
                         }
@@ -90,7 +104,7 @@ fn a_panic_of_any_task_reaches_the_caller_and_the_pool_stays_usable() {
             let tasks = Tasks::new(2 * threads, 1, threads);
             let result = catch_unwind(AssertUnwindSafe(|| {
                 pool.run(|worker| {
-                    for mut run in tasks.claims() {
+                    for mut run in tasks.claims(worker) {
                         if run.any(|task| task == culprit) {
                             resume_unwind(Box::new("the culprit's words"));
                         }
