@@ -17,7 +17,8 @@ from problems import Problems
 
 SHARES = {"count": 20, "compare": 14, "add": 12, "sub": 15, "mul": 11, "words": 8, "story": 11, "equation": 9, "sort": 6,
           "other": 6}
-CUT = 0.1  # share of thoughts that are cut off
+CUT = 0.4  # share of thoughts that are cut off
+CLOSING = "\n\nMy time is up; I answer now.\n"
 TURNS = 0.1  # share of examples with turns before
 BATCH = 6000  # tokens of a step, about
 POOL = 3000  # examples that are sorted by length, so that a batch needs little padding
@@ -25,10 +26,12 @@ LR_MUON, LR_ADAM = 0.015, 2e-3
 WARMUP, COOLDOWN = 0.01, 0.7  # shares of the steps
 
 
-def closing(rng):
-    """What stands between a thought that was cut off and its end."""
-    return rng.choice(["\n", "\n", "\n\nMy time is up; I answer now.\n", "\n\nMy time is up; I answer now.\n",
-                       "\n\nI have to answer now.\n", "\n\nTime to answer.\n"])
+def cut(thought, rng):
+    """A thought that does not come to its end, as pensive ends one: with a sentence that says so; and one that was not
+    wanted at all."""
+    if rng.random() < 0.2:
+        return v.encode("\n")
+    return thought[: rng.randrange(1, len(thought) + 1)] + v.encode(CLOSING)
 
 
 def example(problems):
@@ -45,8 +48,7 @@ def example(problems):
     thought = v.encode(thought)
     if rng.random() < CUT:
         # what is left out in the end is what the answer must do without; a cut is not learned, only what follows it
-        at = 0 if rng.random() < 0.2 else rng.randrange(len(thought))
-        ids += thought[:at] + v.encode(closing(rng) + "</think>\n\n")
+        ids += cut(thought, rng) + v.encode("</think>\n\n")
         learned = len(ids)
     else:
         ids += thought + v.encode("\n</think>\n\n")
@@ -57,14 +59,14 @@ def batches(problems):
     """Endless (ids, targets) of examples of like length."""
     while True:
         pool = sorted((example(problems) for _ in range(POOL)), key=lambda e: len(e[0]))
-        cut, rows = [], []
+        full, rows = [], []
         for e in pool:
             if rows and len(e[0]) * (len(rows) + 1) > BATCH:
-                cut.append(rows)
+                full.append(rows)
                 rows = []
             rows.append(e)
-        problems.rng.shuffle(cut)
-        for rows in cut:
+        problems.rng.shuffle(full)
+        for rows in full:
             length = -(-max(len(ids) for ids, _ in rows) // 8) * 8
             ids = torch.full((len(rows), length), v.EOS)
             targets = torch.full((len(rows), length), -100)

@@ -8,7 +8,7 @@ import re
 MARKERS = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
 THINK = ["<think>", "</think>"]
 PHRASES = [
-    "My time is up; I answer now.",
+    "\n\nMy time is up; I answer now.\n",  # what pensive writes where a thought's bounds are reached
     "Wait, let me check again.",
     "Check: ",
     ", ok",
