@@ -375,20 +375,24 @@ impl Receipt {
             tokens: 0,
             differs: None,
             is_altered: self.sha256 != self.seal(),
-            other_weights: self.model.sha256 != model.sha256(|_, _| ())?,
+            other_weights: false,
             other_template: self.model.template_sha256 != model.template_source().map(sha256),
         };
-        let total = self.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-        for recorded in &self.sequences {
-            let before = verdict.tokens;
-            let found = self.repeat(model, recorded, decode, |done| progress(before + done, total))?;
-            verdict.tokens += recorded.tokens.len();
-            verdict.differs = difference(recorded, &found);
-            if verdict.differs.is_some() {
-                break;
+        std::thread::scope(|scope| {
+            let hash = scope.spawn(|| model.sha256(|_, _| ()));
+            let total = self.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+            for recorded in &self.sequences {
+                let before = verdict.tokens;
+                let found = self.repeat(model, recorded, decode, |done| progress(before + done, total))?;
+                verdict.tokens += recorded.tokens.len();
+                verdict.differs = difference(recorded, &found);
+                if verdict.differs.is_some() {
+                    break;
+                }
             }
-        }
-        Ok(verdict)
+            verdict.other_weights = self.model.sha256 != hash.join().expect("hashing does not panic")?;
+            Ok(verdict)
+        })
     }
 
     /// Whether it was made on a GPU, whose bits depend on the steps.

@@ -129,6 +129,9 @@ impl Sampling {
 /// part in 100,000.
 const BOUNDS: [f32; 3] = [6.0, 12.0, 24.0];
 
+/// Logits that are looked at together: most blocks have none that counts.
+const BLOCK: usize = 64;
+
 /// Chooses the tokens of one sequence.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -136,7 +139,8 @@ pub struct Sampler {
     seed: u64,
     sequence: u64,
     isa: Isa,
-    weights: Vec<f32>,           // of all tokens; the best has 1. Reused, as are those below
+    largest: Vec<f32>,           // logit of each block. Reused, as are those below
+    weights: Vec<f32>,           // of all tokens in blocks that count; the best has 1
     candidates: Vec<(f32, u32)>, // (logit, id)
     recent: Vec<u32>,
 }
@@ -145,7 +149,8 @@ impl Sampler {
     /// A sampler for sequence number `sequence` of a run with this seed.
     pub fn new(sampling: Sampling, seed: u64, sequence: u64) -> Self {
         let isa = Isa::detect().unwrap_or(Isa::Scalar);
-        Sampler { sampling, seed, sequence, isa, weights: vec![], candidates: vec![], recent: vec![] }
+        let (largest, weights, candidates, recent) = (vec![], vec![], vec![], vec![]);
+        Sampler { sampling, seed, sequence, isa, largest, weights, candidates, recent }
     }
 
     /// The token at index `index` of what is generated. `history` is what stands before it, prompt included.
@@ -154,20 +159,22 @@ impl Sampler {
         if self.sampling.penalizes() {
             self.penalize(logits, history);
         }
+        self.largest.clear();
+        let best = best(logits, |largest| self.largest.push(largest));
         if self.sampling.temperature == 0.0 {
-            return argmax(logits);
+            return best;
         }
-        let best = logits[argmax(logits) as usize];
+        let best_logit = logits[best as usize];
         let [.., last] = BOUNDS;
-        let total = self.weigh(logits, best, last);
+        let total = self.weigh(logits, best_logit, last);
         let u = philox::uniform(self.seed, self.sequence, index);
         for bound in BOUNDS {
-            self.collect(logits, best - bound * self.sampling.temperature);
+            self.collect(logits, best_logit - bound * self.sampling.temperature);
             if let Some(id) = self.draw(u, total, bound == last) {
                 return id;
             }
         }
-        argmax(logits) // all logits are NaN
+        best // all logits are NaN
     }
 
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) {
@@ -187,14 +194,17 @@ impl Sampler {
     fn weigh(&mut self, logits: &[f32], best: f32, bound: f32) -> f64 {
         let temperature = self.sampling.temperature;
         let floor = best - bound * temperature;
-        self.weights.clear();
-        self.weights.extend(
-            logits.iter().map(|&l| if l >= floor { (l - best) / temperature } else { f32::NEG_INFINITY }),
-        );
-        exp_each(self.isa, &mut self.weights);
+        self.weights.resize(logits.len(), 0.0);
         let mut sums = [0.0; 8];
-        for chunk in self.weights.chunks(8) {
-            sums.iter_mut().zip(chunk).for_each(|(sum, &weight)| *sum += f64::from(weight));
+        let blocks = logits.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)).zip(&self.largest);
+        for ((logits, weights), _) in blocks.filter(|(_, largest)| **largest >= floor) {
+            for (weight, &l) in weights.iter_mut().zip(logits) {
+                *weight = if l >= floor { (l - best) / temperature } else { f32::NEG_INFINITY };
+            }
+            exp_each(self.isa, weights);
+            for chunk in weights.chunks(8) {
+                sums.iter_mut().zip(chunk).for_each(|(sum, &weight)| *sum += f64::from(weight));
+            }
         }
         sums.iter().sum()
     }
@@ -202,7 +212,11 @@ impl Sampler {
     /// Candidates whose logit is at least `floor`, in order of falling logit; of more than top-k only these.
     fn collect(&mut self, logits: &[f32], floor: f32) {
         self.candidates.clear();
-        self.candidates.extend(logits.iter().copied().zip(0..).filter(|&(l, _)| l >= floor));
+        for (block, _) in self.largest.iter().enumerate().filter(|(_, largest)| **largest >= floor) {
+            let first = block * BLOCK;
+            let logits = logits[first..].iter().take(BLOCK).copied();
+            self.candidates.extend(logits.zip(first as u32..).filter(|&(l, _)| l >= floor));
+        }
         let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         let top_k = self.sampling.top_k;
         if top_k > 0 && top_k < self.candidates.len() {
@@ -251,17 +265,29 @@ impl Sampler {
 
 /// The index of the largest value, the first of equals; NaN is never the largest.
 pub fn argmax(logits: &[f32]) -> u32 {
-    // by lanes, so that the compiler makes vectors of it; then the first index that holds the maximum
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = logits.chunks_exact(16);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = if v > *lane { v } else { *lane };
+    best(logits, |_| ())
+}
+
+/// As [`argmax`]; `note` is told the largest value of each block.
+fn best(logits: &[f32], mut note: impl FnMut(f32)) -> u32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut best, mut first) = (f32::NEG_INFINITY, 0);
+    for (block, logits) in logits.chunks(BLOCK).enumerate() {
+        // by lanes, so that the compiler makes vectors of it
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        let chunks = logits.chunks_exact(16);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane = larger(*lane, v));
+        }
+        let largest = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b));
+        note(largest);
+        if largest > best {
+            (best, first) = (largest, block * BLOCK);
         }
     }
-    let best = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    logits.iter().position(|&v| v == best).unwrap_or(0) as u32
+    let mut block = logits[first..].iter().copied().take(BLOCK);
+    first as u32 + block.position(|v| v == best).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -423,7 +449,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn argmax_is_the_first_position_of_the_maximum(values in proptest::collection::vec(-5i8..5, 1..70)) {
+        fn argmax_is_the_first_position_of_the_maximum(values in proptest::collection::vec(-5i8..5, 1..300)) {
             let logits: Vec<f32> = values.iter().map(|&v| f32::from(v)).collect();
             let max = values.iter().max().unwrap();
             let first = values.iter().position(|v| v == max).unwrap();
