@@ -89,7 +89,10 @@ impl Hyperparameters {
     /// # Errors
     /// An architecture the decoder does not run; a field that is missing or makes no sense, named.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let file = checkpoint.files.first().cloned().unwrap_or_default();
+        let file = match &checkpoint.metadata {
+            Metadata::Gguf(_) => checkpoint.files.first().cloned().unwrap_or_default(),
+            Metadata::HuggingFace { folder, .. } => folder.join("config.json"),
+        };
         let fault = |what: String| Error::file(&file, what);
         let mut h = match &checkpoint.metadata {
             Metadata::Gguf(pairs) => gguf::read(pairs, checkpoint),
@@ -112,8 +115,8 @@ impl Hyperparameters {
     /// Shape of a layer's KV cache.
     pub fn kv_shape(&self) -> KvShape {
         match self.latent {
-            Some(l) => KvShape { heads: 1, key_dim: l.rank + l.rope_dims, value_dim: l.rank },
-            None => KvShape { heads: self.kv_heads, key_dim: self.head_dim, value_dim: self.head_dim },
+            Some(l) => KvShape::latent(l.rank, l.rope_dims),
+            None => KvShape::grouped(self.kv_heads, self.head_dim, self.head_dim),
         }
     }
 
