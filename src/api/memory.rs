@@ -53,7 +53,8 @@ impl Needs {
         let Sizes { chunk, logit_rows, sequences, kv_type } = sizes;
         let kv = h.kv_shape();
         let page = h.layers * kv.page_bytes(kv_type) + attention_scratch_bytes(kv, kv_type, h.heads);
-        let buffers = 4 * (chunk * h.activation_width() + logit_rows.max(sequences) * h.vocabulary);
+        let logit_rows = logit_rows.max(sequences);
+        let buffers = 4 * (chunk * h.activation_width() + logit_rows * h.logits_row_width());
         Needs { weights, experts, buffers: buffers as u64, page: (page * sequences) as u64 }
     }
 
