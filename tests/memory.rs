@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-use pensive::{Model, Options, Prompt};
 use pensive::model::Synthetic;
+use pensive::{Model, Options, Prompt};
 
 const CONTEXT: usize = 512;
 
