@@ -21,10 +21,12 @@ const DEPTHS: [usize; 2] = [4096, 8192];
 const PREFILL: usize = 512;
 
 /// Models by name: query heads, and their kv heads.
-const SHAPES: [(&str, usize, KvShape); 3] = [
-    ("135m", 9, KvShape { heads: 3, key_dim: 64, value_dim: 64 }),
-    ("0.5b", 14, KvShape { heads: 2, key_dim: 64, value_dim: 64 }),
-    ("1.5b", 12, KvShape { heads: 2, key_dim: 128, value_dim: 128 }),
+const SHAPES: [(&str, usize, KvShape); 5] = [
+    ("135m", 9, KvShape::grouped(3, 64, 64)),
+    ("0.5b", 14, KvShape::grouped(2, 64, 64)),
+    ("1.5b", 12, KvShape::grouped(2, 128, 128)),
+    ("r1", 128, KvShape::latent(512, 64)),
+    ("r1-twice", 128, KvShape::grouped(1, 576, 512)), // its latent cached as key and as value
 ];
 
 fn main() {
@@ -76,7 +78,7 @@ fn pool(threads: usize) {
         let phases: Vec<Tasks> = (0..many).map(|_| Tasks::new(threads, 1, threads)).collect();
         pool.run(|worker| {
             phases.iter().for_each(|tasks| {
-                tasks.claims().for_each(drop);
+                tasks.claims(worker).for_each(drop);
                 worker.wait(tasks);
             });
         });

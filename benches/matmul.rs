@@ -127,7 +127,7 @@ impl Product {
                 let tasks = Tasks::new(tiles, 4, pool.threads());
                 pool.run(|worker| {
                     let mut scratch = scratch[worker.index].lock().expect("no thread panics");
-                    for run in tasks.claims() {
+                    for run in tasks.claims(worker) {
                         let tiles = piece * tiles + run.start..piece * tiles + run.end;
                         // SAFETY: `out` has the shape [tokens, rows]; each tile is claimed by one thread.
                         unsafe { self.matrix.multiply(self.isa, tiles, input, None, to, &mut scratch) };

@@ -119,6 +119,20 @@ fn own(name: &str) -> PathBuf {
 }
 
 #[test]
+fn a_wrong_type_in_config_json_is_named_with_the_file_the_key_and_what_is_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::copy(own("phi3-longrope").join("model.safetensors"), path("model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(own("phi3-longrope").join("config.json")).unwrap();
+    let wrong = config.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": \"many\"");
+    std::fs::write(path("config.json"), wrong).unwrap();
+    let error = Hyperparameters::read(&Checkpoint::open(folder.path()).unwrap()).unwrap_err();
+    let expected =
+        format!("{}: num_hidden_layers is \"many\", not a whole number", path("config.json").display());
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
 fn phi3_with_longrope_agrees_with_transformers_within_the_first_context_and_beyond() {
     agrees(&own("phi3-longrope"), "reference", None);
     agrees(&own("phi3-longrope"), "reference-long", Some(40));

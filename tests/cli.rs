@@ -308,10 +308,14 @@ fn show_knows_a_catalog_model_before_it_is_pulled() {
     {
         assert!(text.succeeds().contains(word), "{word}: {text:?}");
     }
-    let json = home.run(&["show", "deepseek-r1:7b-q8_0", "--json", "-c", "4096"]).json();
+    let shown = |context| home.run(&["show", "deepseek-r1:7b-q8_0", "--json", "-c", context]).json();
+    let (json, long) = (shown("4096"), shown("32768"));
     assert_eq!((&json["quantization"], &json["downloaded"]), (&"Q8_0".into(), &false.into()));
     assert_eq!(json["memory"][0]["context"], 4096);
-    assert!(json["memory"][0]["bytes"].as_u64() > json["bytes"].as_u64());
+    // the embedding stays in the file; 28,672 tokens more take 56 KiB each of keys and values
+    let bytes = |json: &serde_json::Value| json["memory"][0]["bytes"].as_u64().unwrap();
+    assert!(bytes(&json) < json["bytes"].as_u64().unwrap(), "{json}");
+    assert!((56 << 10..60 << 10).contains(&((bytes(&long) - bytes(&json)) / 28672)), "{long}");
     home.run(&["show", "someone/unheard-of"]).fails(1, &["`pensive pull someone/unheard-of`"]);
 }
 

@@ -41,7 +41,7 @@ fn a_step_allocates_nothing_whatever_its_shape() {
     for (threads, kv_type) in [(1, KvType::F16), (2, KvType::Q8_0), (3, KvType::F16)] {
         let options = CpuOptions { threads: Some(threads), ..Default::default() };
         let mut backend = CpuBackend::new(options).expect("threads start");
-        let (heads, shape, width) = (4, KvShape { heads: 2, key_dim: 64, value_dim: 64 }, 256);
+        let (heads, shape, width) = (4, KvShape::grouped(2, 64, 64), 256);
         let table = backend.add_embedding(&tensor(BlockType::Q8_0, 10, width)).expect("a matrix");
         let mut matrix = |kind, rows| backend.add_matrix(&tensor(kind, rows, width)).expect("a matrix");
         let (wq, wk, wv) =

@@ -222,7 +222,7 @@ struct Case {
 
 #[test]
 fn attention_over_pages_in_splits() {
-    let kv = |heads, key_dim, value_dim| KvShape { heads, key_dim, value_dim };
+    let kv = KvShape::grouped;
     let plain = |kernel, tile, heads, kv| Case { kernel, tile, heads, kv, window: 0, sinks: false };
     let cases = [
         plain("attend_1_64", 1, 3, kv(3, 64, 64)),
@@ -234,6 +234,7 @@ fn attention_over_pages_in_splits() {
         Case { sinks: true, ..plain("attend_8_64", 8, 16, kv(2, 64, 64)) },
         Case { sinks: true, window: 130, ..plain("attend_8_64", 8, 10, kv(1, 64, 64)) },
         plain("attend_2_576", 2, 5, kv(1, 576, 512)),
+        plain("attend_2_576", 2, 5, KvShape::latent(512, 64)),
     ];
     for case in cases {
         let Some(()) = check_attention(case) else { return };
@@ -250,13 +251,14 @@ fn check_attention(case: Case) -> Option<()> {
     let query: Vec<f32> = noise(1, n * heads * kv.key_dim).iter().map(|q| 3.0 * q).collect();
     let half = |seed, len| noise(seed, len).into_iter().map(f16::from_f32).collect::<Vec<_>>();
     let keys = half(2, slots * kv.heads * kv.key_dim);
-    let values = half(3, slots * kv.heads * kv.value_dim);
+    let value_width = if kv.value_in_key { kv.key_dim } else { kv.value_dim };
+    let values = if kv.value_in_key { keys.clone() } else { half(3, slots * kv.heads * kv.value_dim) };
     let sinks = noise(4, heads);
     let scale = 1.0 / (kv.key_dim as f32).sqrt();
     let half_bytes = |values: &[f16]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
 
-    let [h, kv_heads, key_dim, value_dim, window_, s] =
-        [heads, kv.heads, kv.key_dim, kv.value_dim, window, splits].map(|n| n as u32);
+    let [h, kv_heads, key_dim, value_dim, value_width_, window_, s] =
+        [heads, kv.heads, kv.key_dim, kv.value_dim, value_width, window, splits].map(|n| n as u32);
     let memories = [
         f32_bytes(&query),
         half_bytes(&keys),
@@ -267,7 +269,7 @@ fn check_attention(case: Case) -> Option<()> {
         f32_bytes(&vec![f32::NAN; n * heads * splits * (2 + kv.value_dim)]),
     ];
     let blocks = [splits, kv.heads * (heads / kv.heads).div_ceil(tile), n];
-    let scalars = [h, kv_heads, key_dim, value_dim, window_, s, scale.to_bits()];
+    let scalars = [h, kv_heads, key_dim, value_dim, value_width_, window_, s, scale.to_bits()];
     let partial = Launch::new(kernel, blocks, 128, &memories, &scalars, 5).run()?;
     let memories =
         [partial, u32_bytes(&rows), f32_bytes(&sinks), f32_bytes(&vec![0.0; n * heads * kv.value_dim])];
@@ -288,7 +290,7 @@ fn check_attention(case: Case) -> Option<()> {
         tables: &Tensor::new(&tables[..], &Device::Cpu).unwrap(),
         last_position: 291,
     };
-    let (keys, values) = (cached(&keys, kv.key_dim), cached(&values, kv.value_dim));
+    let (keys, values) = (cached(&keys, kv.key_dim), cached(&values, value_width));
     let expected = tensor(&query, &[n, heads * kv.key_dim]).apply_op3_no_bwd(&keys, &values, &op).unwrap();
     close(&floats(&got), &expected, &format!("{case:?}"));
     Some(())

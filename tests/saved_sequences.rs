@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::tiny::{VOCABULARY, engine, feed, model};
+use common::tiny::{Architecture, VOCABULARY, engine, feed, model, model_of};
 use pensive::backend::KvType;
 use pensive::backend::cpu::CpuOptions;
 use pensive::backend::cpu::kernels::Isa;
@@ -35,11 +35,11 @@ fn refused(engine: &mut Engine, bytes: &[u8], why: &str) {
 
 #[test]
 fn a_restored_sequence_goes_on_with_the_same_bits() {
-    let model = model(KIND, 1);
+    let models = [Architecture::Llama, Architecture::Deepseek2].map(|of| model_of(of, KIND, 1));
     let more = [5, 6, 7, 8];
-    for kv_type in KvType::ALL {
-        let mut first = engine(&model, CpuOptions::default(), kv_type);
-        let mut second = engine(&model, elsewhere(), kv_type);
+    for (model, kv_type) in models.iter().flat_map(|model| KvType::ALL.map(|kv_type| (model, kv_type))) {
+        let mut first = engine(model, CpuOptions::default(), kv_type);
+        let mut second = engine(model, elsewhere(), kv_type);
         // a page that was in use before: what stands in it behind the sequence's end must not matter
         feed(&mut second, &mut Sequence::new(), &[9; 60], 60);
         for len in [0, 1, 64, 90] {

@@ -1,29 +1,66 @@
 //! What a model needs of memory, and what there is.
 
-use crate::backend::PAGE_LEN;
 pub use crate::backend::available_and_total_bytes;
+use crate::backend::cpu::attention_scratch_bytes;
+use crate::backend::{KvType, PAGE_LEN};
+use crate::model::Hyperparameters;
 use crate::{Error, Result, catalog};
 
 /// Smallest context that a model is loaded with when memory is short, tokens.
 const SMALLEST_CONTEXT: usize = 2048;
 
+/// Rows of a prefill chunk: enough to use each weight many times, few enough to stay in the caches.
+const CHUNK: usize = 512;
+
+/// Rows whose logits one step can give.
+const LOGIT_ROWS: usize = 16;
+
+/// What a model is made ready for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Most rows of a step.
+    pub chunk: usize,
+    /// Most rows of a step that want logits.
+    pub logit_rows: usize,
+    /// Sequences of a full context.
+    pub sequences: usize,
+    /// How keys and values are stored.
+    pub kv_type: KvType,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Sizes { chunk: CHUNK, logit_rows: LOGIT_ROWS, sequences: 1, kv_type: KvType::default() }
+    }
+}
+
 /// What loading takes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Needs {
-    /// The weights, bytes.
+pub struct Needs {
+    /// The matrices, bytes: all that are multiplied. Not an embedding of which rows are looked up in the file.
     pub weights: u64,
     /// Of these, what may stay in the file and be read as it is needed: experts, of which a token goes to a few.
     pub experts: u64,
     /// Buffers for activations, bytes.
     pub buffers: u64,
-    /// A KV page, bytes.
+    /// A KV page, and what attention needs for it, bytes.
     pub page: u64,
 }
 
 impl Needs {
+    /// Of a model of these shapes with so many bytes of matrices, `experts` of them in a file.
+    pub fn new(h: &Hyperparameters, weights: u64, experts: u64, sizes: Sizes) -> Needs {
+        let Sizes { chunk, logit_rows, sequences, kv_type } = sizes;
+        let kv = h.kv_shape();
+        let page = h.layers * kv.page_bytes(kv_type) + attention_scratch_bytes(kv, kv_type, h.heads);
+        let logit_rows = logit_rows.max(sequences);
+        let buffers = 4 * (chunk * h.activation_width() + logit_rows * h.logits_row_width());
+        Needs { weights, experts, buffers: buffers as u64, page: (page * sequences) as u64 }
+    }
+
     /// Bytes in all, with a context of so many tokens.
     pub fn total(&self, context: usize) -> u64 {
-        self.weights + self.buffers + pages(context) as u64 * self.page
+        (self.weights + self.buffers).saturating_add((pages(context) as u64).saturating_mul(self.page))
     }
 
     /// The context to load with: the wanted one, else the model's own, lowered to what fits.

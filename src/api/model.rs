@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::generation::{Slot, Start, lock};
+use super::memory::Sizes;
 use super::receipt::Opening;
 use super::{Chat, Generation, Message, Options, Prompt, Quantize};
 use crate::backend::devices::DeviceChoice;
@@ -25,11 +26,6 @@ use crate::{Error, Result};
 mod loading;
 
 use loading::Loaded;
-
-/// Rows of a prefill chunk: enough to use each weight many times, few enough to stay in the caches.
-const CHUNK: usize = 512;
-/// Rows whose logits one step can give.
-const LOGIT_ROWS: usize = 16;
 
 /// Progress of loading, for a bar.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,10 +56,7 @@ pub struct ModelBuilder {
     threads: Option<usize>,
     device: DeviceChoice,
     gpu_layers: Option<usize>,
-    chunk: usize,
-    sequences: usize,
-    logit_rows: usize,
-    kv_type: KvType,
+    sizes: Sizes,
     quantize: Quantize,
     force: bool,
     synthetic: Option<Option<usize>>,
@@ -100,26 +93,26 @@ impl ModelBuilder {
 
     /// Tokens of a prompt that are read in one step (512). Changes speed and memory, never a result.
     pub fn chunk(mut self, tokens: usize) -> Self {
-        self.chunk = tokens.max(1);
+        self.sizes.chunk = tokens.max(1);
         self
     }
 
     /// How many sequences of a full context the KV cache has room for (1). Generations that run at the same time,
     /// and chats that keep theirs, share it.
     pub fn sequences(mut self, sequences: usize) -> Self {
-        self.sequences = sequences.max(1);
+        self.sizes.sequences = sequences.max(1);
         self
     }
 
     /// Rows whose logits one step can give (16): drafts are that long at most, and receipts are checked in such pieces.
     pub fn logit_rows(mut self, rows: usize) -> Self {
-        self.logit_rows = rows.max(1);
+        self.sizes.logit_rows = rows.max(1);
         self
     }
 
     /// How keys and values are stored.
     pub fn kv_type(mut self, kv_type: KvType) -> Self {
-        self.kv_type = kv_type;
+        self.sizes.kv_type = kv_type;
         self
     }
 
@@ -414,10 +407,7 @@ impl Model {
             threads: None,
             device: DeviceChoice::default(),
             gpu_layers: None,
-            chunk: CHUNK,
-            sequences: 1,
-            logit_rows: LOGIT_ROWS,
-            kv_type: KvType::default(),
+            sizes: Sizes::default(),
             quantize: Quantize::default(),
             force: false,
             synthetic: None,

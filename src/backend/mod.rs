@@ -59,11 +59,23 @@ pub struct KvShape {
     pub key_dim: usize,
     /// Width of a value head.
     pub value_dim: usize,
+    /// The value of a position is the first `value_dim` numbers of its key, and is cached once: a multiple of 32 then, so
+    /// that it is whole blocks of q8_0.
+    pub value_in_key: bool,
 }
 
 impl KvType {
     /// Every type, most exact first.
     pub const ALL: [KvType; 3] = [KvType::F32, KvType::F16, KvType::Q8_0];
+
+    /// Bytes of a key of this width.
+    pub const fn key_bytes(self, dim: usize) -> usize {
+        match self {
+            KvType::F32 => 4 * dim,
+            KvType::F16 => 2 * dim,
+            KvType::Q8_0 => 34 * dim.div_ceil(32),
+        }
+    }
 }
 
 impl std::fmt::Display for KvType {
@@ -77,6 +89,23 @@ impl std::fmt::Display for KvType {
 }
 
 impl KvShape {
+    /// Heads with keys and values of their own.
+    pub const fn grouped(heads: usize, key_dim: usize, value_dim: usize) -> Self {
+        KvShape { heads, key_dim, value_dim, value_in_key: false }
+    }
+
+    /// Latent attention's one head: a key is the latent and a rotated part, a value the latent. A latent that ends within
+    /// a block of q8_0 is cached twice.
+    pub const fn latent(rank: usize, rope_dims: usize) -> Self {
+        let value_in_key = rank.is_multiple_of(32);
+        KvShape { heads: 1, key_dim: rank + rope_dims, value_dim: rank, value_in_key }
+    }
+
+    /// Width of what is cached of a key beside the value.
+    pub const fn cached_key_dim(&self) -> usize {
+        if self.value_in_key { self.key_dim - self.value_dim } else { self.key_dim }
+    }
+
     /// Width of a value head as it is stored: filled up to whole vectors, or whole blocks of q8_0.
     pub const fn value_stride(&self, kv_type: KvType) -> usize {
         match kv_type {
@@ -85,14 +114,9 @@ impl KvShape {
         }
     }
 
-    /// Bytes of a key, and of a value, of one head at one position.
+    /// Bytes of what is cached of a key, and of a value, of one head at one position.
     pub const fn head_bytes(&self, kv_type: KvType) -> (usize, usize) {
-        let stride = self.value_stride(kv_type);
-        match kv_type {
-            KvType::F32 => (4 * self.key_dim, 4 * stride),
-            KvType::F16 => (2 * self.key_dim, 2 * stride),
-            KvType::Q8_0 => (34 * self.key_dim.div_ceil(32), 34 * stride / 32),
-        }
+        (kv_type.key_bytes(self.cached_key_dim()), kv_type.key_bytes(self.value_stride(kv_type)))
     }
 
     /// Bytes of one layer at one position.
@@ -447,7 +471,7 @@ pub trait Backend: Send {
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer);
 
     /// Stores the rows' keys and values in the pages of layer `layer`. The buffers may be wider than all heads: the first
-    /// values are taken, and one buffer may serve as both.
+    /// values are taken, and one buffer may serve as both. Where a value is a part of its key, `value` is not looked at.
     fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer);
 
     /// Attention of `query` over layer `layer`, reading keys and values only as stored.

@@ -108,6 +108,19 @@ impl SplitBackend {
         own
     }
 
+    /// Brings what they are computed from to the current part; its own handles.
+    fn own_experts(&mut self, experts: &Experts) -> Experts {
+        [experts.from, experts.scores, experts.sum].into_iter().for_each(|buffer| self.bring(buffer));
+        Experts {
+            correction: experts.correction.map(|vector| self.vector(vector)),
+            gate: self.stack(experts.gate),
+            up: self.stack(experts.up),
+            down: self.stack(experts.down),
+            biases: experts.biases.map(|biases| biases.map(|vector| self.vector(vector))),
+            ..*experts
+        }
+    }
+
     fn source(&self, source: Source) -> Source {
         match source {
             Source::RmsNorm { from, weight, epsilon, to } => {
@@ -253,16 +266,31 @@ impl Backend for SplitBackend {
     }
 
     fn experts(&mut self, experts: &Experts) {
-        [experts.from, experts.scores, experts.sum].into_iter().for_each(|buffer| self.bring(buffer));
-        let own = Experts {
-            correction: experts.correction.map(|vector| self.vector(vector)),
-            gate: self.stack(experts.gate),
-            up: self.stack(experts.up),
-            down: self.stack(experts.down),
-            biases: experts.biases.map(|biases| biases.map(|vector| self.vector(vector))),
-            ..*experts
-        };
+        let own = self.own_experts(experts);
         self.backend().experts(&own);
+    }
+
+    fn is_in_file(&self, stack: Stack) -> bool {
+        let (part, own) = self.stacks[stack.0];
+        self.parts[part].backend.is_in_file(own)
+    }
+
+    fn read_ahead(&mut self, experts: &Experts) {
+        if self.is_in_file(experts.gate) {
+            let own = self.own_experts(experts);
+            self.backend().read_ahead(&own);
+        }
+    }
+
+    /// A guess needs the next layer's router: where that is another part's, none is made.
+    fn wants_guess(&mut self, stack: Stack) -> bool {
+        let (part, own) = self.stacks[stack.0];
+        part == self.current && self.backend().wants_guess(own)
+    }
+
+    fn guess_ahead(&mut self, experts: &Experts) {
+        let own = self.own_experts(experts);
+        self.backend().guess_ahead(&own);
     }
 
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {
@@ -323,5 +351,77 @@ impl Backend for SplitBackend {
             rest = after;
             self.parts[part].backend.write_page(page, positions, own);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::backend::cpu::{CpuBackend, CpuOptions};
+    use crate::backend::{Activation, Gate, KvType, RopeStyle, Routing, Row};
+    use crate::checkpoint::Checkpoint;
+    use crate::checkpoint::write::{TensorSpec, write_gguf};
+
+    /// Guesses are compared with what is read ahead, so both must come to the part that has the experts.
+    #[test]
+    fn what_is_read_ahead_and_guessed_comes_to_the_part_that_has_the_experts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("experts.gguf");
+        let (kind, shape) = (BlockType::F32, vec![4, 8, 8]);
+        let spec = TensorSpec { name: "blk.0.ffn_up_exps.weight".into(), kind, shape };
+        write_gguf(&path, &BTreeMap::new(), &[(spec, vec![0; 4 * 256])]).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let all = checkpoint.tensors.values().next().unwrap();
+        let mapped: Vec<Tensor> = (0..4).map(|i| all.slice("expert", 8 * i..8 * (i + 1))).collect();
+
+        let part = || {
+            let options = CpuOptions { threads: Some(1), isa: None, interleaved_bytes: 0 };
+            (Box::new(CpuBackend::new(options).unwrap()) as Box<dyn Backend>, 1)
+        };
+        let mut split = SplitBackend::new(vec![part(), part()]);
+        let [from, scores, sum] = [8, 4, 8].map(|width| split.add_buffer(width));
+        let stacks = [0, 1].map(|layer| {
+            split.enter(Some(layer));
+            split.add_stack(&mapped).unwrap()
+        });
+        let made: Vec<Tensor> =
+            (0..4).map(|_| Tensor::from_bytes("made", kind, &[8, 8], vec![0; 256])).collect();
+        let in_memory = split.add_stack(&made).unwrap();
+        let plan = Plan { rows: 1, logit_rows: 1, sequences: 1, pages: 1, kv_type: KvType::F16 };
+        let rope = Rope { inverse_frequencies: Vec::new(), magnitude: 1.0, style: RopeStyle::Halves };
+        split.prepare(plan, &rope).unwrap();
+        let row = Row { sequence: 0, position: 0, token: 0, wants_logits: true };
+        split.begin(&Step { rows: &[row], tables: &[&[0]] });
+        let routing = Routing { used: 1, gate: Gate::Softmax, groups: (1, 1), normalize: false, scale: 1.0 };
+        let experts = Experts {
+            from,
+            scores,
+            correction: None,
+            routing,
+            gate: stacks[1],
+            up: stacks[1],
+            down: stacks[1],
+            biases: None,
+            activation: Activation::SwiGlu,
+            sum,
+        };
+
+        assert!(split.is_in_file(stacks[0]) && split.is_in_file(stacks[1]) && !split.is_in_file(in_memory));
+        split.enter(Some(0));
+        assert!(split.wants_guess(stacks[0]) && !split.wants_guess(stacks[1]), "a part guesses for itself");
+        split.enter(Some(1));
+        assert!(split.wants_guess(stacks[1]) && !split.wants_guess(in_memory));
+        [from, sum].into_iter().for_each(|buffer| split.write(buffer, &[0.0; 8]));
+        for _ in 0..100 {
+            split.write(scores, &[1.0, 0.0, 0.0, 0.0]);
+            split.guess_ahead(&experts);
+            split.write(scores, &[0.0, 1.0, 0.0, 0.0]);
+            split.read_ahead(&experts);
+        }
+        assert!(!split.wants_guess(stacks[1]), "all guesses were wrong");
+        split.enter(Some(0));
+        assert!(split.wants_guess(stacks[0]), "the other part has made none");
     }
 }

@@ -267,11 +267,11 @@ impl Entry {
     /// Bytes of keys and values at `context` tokens, stored as f16; also beyond the model's own context.
     ///
     /// 2 bytes for each of layers × tokens × 2 (key and value) × key/value heads × width of a head; with latent
-    /// attention the latent is stored as key, with the rotated dimensions, and as value.
+    /// attention the latent and the keys' rotated dimensions.
     pub fn kv_bytes(&self, context: usize) -> u64 {
         let shape = &self.shape;
         let values = match shape.latent {
-            Some(latent) => 2 * latent.rank + latent.rope_dims,
+            Some(latent) => latent.rank + latent.rope_dims,
             None => 2 * shape.kv_heads * shape.head_dim,
         };
         ((2 * shape.layers * values) as u64).saturating_mul(context as u64)

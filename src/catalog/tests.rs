@@ -145,7 +145,7 @@ fn kv_grows_with_the_context_also_beyond_the_models_own() {
     assert_eq!(r1.kv_bytes(4096), 2 * 28 * 4096 * 2 * 2 * 128);
     assert_eq!(r1.kv_bytes(2_000_000), 2 * 28 * 2_000_000 * 2 * 2 * 128);
     assert_eq!(r1.kv_bytes(usize::MAX), u64::MAX);
-    assert_eq!(find("deepseek-r1:671b").unwrap().kv_bytes(1), 2 * 61 * (512 + 64 + 512));
+    assert_eq!(find("deepseek-r1:671b").unwrap().kv_bytes(1), 2 * 61 * (512 + 64));
 }
 
 #[test]

@@ -10,12 +10,13 @@ use super::args::ShowArgs;
 use super::memory;
 use super::render::{Console, bytes, gib, print, table};
 use super::session::{Named, missing};
-use crate::api::memory::available_and_total_bytes;
+use crate::api::memory::{Needs, Sizes, available_and_total_bytes};
 use crate::api::{Quantize, ROOM, expectation, generation_config};
+use crate::backend::KvType;
 use crate::catalog::{self, Entry};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value, embedded};
 use crate::hub::{Located, Reference, Select};
-use crate::model::{Hyperparameters, Reads, Synthetic, loaded_bytes};
+use crate::model::{Decoder, Hyperparameters, Reads, Synthetic};
 use crate::quant::BlockType;
 use crate::reasoning::Markers;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -109,11 +110,17 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
     let bytes = entry.weight_bytes(&quantization);
     let synthetic = Synthetic::new(&format!("{}-{quantization}", entry.name), None).ok();
     let reads = synthetic.as_ref().map(Reads::of_synthetic);
-    let experts = reads.as_ref().map_or(0, |reads| reads.all_experts);
     let bytes = bytes.or_else(|| synthetic.as_ref().map(Synthetic::bytes));
-    let memory = bytes.map_or_else(Vec::new, |weights| {
-        memory_at(weights, experts, context, Some(entry.shape.context), |context| entry.kv_bytes(context))
-    });
+    let own_context = Some(entry.shape.context);
+    let memory = match (&synthetic, &reads, bytes) {
+        (Some(synthetic), Some(reads), _) => {
+            memory_at(context, own_context, of_needs(needs(synthetic.hyperparameters(), reads, true)))
+        }
+        (_, _, Some(weights)) => {
+            memory_at(context, own_context, |context| (weights.saturating_add(entry.kv_bytes(context)), 0))
+        }
+        _ => Vec::new(),
+    };
     let expected = reads.and_then(|reads| expected_speed(&reads, &memory, None));
     Facts {
         name: name.to_owned(),
@@ -158,14 +165,18 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
         let available = available_and_total_bytes().0;
         quantize.conversion(&checkpoint, h, |weights| weights.saturating_add(kv) <= available / 4 * 3)
     });
-    let loaded = conversion.as_ref().map_or(weights, |to| loaded_bytes(&checkpoint, Some(to)));
-    let reads = h.map(|h| Reads::of(&checkpoint, &h, conversion.as_ref()));
-    let experts = reads.as_ref().filter(|_| conversion.is_none()).map_or(0, |reads| reads.all_experts);
-    let memory = match token {
-        Some(token) => {
-            memory_at(loaded, experts, context, own_context, |context| token.saturating_mul(context as u64))
+    let reads = h.as_ref().map(|h| Reads::of(&checkpoint, h, conversion.as_ref()));
+    let memory = match (&h, &reads, token) {
+        (Some(h), Some(reads), _) => {
+            let made = Decoder::made_bytes(&checkpoint, h);
+            let needs = needs(h, reads, conversion.is_none());
+            let needs = Needs { weights: needs.weights + made, ..needs };
+            memory_at(context, own_context, of_needs(needs))
         }
-        None => Vec::new(),
+        (_, _, Some(token)) => memory_at(context, own_context, |context| {
+            (weights.saturating_add(token.saturating_mul(context as u64)), 0)
+        }),
+        _ => Vec::new(),
     };
     let runnable = match checkpoint.tensors.is_empty() {
         true => Err("it holds no weights, only metadata".to_owned()),
@@ -210,22 +221,24 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
 /// does not run say.
 fn kv_bytes_per_token(checkpoint: &Checkpoint, fields: &Fields) -> Option<u64> {
     match Hyperparameters::read(checkpoint) {
-        Ok(h) => {
-            let shape = h.kv_shape();
-            Some((2 * h.layers * shape.heads * (shape.key_dim + shape.value_dim)) as u64)
-        }
+        Ok(h) => Some((h.layers * h.kv_shape().position_bytes(KvType::F16)) as u64),
         Err(_) => fields.kv_bytes_per_token(),
     }
 }
 
-/// Weights and KV at some contexts: the one that was asked for, else usual ones and the model's own.
-fn memory_at(
-    weights: u64,
-    experts: u64,
-    asked: Option<usize>,
-    own: Option<usize>,
-    kv: impl Fn(usize) -> u64,
-) -> Vec<Memory> {
+/// What a model takes beside its context; experts may stay in a file that is read as it is.
+fn needs(h: &Hyperparameters, reads: &Reads, as_stored: bool) -> Needs {
+    let experts = if as_stored { reads.all_experts } else { 0 };
+    Needs::new(h, reads.matrices(), experts, Sizes::default())
+}
+
+/// Bytes at a context, and those of experts among them.
+fn of_needs(needs: Needs) -> impl Fn(usize) -> (u64, u64) {
+    move |context| (needs.total(context), needs.experts)
+}
+
+/// Memory at some contexts: the one that was asked for, else usual ones and the model's own.
+fn memory_at(asked: Option<usize>, own: Option<usize>, bytes: impl Fn(usize) -> (u64, u64)) -> Vec<Memory> {
     let contexts: Vec<usize> = match (asked, own) {
         (Some(asked), _) => vec![asked],
         (None, Some(own)) => CONTEXTS.into_iter().filter(|&c| c < own).chain([own]).collect(),
@@ -234,7 +247,7 @@ fn memory_at(
     contexts
         .into_iter()
         .map(|context| {
-            let bytes = weights.saturating_add(kv(context));
+            let (bytes, experts) = bytes(context);
             Memory { context, bytes, least: bytes.saturating_sub(experts) }
         })
         .collect()

@@ -13,7 +13,7 @@ use crate::backend::{KvType, PAGE_LEN};
 use crate::{Error, Result};
 
 /// What a saved sequence begins with; the digit is the version.
-const MAGIC: &[u8; 19] = b"pensive sequence 1\n";
+const MAGIC: &[u8; 19] = b"pensive sequence 2\n";
 
 impl Engine {
     /// Writes a sequence of this engine. [`restore`](Self::restore) takes it back in another process or on another

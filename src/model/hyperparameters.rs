@@ -89,7 +89,10 @@ impl Hyperparameters {
     /// # Errors
     /// An architecture the decoder does not run; a field that is missing or makes no sense, named.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        let file = checkpoint.files.first().cloned().unwrap_or_default();
+        let file = match &checkpoint.metadata {
+            Metadata::Gguf(_) => checkpoint.files.first().cloned().unwrap_or_default(),
+            Metadata::HuggingFace { folder, .. } => folder.join("config.json"),
+        };
         let fault = |what: String| Error::file(&file, what);
         let mut h = match &checkpoint.metadata {
             Metadata::Gguf(pairs) => gguf::read(pairs, checkpoint),
@@ -112,14 +115,18 @@ impl Hyperparameters {
     /// Shape of a layer's KV cache.
     pub fn kv_shape(&self) -> KvShape {
         match self.latent {
-            Some(l) => KvShape { heads: 1, key_dim: l.rank + l.rope_dims, value_dim: l.rank },
-            None => KvShape { heads: self.kv_heads, key_dim: self.head_dim, value_dim: self.head_dim },
+            Some(l) => KvShape::latent(l.rank, l.rope_dims),
+            None => KvShape::grouped(self.kv_heads, self.head_dim, self.head_dim),
         }
     }
 
-    /// f32 values that the buffers hold for a row of a step, logits aside.
+    /// f32 values that the buffers hold for a row of a step.
     pub fn activation_width(&self) -> usize {
         let kv = self.kv_shape();
+        let keys_and_values = match self.latent {
+            Some(_) => kv.key_dim,
+            None => kv.heads * (kv.key_dim + kv.value_dim),
+        };
         let of_latent = self
             .latent
             .map_or(0, |l| 2 * l.query_rank.unwrap_or(0) + self.heads * (kv.key_dim + l.value_dim));
@@ -127,12 +134,17 @@ impl Hyperparameters {
             .experts
             .as_ref()
             .map_or(0, |e| 2 * e.count + 2 * e.shared + 2 * (self.width + e.feed_forward));
-        4 * self.width
-            + self.heads * (self.head_dim + 2 * kv.value_dim)
-            + kv.heads * (kv.key_dim + kv.value_dim)
+        3 * self.width
+            + self.heads * (self.head_dim + kv.value_dim)
+            + keys_and_values
             + 2 * self.feed_forward
             + of_latent
             + of_experts
+    }
+
+    /// Further ones that they hold for a row that wants logits.
+    pub fn logits_row_width(&self) -> usize {
+        self.width + self.heads * self.kv_shape().value_dim + self.vocabulary
     }
 
     fn check(&self) -> Result<(), String> {

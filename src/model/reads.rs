@@ -19,6 +19,11 @@ pub struct Reads {
 }
 
 impl Reads {
+    /// Bytes of all matrices that are multiplied: all but an embedding of which rows are looked up.
+    pub fn matrices(&self) -> u64 {
+        self.always.values().sum::<u64>() + self.all_experts
+    }
+
     /// Of a checkpoint, as it is loaded.
     pub fn of(checkpoint: &Checkpoint, h: &Hyperparameters, conversion: Option<&Conversion>) -> Reads {
         let predicts_further = |name: &str| names::layer(name).is_some_and(|layer| layer >= h.layers);

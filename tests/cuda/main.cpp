@@ -54,7 +54,7 @@ static bool read_request(Request &r) {
 }
 
 #define ATTEND_CASE(NAME)                                                                                              \
-  if (r.name == #NAME) return NAME(r.f(0), r.h(1), r.h(2), r.u(3), r.u(4), r.f(5), r.n(0), r.n(1), r.n(2), r.n(3), r.n(4), r.n(5), r.x(6));
+  if (r.name == #NAME) return NAME(r.f(0), r.h(1), r.h(2), r.u(3), r.u(4), r.f(5), r.n(0), r.n(1), r.n(2), r.n(3), r.n(4), r.n(5), r.n(6), r.x(7));
 
 static void kernel(Request &r) {
   if (r.name == "add_rms_norm") return add_rms_norm(r.f(0), r.f(1), r.f(2), r.f(3), r.n(0), r.n(1), r.x(2));

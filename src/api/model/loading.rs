@@ -40,11 +40,11 @@ impl ModelBuilder {
                 progress(Progress::Load { done, total });
             })?;
         let plan = Plan {
-            rows: self.chunk.min(context),
-            logit_rows: self.logit_rows.max(self.sequences).min(self.chunk).min(context),
-            sequences: self.sequences,
-            pages: memory::pages(context) * self.sequences,
-            kv_type: self.kv_type,
+            rows: self.sizes.chunk.min(context),
+            logit_rows: self.sizes.logit_rows.max(self.sizes.sequences).min(self.sizes.chunk).min(context),
+            sequences: self.sizes.sequences,
+            pages: memory::pages(context) * self.sizes.sequences,
+            kv_type: self.sizes.kv_type,
         };
         let engine = Engine::new(backend, decoder, plan)?;
         Ok(Loaded { engine, context, quantized: conversion.map(|conversion| conversion.mix), weight_bytes })
@@ -63,11 +63,16 @@ impl ModelBuilder {
         h: &Hyperparameters,
         conversion: Option<&Conversion>,
     ) -> Result<(Box<dyn Backend>, usize)> {
-        let weights = loaded_bytes(checkpoint, conversion) + Decoder::made_bytes(checkpoint, h);
+        let reads = Reads::of(checkpoint, h, conversion);
         // what was converted or never was in a file lies in memory once, interleaved or not
         let is_made = conversion.is_some() || self.synthetic.is_some();
-        let experts = if is_made { 0 } else { expert_bytes(checkpoint) };
-        let needs = self.needs(h, weights, experts);
+        let matrices = match self.synthetic {
+            Some(_) => loaded_bytes(checkpoint, None), // the embedding lies in memory too
+            None => reads.matrices(),
+        };
+        let weights = matrices + Decoder::made_bytes(checkpoint, h);
+        let experts = if is_made { 0 } else { reads.all_experts };
+        let needs = Needs::new(h, weights, experts, self.sizes);
         let available = memory::available_and_total_bytes().0;
         let context = self.plan_context(h, &needs, available)?;
         let in_memory = needs.weights_in_memory(context, available);
@@ -75,7 +80,7 @@ impl ModelBuilder {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             let speed = match experts {
                 0 => None,
-                _ => self.expected_speed(checkpoint, h, needs.room_for_experts(context, available))?,
+                _ => self.expected_speed(checkpoint, &reads, needs.room_for_experts(context, available))?,
             };
             self.notice(Some(format!(
                 "{:.1} of {:.1} GiB of weights are read from the file as they are needed: expect {}",
@@ -90,10 +95,10 @@ impl ModelBuilder {
     }
 
     /// Tokens per second to expect of the CPU with so much room for experts.
-    fn expected_speed(&self, checkpoint: &Checkpoint, h: &Hyperparameters, room: u64) -> Result<Option<f64>> {
+    fn expected_speed(&self, checkpoint: &Checkpoint, reads: &Reads, room: u64) -> Result<Option<f64>> {
         let file = checkpoint.files.first().map(PathBuf::as_path);
         let setting = expectation::Setting { threads: self.threads, room, file };
-        expectation::tokens_per_second(&Reads::of(checkpoint, h, None), setting)
+        expectation::tokens_per_second(reads, setting)
     }
 
     /// Layers on GPUs as far as they fit, the others on the CPU; the backend and the context.
@@ -104,7 +109,7 @@ impl ModelBuilder {
         conversion: Option<&Conversion>,
         gpus: Vec<Gpu>,
     ) -> Result<(Box<dyn Backend>, usize)> {
-        if self.kv_type == KvType::Q8_0 {
+        if self.sizes.kv_type == KvType::Q8_0 {
             return Err(Error::Usage(format!(
                 "keys and values in q8_0 are for the CPU: on {} use f16 or f32, or --device cpu",
                 gpus[0].label
@@ -114,7 +119,7 @@ impl ModelBuilder {
         let weights = layer_bytes(checkpoint, conversion, h, stores);
         let restored = restored_types(checkpoint, conversion, stores);
         let all = weights.layers.iter().sum::<u64>() + weights.output;
-        let needs = self.needs(h, all, 0);
+        let needs = Needs::new(h, all, 0, self.sizes);
         let mut demand = Demand { weights, kv: 0, buffers: needs.buffers };
         // a context that fits beside all layers goes before layers on the CPU, as long as it is of use
         let (room, available) = (demand.room(&gpus), memory::available_and_total_bytes().0);
@@ -159,7 +164,7 @@ impl ModelBuilder {
             bytes => bytes,
         };
         let context = self.context.unwrap_or(h.context_limit.min(ROOM));
-        let fits = |weights| self.needs(h, weights, 0).total(context) <= available / 4 * 3;
+        let fits = |weights| Needs::new(h, weights, 0, self.sizes).total(context) <= available / 4 * 3;
         let conversion = self.quantize.conversion(checkpoint, h, fits)?;
         if self.quantize == Quantize::Auto {
             self.notice(Some(format!(
@@ -171,13 +176,6 @@ impl ModelBuilder {
             )));
         }
         Some(conversion)
-    }
-
-    fn needs(&self, h: &Hyperparameters, weights: u64, experts: u64) -> Needs {
-        let page = (h.layers * h.kv_shape().page_bytes(self.kv_type) * self.sequences) as u64;
-        let buffers = 4
-            * (self.chunk * h.activation_width() + self.logit_rows.max(self.sequences) * h.vocabulary) as u64;
-        Needs { weights, experts, buffers, page }
     }
 
     /// The context: as asked for, or what fits.
@@ -199,13 +197,6 @@ impl ModelBuilder {
         }
         Ok(context)
     }
-}
-
-/// Bytes of experts, of which a token goes to a few.
-fn expert_bytes(checkpoint: &Checkpoint) -> u64 {
-    let is_expert = |name: &str| name.contains("_exps.") || name.contains(".mlp.experts.");
-    let experts = checkpoint.tensors.values().filter(|tensor| is_expert(&tensor.name));
-    experts.map(|tensor| tensor.bytes().len() as u64).sum()
 }
 
 /// What [`ModelBuilder::engine`] made.

@@ -54,14 +54,19 @@ impl CandleBackend {
         attention: &Attention,
     ) -> Result<Values> {
         let layer = self.ready().cache.layer(layer);
-        let KvShape { heads: kv_heads, key_dim, value_dim } = layer.shape;
+        let KvShape { heads: kv_heads, key_dim, value_dim, value_in_key } = layer.shape;
         let (heads, group) = (attention.heads, attention.heads / kv_heads);
         let seen_from =
             |row: &Row| attention.window.map_or(0, |window| (row.position + 1).saturating_sub(window));
         let (from, to) = (seen_from(&rows[0]), rows[rows.len() - 1].position + 1);
         let pages = &self.tables[rows[0].sequence][from / PAGE_LEN..to.div_ceil(PAGE_LEN)];
         let cached = |values| gathered(values, pages, from % PAGE_LEN, to - from, kv_heads);
-        let (keys, values) = (cached(&layer.keys)?.transpose(1, 2)?, cached(&layer.values)?);
+        let keys = cached(&layer.keys)?;
+        let values = match value_in_key {
+            true => keys.narrow(2, 0, value_dim)?.contiguous()?,
+            false => cached(&layer.values)?,
+        };
+        let keys = keys.transpose(1, 2)?;
 
         let block = (MOST_SCORES / (heads * (to - from))).max(1);
         let mut parts = Vec::new();

@@ -1,5 +1,5 @@
 //! The memory of the KV pages: for each layer keys [slots, heads * key_dim] and values [slots, heads * value_dim], where a
-//! page is [`PAGE_LEN`] slots. Allocated once and written in place.
+//! page is [`PAGE_LEN`] slots. Where values are a part of the keys, there are only keys. Allocated once and written in place.
 
 use candle_core::{DType, Device, Result, Tensor as Values};
 use half::f16;
@@ -23,8 +23,16 @@ pub struct Layer {
     pub shape: KvShape,
     /// [slots, heads * key_dim]
     pub keys: Values,
-    /// [slots, heads * value_dim]
+    /// [slots, heads * value_dim]; the keys themselves where values are a part of them
     pub values: Values,
+}
+
+impl Layer {
+    /// What is cached, each once.
+    fn cached(&self) -> impl Iterator<Item = &Values> {
+        let values = Some(&self.values).filter(|_| !self.shape.value_in_key);
+        std::iter::once(&self.keys).chain(values)
+    }
 }
 
 impl Cache {
@@ -33,7 +41,9 @@ impl Cache {
         let slots = plan.pages * PAGE_LEN;
         let zeros = |width: usize| Values::zeros((slots, width), kv_dtype(plan.kv_type), device);
         let layer = |&shape: &KvShape| {
-            let (keys, values) = (zeros(shape.heads * shape.key_dim)?, zeros(shape.heads * shape.value_dim)?);
+            let keys = zeros(shape.heads * shape.key_dim)?;
+            let values =
+                if shape.value_in_key { keys.clone() } else { zeros(shape.heads * shape.value_dim)? };
             Ok(Layer { shape, keys, values })
         };
         Ok(Cache {
@@ -59,7 +69,7 @@ impl Cache {
     /// Stores the first columns of the rows' keys and values.
     pub fn append(&self, layer: usize, key: &Values, value: &Values, own_ops: bool) -> Result<()> {
         let layer = &self.layers[layer];
-        for (cached, rows) in [(&layer.keys, key), (&layer.values, value)] {
+        for (cached, rows) in layer.cached().zip([key, value]) {
             if let (Some(slots), true) = (&self.device_slots, own_ops && has_kernel(cached)) {
                 cached.inplace_op3(rows, slots, &Append)?;
                 continue;
@@ -77,14 +87,14 @@ impl Cache {
     /// See [`Backend::copy_page`](crate::backend::Backend::copy_page).
     pub fn copy_page(&self, from: u32, to: u32, positions: usize) -> Result<()> {
         let [from, to] = [from, to].map(|page| page as usize * PAGE_LEN);
-        for cached in self.layers.iter().flat_map(|layer| [&layer.keys, &layer.values]) {
+        for cached in self.layers.iter().flat_map(Layer::cached) {
             cached.slice_set(&cached.narrow(0, from, positions)?.copy()?, 0, to)?;
         }
         Ok(())
     }
 
-    /// See [`Backend::read_page`](crate::backend::Backend::read_page): a head's keys dimension by dimension, then its values
-    /// position by position, filled up.
+    /// See [`Backend::read_page`](crate::backend::Backend::read_page): a head's keys dimension by dimension, without what is in
+    /// the values, then its values position by position, filled up.
     pub fn read_page(&self, page: u32, positions: usize, to: &mut Vec<u8>) -> Result<()> {
         for layer in &self.layers {
             match self.kv_type {
@@ -133,17 +143,18 @@ fn read_layer<T: candle_core::WithDType>(
     to: &mut Vec<u8>,
     put: impl Fn(T, &mut Vec<u8>),
 ) -> Result<()> {
-    let KvShape { heads, key_dim, value_dim } = layer.shape;
+    let KvShape { heads, key_dim, value_dim, value_in_key } = layer.shape;
+    let value_width = if value_in_key { key_dim } else { value_dim };
     let host = |cached: &Values| {
         cached.narrow(0, page as usize * PAGE_LEN, positions)?.flatten_all()?.to_vec1::<T>()
     };
     let (keys, values) = (host(&layer.keys)?, host(&layer.values)?);
     for head in 0..heads {
-        for dim in 0..key_dim {
+        for dim in key_dim - layer.shape.cached_key_dim()..key_dim {
             (0..positions).for_each(|i| put(keys[(i * heads + head) * key_dim + dim], to));
         }
         for i in 0..positions {
-            let value = &values[(i * heads + head) * value_dim..][..value_dim];
+            let value = &values[(i * heads + head) * value_width..][..value_dim];
             value.iter().for_each(|&value| put(value, to));
             (value_dim..layer.shape.value_stride(kv_type)).for_each(|_| put(T::zero(), to));
         }
@@ -160,24 +171,27 @@ fn write_layer<T: candle_core::WithDType, const N: usize>(
     from: &[u8],
     get: impl Fn([u8; N]) -> T,
 ) -> Result<()> {
-    let KvShape { heads, key_dim, value_dim } = layer.shape;
+    let KvShape { heads, key_dim, value_dim, value_in_key } = layer.shape;
     let mut elements = from.as_chunks::<N>().0.iter().map(|&bytes| get(bytes));
     let mut next = || elements.next().expect("the length was checked");
     let mut keys = vec![T::zero(); positions * heads * key_dim];
-    let mut values = vec![T::zero(); positions * heads * value_dim];
+    let mut values = vec![T::zero(); if value_in_key { 0 } else { positions * heads * value_dim }];
     for head in 0..heads {
-        for dim in 0..key_dim {
+        for dim in key_dim - layer.shape.cached_key_dim()..key_dim {
             (0..positions).for_each(|i| keys[(i * heads + head) * key_dim + dim] = next());
         }
         for i in 0..positions {
-            let value = &mut values[(i * heads + head) * value_dim..][..value_dim];
+            let value = match value_in_key {
+                true => &mut keys[(i * heads + head) * key_dim..][..value_dim],
+                false => &mut values[(i * heads + head) * value_dim..][..value_dim],
+            };
             value.iter_mut().for_each(|value| *value = next());
             (value_dim..layer.shape.value_stride(kv_type)).for_each(|_| {
                 next();
             });
         }
     }
-    for (cached, host) in [(&layer.keys, keys), (&layer.values, values)] {
+    for (cached, host) in layer.cached().zip([keys, values]) {
         let shape = (positions, cached.dim(1)?);
         cached.slice_set(&Values::from_vec(host, shape, cached.device())?, 0, page as usize * PAGE_LEN)?;
     }

@@ -173,13 +173,14 @@ pub fn attention(
         device.get_or_load_custom_func(name, MODULE, PTX)?,
         device.get_or_load_custom_func("merge_splits", MODULE, PTX)?,
     );
-    let [h, kv_heads, key_dim, value_dim, window, n] =
-        [heads, kv.heads, kv.key_dim, kv.value_dim, op.window, splits].map(|n| n as i32);
+    let [h, kv_heads, key_dim, value_dim, value_width, window, n] =
+        [heads, kv.heads, kv.key_dim, kv.value_dim, op.value_width(), op.window, splits].map(|n| n as i32);
     with_values::<u32, _>(op.rows, |row_list| {
         with_values::<u32, _>(op.tables, |tables| {
             let mut launch = attend.builder();
             launch.arg(&query).arg(&keys).arg(&values).arg(row_list).arg(tables).arg(&partial);
-            launch.arg(&h).arg(&kv_heads).arg(&key_dim).arg(&value_dim).arg(&window).arg(&n).arg(&op.scale);
+            launch.arg(&h).arg(&kv_heads).arg(&key_dim).arg(&value_dim).arg(&value_width);
+            launch.arg(&window).arg(&n).arg(&op.scale);
             let blocks = (splits, kv.heads * group.div_ceil(tile), rows);
             // SAFETY: the arguments are those of the kernel; widths are those it was made for (`has_kernel`).
             unsafe { launch.launch(grid(blocks, ATTEND_THREADS)) }.w()

@@ -239,7 +239,8 @@ impl InplaceOp3 for Append {
     }
 }
 
-/// `(query, keys, values)`: attention of each row over the pages of its sequence.
+/// `(query, keys, values)`: attention of each row over the pages of its sequence. `values` are the keys where values are a
+/// part of them.
 pub struct PagedAttention<'a> {
     /// Of the cache.
     pub kv: KvShape,
@@ -268,6 +269,11 @@ impl PagedAttention<'_> {
         dtype == DType::F16 && even && (narrow || latent)
     }
 
+    /// Numbers from one head's value to the next.
+    pub(super) fn value_width(&self) -> usize {
+        if self.kv.value_in_key { self.kv.key_dim } else { self.kv.value_dim }
+    }
+
     fn attend<T: Copy>(
         &self,
         query: &[f32],
@@ -275,7 +281,8 @@ impl PagedAttention<'_> {
         values: &[T],
         wide: fn(T) -> f32,
     ) -> Result<Vec<f32>> {
-        let KvShape { heads: kv_heads, key_dim, value_dim } = self.kv;
+        let KvShape { heads: kv_heads, key_dim, value_dim, .. } = self.kv;
+        let value_width = self.value_width();
         let (rows, tables) = (host::<u32>(self.rows)?, host::<u32>(self.tables)?);
         let sinks = self.sinks.map(host::<f32>).transpose()?;
         let mut out = vec![0.0; rows.len() / 2 * self.heads * value_dim];
@@ -300,7 +307,7 @@ impl PagedAttention<'_> {
             for (p, score) in (first..).zip(&scores) {
                 let weight = (score - most).exp();
                 sum += weight;
-                let value = &values[at(p) * value_dim..][..value_dim];
+                let value = &values[at(p) * value_width..][..value_dim];
                 out.iter_mut().zip(value).for_each(|(o, &v)| *o += weight * wide(v));
             }
             out.iter_mut().for_each(|o| *o /= sum);

@@ -12,6 +12,7 @@ use half::f16;
 use super::kernels::Isa;
 use super::kernels::attention::{
     Cached, Chunk, Q8_0, Span, chunk as attend_chunk, finish, merge, prepare, record_len, sink_record,
+    whole_keys,
 };
 use super::kv::KvCache;
 use super::memory::{Memory, Shared};
@@ -35,6 +36,7 @@ pub struct Scratch {
     /// f32 of a thread's part.
     worker_len: usize,
     queries_len: usize,
+    keys_len: usize,
     /// f32 of the longest record.
     record_len: usize,
     /// Where the shared records begin, and how many f32 they may take.
@@ -85,6 +87,8 @@ struct Unit<'a> {
 struct Local {
     /// [QUERIES], made ready
     queries: *mut u8,
+    /// Of a chunk, put together
+    keys: *mut u8,
     /// [2 * QUERIES, PAGE_LEN]
     scores: *mut f32,
     /// [QUERIES] of the present chunk
@@ -104,14 +108,23 @@ impl Scratch {
         let layers = cache.layers.iter();
         let query =
             layers.clone().map(|layer| query_bytes(cache.kind, layer.shape.key_dim)).max().unwrap_or(0);
+        let in_keys = layers.clone().filter(|layer| layer.shape.value_in_key);
+        let keys =
+            in_keys.map(|layer| PAGE_LEN * cache.kind.key_bytes(layer.shape.key_dim)).max().unwrap_or(0);
         let record = layers.map(|layer| record_len(layer.value_stride)).max().unwrap_or(0);
-        let queries_len = (QUERIES * query / size_of::<f32>()).next_multiple_of(16);
-        let worker_len = queries_len + QUERIES * 2 * (PAGE_LEN + record) + record;
+        let [queries_len, keys_len] =
+            [QUERIES * query, keys].map(|bytes| (bytes / size_of::<f32>()).next_multiple_of(16));
+        let worker_len = queries_len + keys_len + QUERIES * 2 * (PAGE_LEN + record) + record;
         let shared = threads * worker_len..threads * worker_len + RECORDS_PER_PAGE * pages * record;
         let memory = Memory::floats(shared.end, "attention")?;
         let blocks = Vec::with_capacity(rows);
-        Ok(Scratch { memory, worker_len, queries_len, record_len: record, shared, blocks })
+        Ok(Scratch { memory, worker_len, queries_len, keys_len, record_len: record, shared, blocks })
     }
+}
+
+/// Bytes of records that the decoding of one sequence leaves for a KV page of this shape.
+pub fn page_bytes(shape: KvShape, kv_type: KvType, heads: usize) -> usize {
+    heads.min(RECORDS_PER_PAGE) * record_len(shape.value_stride(kv_type)) * size_of::<f32>()
 }
 
 /// Bytes of a query that was made ready.
@@ -240,8 +253,7 @@ impl Call<'_> {
                 let unit = self.unit(&blocks[index / per_block], index % per_block);
                 self.prepare_queries(&unit, local.queries);
                 for chunk in unit.block.chunks.clone() {
-                    let next = (chunk + 1 < unit.block.chunks.end)
-                        .then(|| self.cached(&unit, chunk + 1).keys.cast_const());
+                    let next = (chunk + 1 < unit.block.chunks.end).then(|| self.cached(&unit, chunk + 1));
                     let rows = self.attend(&unit, chunk, next, &local, local.records);
                     for (i, row) in rows.enumerate() {
                         let first = self.chunks(row).start == chunk;
@@ -286,7 +298,7 @@ impl Call<'_> {
             if present.replace(queries) != Some(queries) {
                 self.prepare_queries(&unit, local.queries);
             }
-            let next = items.peek().map(|(_, (unit, chunk))| self.cached(unit, *chunk).keys.cast_const());
+            let next = items.peek().map(|(_, (unit, chunk))| self.cached(unit, *chunk));
             let first = self.rows(&unit, chunk).start - unit.block.rows.start;
             // SAFETY: item < items, and `fits`.
             let records = unsafe { shared.at((item * slots + first * unit.heads) * self.record()) };
@@ -307,6 +319,25 @@ impl Call<'_> {
     fn cached(&self, unit: &Unit, chunk: usize) -> Chunk {
         let sequence = self.step.rows[unit.block.rows.start].sequence;
         self.cache.chunk(self.layer, self.step.page(sequence, chunk), unit.kv_head)
+    }
+
+    /// The same, ready for the kernels, with what they ask for ahead.
+    fn cached_ahead(&self, unit: &Unit, chunk: usize, next: Option<Chunk>, local: &Local) -> Chunk {
+        let mut cached = self.cached(unit, chunk);
+        let next = next.unwrap_or(cached);
+        cached.next_keys = next.keys;
+        if !self.shape().value_in_key {
+            return Chunk { next_values: next.values, ..cached };
+        }
+        let put_together = match self.cache.kind {
+            KvType::F32 => whole_keys::<f32>,
+            KvType::F16 => whole_keys::<f16>,
+            KvType::Q8_0 => whole_keys::<Q8_0>,
+        };
+        // SAFETY: `local` has room for the keys of a chunk; the page is the cache's.
+        unsafe { put_together(self.isa, cached, local.keys) };
+        // whole keys are as long as a head's keys and values, which lie one behind the other: all are asked for with them
+        Chunk { keys: local.keys, key_dim: self.shape().key_dim, ..cached }
     }
 
     /// Merges what `single_chunks` left, query by query.
@@ -370,13 +401,13 @@ impl Call<'_> {
         rows.start + from..rows.start + from + seeing
     }
 
-    /// One chunk for the unit's rows that see it; their records go to `records`, one after the other. `next`: the keys
+    /// One chunk for the unit's rows that see it; their records go to `records`, one after the other. `next`: the chunk
     /// that this thread reads next.
     fn attend(
         &self,
         unit: &Unit,
         chunk: usize,
-        next: Option<*const u8>,
+        next: Option<Chunk>,
         local: &Local,
         records: *mut f32,
     ) -> Range<usize> {
@@ -389,8 +420,7 @@ impl Call<'_> {
             let (seen, base) = (self.seen(row), chunk * PAGE_LEN);
             *span = Span { from: seen.start.saturating_sub(base), to: (seen.end - base).min(PAGE_LEN) };
         }
-        let mut cached = self.cached(unit, chunk);
-        cached.next = next.unwrap_or(cached.next);
+        let cached = self.cached_ahead(unit, chunk, next, local);
         let spans = &spans[..rows.len()];
         let skipped = (rows.start - unit.block.rows.start) * unit.heads * self.query_bytes();
         let attend = match self.cache.kind {
@@ -431,11 +461,12 @@ impl Scratch {
         // SAFETY: a thread's part lies in the memory, and its pieces in the part.
         unsafe {
             let queries = start.at(worker.index * self.worker_len);
-            let scores = queries.add(self.queries_len);
+            let keys = queries.add(self.queries_len);
+            let scores = keys.add(self.keys_len);
             let records = scores.add(2 * QUERIES * PAGE_LEN);
             let states = records.add(record_area);
             let sink = states.add(record_area);
-            Local { queries: queries.cast(), scores, records, states, sink }
+            Local { queries: queries.cast(), keys: keys.cast(), scores, records, states, sink }
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A page holds [`PAGE_LEN`] positions of all layers. In it each layer has a block for each kv head: the keys
 //! [key_dim, PAGE_LEN], a position a lane, then the values [PAGE_LEN, value_dim rounded up to 16], a dimension a lane.
-//! So attention reads one contiguous run per head and adds up without crossing lanes.
+//! So attention reads one contiguous run per head and adds up without crossing lanes. Where the value is a part of the key,
+//! the keys' block holds only what is not in the value; attention puts them together (`attention::whole_keys`).
 //!
 //! q8_0 has blocks of 32 dimensions, each [PAGE_LEN] f16 scales and then int8: of keys [8, PAGE_LEN] lanes of 4
 //! dimensions, of values [PAGE_LEN, 32]. Dimensions that fill a last block up are zero.
@@ -74,7 +75,8 @@ impl KvCache {
         let start = self.memory.shared();
         // SAFETY: checked above; the values follow the keys in the head's block.
         let (keys, values) = unsafe { (start.at(at), start.at(at + key_bytes)) };
-        Chunk { keys, values, key_dim: shape.key_dim, value_stride, next: keys }
+        let key_dim = shape.cached_key_dim();
+        Chunk { keys, values, key_dim, value_stride, next_keys: keys, next_values: values }
     }
 
     /// Copies a page, all layers of it.
@@ -125,7 +127,7 @@ impl KvCache {
 /// A kv head's block as runs of PAGE_LEN elements, a position each: the bytes of an element of each run.
 fn runs(kind: KvType, layer: &Layer) -> Vec<usize> {
     let floats = |bytes: usize| {
-        let mut runs = vec![bytes; layer.shape.key_dim];
+        let mut runs = vec![bytes; layer.shape.cached_key_dim()];
         runs.push(bytes * layer.value_stride);
         runs
     };
@@ -133,7 +135,7 @@ fn runs(kind: KvType, layer: &Layer) -> Vec<usize> {
         KvType::F32 => floats(4),
         KvType::F16 => floats(2),
         KvType::Q8_0 => {
-            let keys = [2, 4, 4, 4, 4, 4, 4, 4, 4].repeat(layer.shape.key_dim.div_ceil(32));
+            let keys = [2, 4, 4, 4, 4, 4, 4, 4, 4].repeat(layer.shape.cached_key_dim().div_ceil(32));
             [keys, [2, 32].repeat(layer.value_stride / 32)].concat()
         }
     }

@@ -25,6 +25,7 @@ use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
 use crate::{Error, Result};
 
+pub use attention::page_bytes as attention_scratch_bytes;
 use half::f16;
 use kernels::attention::{Q8_0, append};
 use kernels::elementwise::{head_norms, norm_factor, scale};
@@ -492,7 +493,8 @@ impl Backend for CpuBackend {
         let shape = self.shapes[layer];
         let (key_width, value_width) = (self.width(key), self.width(value));
         assert!(key_width >= shape.heads * shape.key_dim, "width of the keys' buffer");
-        assert!(value_width >= shape.heads * shape.value_dim, "width of the values' buffer");
+        let value_fits = shape.value_in_key || value_width >= shape.heads * shape.value_dim;
+        assert!(value_fits, "width of the values' buffer");
         let (key, value) = (self.buffer(key), self.buffer(value));
         let cache = &self.ready.as_ref().expect("checked by `buffer`").cache;
         let (isa, step) = (self.isa, &self.step);
@@ -512,7 +514,10 @@ impl Backend for CpuBackend {
             // SAFETY: row and head lie in the buffers; a position of a head belongs to one task.
             unsafe {
                 let key = key.at(row * key_width + head * shape.key_dim);
-                let value = value.at(row * value_width + head * shape.value_dim);
+                let (key, value) = match shape.value_in_key {
+                    true => (key.add(shape.value_dim), key),
+                    false => (key, value.at(row * value_width + head * shape.value_dim)),
+                };
                 append(isa, chunk, position % PAGE_LEN, key, value, shape.value_dim);
             }
         });

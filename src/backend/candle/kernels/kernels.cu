@@ -87,11 +87,11 @@ extern "C" __global__ void append(__half *cache, const float *x, const unsigned 
 #define WARPS 4
 
 struct Shape {
-  int heads, kv_heads, key_dim, value_dim, window, splits;
+  int heads, kv_heads, key_dim, value_dim, value_width, window, splits;
   float scale;
 };
 
-// q [rows, heads * key_dim]; rows: for each the place of its sequence's block table in `tables`, and its position.
+// q [rows, heads * key_dim]; value_width: numbers from one head's value to the next, the key's where it is a part of it; rows: for each the place of its sequence's block table in `tables`, and its position.
 // partial [rows, heads, splits, 2 + value_dim]: greatest score, sum of the weights, weighted values; untouched where a row sees
 // nothing of a split.
 template <int G, int KEY_PAIRS, int VALUE_PAIRS>
@@ -122,7 +122,7 @@ static __device__ void attend(const float *q, const __half *keys, const __half *
   for (int p = from + warp; p < to; p += WARPS) {
     size_t slot = (size_t)table[p / PAGE] * PAGE + p % PAGE;
     const __half2 *key = (const __half2 *)(keys + (slot * s.kv_heads + kv_head) * s.key_dim);
-    const __half2 *value = (const __half2 *)(values + (slot * s.kv_heads + kv_head) * s.value_dim);
+    const __half2 *value = (const __half2 *)(values + (slot * s.kv_heads + kv_head) * s.value_width);
     float2 k[KEY_PAIRS], v[VALUE_PAIRS];
     for (int i = 0; i < KEY_PAIRS; i++) {
       int pair = lane + WARP * i;
@@ -181,8 +181,8 @@ static __device__ void attend(const float *q, const __half *keys, const __half *
 #define ATTEND(NAME, G, KEY_PAIRS, VALUE_PAIRS)                                                                                        \
   extern "C" __global__ void NAME(const float *q, const __half *keys, const __half *values, const unsigned *rows,                      \
                                   const unsigned *tables, float *partial, int heads, int kv_heads, int key_dim, int value_dim,         \
-                                  int window, int splits, float scale) {                                                               \
-    Shape s = {heads, kv_heads, key_dim, value_dim, window, splits, scale};                                                            \
+                                  int value_width, int window, int splits, float scale) {                                              \
+    Shape s = {heads, kv_heads, key_dim, value_dim, value_width, window, splits, scale};                                               \
     attend<G, KEY_PAIRS, VALUE_PAIRS>(q, keys, values, rows, tables, partial, s);                                                      \
   }
 

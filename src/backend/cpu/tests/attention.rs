@@ -1,4 +1,5 @@
 use super::*;
+use crate::backend::cpu::kv::KvCache;
 use crate::backend::{Attention, KvShape};
 use half::f16;
 
@@ -44,7 +45,14 @@ impl Setup {
     }
 
     fn simple(group: usize, dim: usize, tokens: usize) -> Self {
-        Self::new(group, KvShape { heads: 2, key_dim: dim, value_dim: dim }, tokens, KvType::F16)
+        Self::new(group, KvShape::grouped(2, dim, dim), tokens, KvType::F16)
+    }
+
+    /// Latent attention; the values, which stand in the keys, apart as well.
+    fn latent(heads: usize, (rank, rope_dims): (usize, usize), tokens: usize) -> Self {
+        let mut setup = Self::new(heads, KvShape::latent(rank, rope_dims), tokens, KvType::F16);
+        setup.value = setup.key.chunks(rank + rope_dims).flat_map(|key| &key[..rank]).copied().collect();
+        setup
     }
 
     fn of(self, kv_type: KvType) -> Self {
@@ -160,7 +168,7 @@ impl Setup {
 
     /// The definition, in f64.
     fn reference(&self) -> Vec<f64> {
-        let KvShape { heads: kv_heads, key_dim, value_dim } = self.shape;
+        let KvShape { heads: kv_heads, key_dim, value_dim, .. } = self.shape;
         let stored = |all: &[f32], width| all.chunks(width).map(|head| self.stored(head)).collect();
         let keys: Vec<Vec<f64>> = stored(&self.key, key_dim);
         let values: Vec<Vec<f64>> = stored(&self.value, value_dim);
@@ -199,7 +207,7 @@ fn attention_is_softmax_of_scaled_scores_over_what_a_row_sees() {
             (3, 24, 20),
             (70, 16, 16),
         ] {
-            let shape = KvShape { heads: 2, key_dim, value_dim };
+            let shape = KvShape::grouped(2, key_dim, value_dim);
             let setup = Setup::new(group, shape, 150, kv_type);
             let values = setup.at_once(backend(2, best()));
             assert_close(&values, &setup.reference(), 1e-5);
@@ -230,7 +238,7 @@ fn a_window_hides_what_lies_further_back() {
 fn every_instruction_set_and_thread_count_gives_the_same_bits() {
     for kv_type in KvType::ALL {
         for (group, dim) in [(3, 80), (7, 24)] {
-            let shape = KvShape { heads: 2, key_dim: dim, value_dim: dim };
+            let shape = KvShape::grouped(2, dim, dim);
             let setup = Setup::new(group, shape, 140, kv_type);
             everywhere(|backend| setup.at_once(backend));
         }
@@ -263,6 +271,47 @@ fn decoding_splits_chunks_over_threads_on_every_instruction_set_alike() {
             let last = bits(&values[399 * setup.width()..]);
             assert_eq!(last, expected, "{isa}, {kv_type}, {threads} threads");
         }
+    }
+}
+
+#[test]
+fn a_latent_that_is_cached_once_gives_the_bits_of_one_that_is_cached_twice() {
+    for (heads, dims, tokens) in [(128, (512, 64), 80), (3, (32, 6), 333), (70, (64, 32), 130)] {
+        for kv_type in KvType::ALL {
+            let once = Setup::latent(heads, dims, tokens).of(kv_type);
+            assert!(once.shape.value_in_key);
+            let shape = KvShape { value_in_key: false, ..once.shape };
+            let twice = Setup { shape, ..Setup::latent(heads, dims, tokens).of(kv_type) };
+            let expected = twice.at_once(backend(2, best()));
+            if tokens < 200 {
+                assert_close(&expected, &twice.reference(), 1e-4);
+            }
+            let expected = bits(&expected);
+            let last = &expected[(tokens - 1) * once.width()..];
+            for isa in Isa::available() {
+                let values = once.at_once(backend(3, isa));
+                assert_eq!(bits(&values), expected, "{heads} heads, {kv_type}, {isa}");
+                let steps: [&Rows; 2] = [&[(0, 0, tokens - 1)], &[(0, tokens - 1, 1)]];
+                let values = once.run(backend(2, isa), &steps, 0, true);
+                let decoded = &values[(tokens - 1) * once.width()..];
+                assert_eq!(bits(decoded), last, "{heads} heads, {kv_type}, {isa}: the last row alone");
+            }
+            let windowed = |setup: Setup| bits(&setup.windowed(70).in_chunks(backend(2, best()), 33));
+            assert_eq!(windowed(once), windowed(twice), "{heads} heads, {kv_type}: a window");
+        }
+    }
+}
+
+#[test]
+fn a_position_of_r1_takes_576_numbers_a_layer() {
+    let shape = KvShape::latent(512, 64);
+    for (kv_type, bytes) in [(KvType::F32, 4 * 576), (KvType::F16, 2 * 576), (KvType::Q8_0, 34 * 576 / 32)] {
+        assert_eq!(shape.position_bytes(kv_type), bytes, "{kv_type}");
+        assert_eq!(shape.page_bytes(kv_type), PAGE_LEN * bytes, "{kv_type}");
+        let cache = KvCache::new(&[shape; 3], 1, kv_type).unwrap();
+        let mut page = Vec::new();
+        cache.read_page(0, PAGE_LEN, &mut page);
+        assert_eq!(page.len(), 3 * PAGE_LEN * bytes, "{kv_type}");
     }
 }
 
@@ -317,7 +366,12 @@ fn what_stands_behind_the_end_of_a_page_changes_nothing() {
 /// Fills page 0 with 64 positions in two layers, lets `copy` bring 63 of them to page 2, and compares what
 /// position 62 attends to.
 fn reads_alike_on_another_page(kv_type: KvType, copy: impl Fn(&mut CpuBackend)) {
-    let setup = Setup::simple(3, 40, 64);
+    for setup in [Setup::simple(3, 40, 64), Setup::latent(5, (32, 8), 64)] {
+        setup_reads_alike(&setup, kv_type, &copy);
+    }
+}
+
+fn setup_reads_alike(setup: &Setup, kv_type: KvType, copy: &impl Fn(&mut CpuBackend)) {
     let shape = setup.shape;
     let mut backend = backend(2, best());
     let query = Input::new(&mut backend, &setup.query, setup.heads * shape.key_dim);

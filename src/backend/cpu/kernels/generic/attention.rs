@@ -80,15 +80,23 @@ pub struct Chunk {
     pub key_dim: usize,
     /// Width of a value, rounded up to 16 (q8_0: 32).
     pub value_stride: usize,
-    /// The keys of the chunk that is likely read next, its values behind them: asked for ahead, never read.
-    pub next: *const u8,
+    /// The keys of the chunk that is likely read next: asked for ahead, never read.
+    pub next_keys: *const u8,
+    /// Its values.
+    pub next_values: *const u8,
 }
 
 impl Chunk {
-    /// What lies as far behind `next` as `p` behind the keys.
+    /// What lies as far behind the next chunk's keys as `p` behind the keys.
     #[inline(always)]
-    fn ahead<T>(&self, p: *const T) -> *const u8 {
-        self.next.wrapping_add(p.addr() - self.keys.addr())
+    fn key_ahead<T>(&self, p: *const T) -> *const u8 {
+        self.next_keys.wrapping_add(p.addr() - self.keys.addr())
+    }
+
+    /// The same of values.
+    #[inline(always)]
+    fn value_ahead<T>(&self, p: *const T) -> *const u8 {
+        self.next_values.wrapping_add(p.addr() - self.values.addr())
     }
 }
 
@@ -108,6 +116,12 @@ pub trait Cached: 'static {
     /// # Safety
     /// The CPU has the ISA; `at` < PAGE_LEN, and nobody else is at this position.
     unsafe fn append<S: Simd>(chunk: &Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize);
+
+    /// Puts keys together that begin with the values: `to` takes keys as wide as value and key of the chunk together.
+    ///
+    /// # Safety
+    /// The CPU has the ISA; `value_stride` is the values' width and a multiple of 32; `to` has room, aligned to 4.
+    unsafe fn whole_keys<S: Simd>(chunk: &Chunk, to: *mut u8);
 
     /// `to[row][position]` = query x key for `rows` queries and the first `seen` positions, a multiple of 16.
     ///
@@ -134,6 +148,8 @@ entry_points! {
     /// Stores a key and a value of `value_dim` dimensions at position `at` of the chunk.
     pub fn append<C: Cached>(chunk: Chunk, at: usize, key: *const f32, value: *const f32, value_dim: usize)
         = append_generic;
+    /// Puts keys together that begin with the values: `to` has room for keys as wide as both.
+    pub fn whole_keys<C: Cached>(chunk: Chunk, to: *mut u8) = whole_keys_generic;
     /// Makes `count` queries [count, key_dim] ready, times `scale`.
     pub fn prepare<C: Cached>(from: *const f32, count: usize, key_dim: usize, scale: f32, to: *mut u8)
         = prepare_generic;
@@ -157,6 +173,12 @@ unsafe fn append_generic<S: Simd, C: Cached>(
 ) {
     // SAFETY: the caller's promise.
     unsafe { C::append::<S>(&chunk, at, key, value, value_dim) }
+}
+
+#[inline(always)]
+unsafe fn whole_keys_generic<S: Simd, C: Cached>(chunk: Chunk, to: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { C::whole_keys::<S>(&chunk, to) }
 }
 
 #[inline(always)]

@@ -14,6 +14,12 @@ pub trait Element: Load {
     /// # Safety
     /// The CPU has the ISA; LANES elements are writable.
     unsafe fn store<S: Simd>(p: *mut Self, v: S::F);
+
+    /// Values [PAGE_LEN, width], each row a position, as keys [width, PAGE_LEN].
+    ///
+    /// # Safety
+    /// The CPU has the ISA; the width is a multiple of 32; `to` does not overlap.
+    unsafe fn transpose<S: Simd>(from: *const Self, width: usize, to: *mut Self);
 }
 
 impl Element for f32 {
@@ -21,6 +27,22 @@ impl Element for f32 {
     unsafe fn store<S: Simd>(p: *mut Self, v: S::F) {
         // SAFETY: the caller's promise.
         unsafe { S::f_store(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(from: *const Self, width: usize, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let rows = row_pointers(from.cast(), width * size_of::<f32>(), 0, 1);
+            for lane in (0..PAGE_LEN).step_by(S::LANES) {
+                for i in (0..width).step_by(4) {
+                    let four = S::i_load_transposed(rows.as_ptr().add(lane), i * size_of::<f32>());
+                    for (j, positions) in four.into_iter().enumerate() {
+                        S::i_store(to.add((i + j) * PAGE_LEN + lane).cast(), positions);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -30,6 +52,41 @@ impl Element for f16 {
         // SAFETY: the caller's promise; an f16 is its bits.
         unsafe { S::f_store_f16(p.cast(), v) }
     }
+
+    /// A word of a row is two dimensions of a position, a word of `to` two positions: those of even rows go to the lower
+    /// halves, those of odd rows to the upper.
+    #[inline(always)]
+    unsafe fn transpose<S: Simd>(from: *const Self, width: usize, to: *mut Self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (from, row_bytes) = (from.cast(), width * size_of::<f16>());
+            let even = row_pointers(from, row_bytes, 0, 2);
+            let odd = row_pointers(from, row_bytes, 1, 2);
+            let (low, high) = (S::i_splat(0xffff), S::i_splat(0xffff_0000));
+            for lane in (0..PAGE_LEN / 2).step_by(S::LANES) {
+                for i in (0..width).step_by(8) {
+                    let even = S::i_load_transposed(even.as_ptr().add(lane), i * size_of::<f16>());
+                    let odd = S::i_load_transposed(odd.as_ptr().add(lane), i * size_of::<f16>());
+                    for (j, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+                        let to = to.add((i + 2 * j) * PAGE_LEN + 2 * lane).cast::<u32>();
+                        S::i_store(to, S::i_or(S::i_and(even, low), S::i_shl::<16>(odd)));
+                        let next = to.add(PAGE_LEN / 2);
+                        S::i_store(next, S::i_or(S::i_shr::<16>(even), S::i_and(odd, high)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where rows begin: `first`, and each `step` further.
+#[inline(always)]
+fn row_pointers(from: *const u8, row_bytes: usize, first: usize, step: usize) -> [*const u8; PAGE_LEN] {
+    let mut pointers = [from; PAGE_LEN];
+    for (i, pointer) in pointers.iter_mut().enumerate() {
+        *pointer = from.wrapping_add((first + i * step) * row_bytes);
+    }
+    pointers
 }
 
 impl<T: Element> Cached for T {
@@ -70,13 +127,24 @@ impl<T: Element> Cached for T {
     }
 
     #[inline(always)]
+    unsafe fn whole_keys<S: Simd>(chunk: &Chunk, to: *mut u8) {
+        let to = to.cast::<T>();
+        // SAFETY: the caller's promise; what is not in the value follows it.
+        unsafe {
+            T::transpose::<S>(chunk.values.cast(), chunk.value_stride, to);
+            let rest = to.add(chunk.value_stride * PAGE_LEN);
+            std::ptr::copy_nonoverlapping(chunk.keys.cast(), rest, chunk.key_dim * PAGE_LEN);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn scores<S: Simd>(chunk: &Chunk, queries: *const u8, rows: usize, seen: usize, to: *mut f32) {
         let keys = Strided(chunk.keys.cast::<T>().cast_const(), PAGE_LEN);
         let queries = Strided(queries.cast::<f32>(), chunk.key_dim);
         // SAFETY: the caller's promise.
         unsafe {
             let to = StridedMut(to, PAGE_LEN);
-            product::<S, T>(rows, chunk.key_dim, seen, queries, keys, to, chunk.next);
+            product::<S, T>(rows, chunk.key_dim, seen, queries, keys, to, chunk.next_keys);
         }
     }
 
@@ -95,7 +163,7 @@ impl<T: Element> Cached for T {
             let weights = Strided(weights.add(span.from), PAGE_LEN);
             let values = Strided(chunk.values.cast::<T>().add(span.from * stride).cast_const(), stride);
             let to = StridedMut(to, record_len(stride));
-            let next = chunk.ahead(chunk.values);
+            let next = chunk.next_values;
             product::<S, T>(rows, span.to - span.from, stride, weights, values, to, next);
         }
     }

@@ -11,7 +11,7 @@ use half::f16;
 
 use super::product::{Strided, StridedMut, Tiles, compute, product};
 use super::{Cached, Chunk, Simd, Span, record_len};
-use crate::backend::PAGE_LEN;
+use crate::backend::{KvType, PAGE_LEN};
 
 /// The kind of cache.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +150,34 @@ impl Cached for Q8_0 {
         }
     }
 
+    /// A block has the same scales and numbers in both forms: words of four dimensions change their places.
+    #[inline(always)]
+    unsafe fn whole_keys<S: Simd>(chunk: &Chunk, to: *mut u8) {
+        let blocks = chunk.value_stride / BLOCK;
+        // SAFETY: the caller's promise; what is not in the value follows it.
+        unsafe {
+            for block in 0..blocks {
+                let (from, to) = (Block::at(chunk.values, block), Block::at(to, block));
+                std::ptr::copy_nonoverlapping(from.scales, to.scales, PAGE_LEN);
+                let mut rows = [from.values.cast::<u8>().cast_const(); PAGE_LEN];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = row.add(i * BLOCK);
+                }
+                for lane in (0..PAGE_LEN).step_by(S::LANES) {
+                    for i in (0..BLOCK / 4).step_by(4) {
+                        let four = S::i_load_transposed(rows.as_ptr().add(lane), i * 4);
+                        for (j, positions) in four.into_iter().enumerate() {
+                            S::i_store(to.values.cast::<u32>().add((i + j) * PAGE_LEN + lane), positions);
+                        }
+                    }
+                }
+            }
+            let rest = Block::at(to, blocks).scales.cast::<u8>();
+            let bytes = KvType::Q8_0.key_bytes(chunk.key_dim) * PAGE_LEN;
+            std::ptr::copy_nonoverlapping(chunk.keys, rest, bytes);
+        }
+    }
+
     #[inline(always)]
     unsafe fn scores<S: Simd>(chunk: &Chunk, queries: *const u8, rows: usize, seen: usize, to: *mut f32) {
         let blocks = chunk.key_dim.div_ceil(BLOCK);
@@ -172,7 +200,7 @@ impl Cached for Q8_0 {
             for block in 0..chunk.value_stride / BLOCK {
                 let Block { scales, values } = Block::at(chunk.values, block);
                 for line in (0..PAGE_LEN).step_by(32) {
-                    S::prefetch_far(chunk.ahead(scales.add(line)));
+                    S::prefetch_far(chunk.value_ahead(scales.add(line)));
                 }
                 for i in (span.from / 16 * 16..span.to.next_multiple_of(16)).step_by(S::LANES) {
                     let scale = S::f_load_f16(scales.add(i));
@@ -184,7 +212,7 @@ impl Cached for Q8_0 {
                 let weights = Strided(scratch.add(span.from).cast_const(), PAGE_LEN);
                 let values = Strided(values.add(span.from * BLOCK).cast_const(), BLOCK);
                 let to = StridedMut(to.add(block * BLOCK), record);
-                let next = chunk.ahead(values.0);
+                let next = chunk.value_ahead(values.0);
                 product::<S, i8>(rows, span.to - span.from, BLOCK, weights, values, to, next);
             }
         }
@@ -246,7 +274,7 @@ impl<S: Simd> Tiles<S> for Scores<'_> {
                 }
                 for i in 0..BLOCK / 4 {
                     for line in (0..V * S::LANES).step_by(16) {
-                        S::prefetch_far(self.chunk.ahead(lanes.add(i * PAGE_LEN + line)));
+                        S::prefetch_far(self.chunk.key_ahead(lanes.add(i * PAGE_LEN + line)));
                     }
                     for r in 0..R {
                         let x = S::i_splat((*query(r)).high.as_ptr().cast::<u32>().add(i).read_unaligned());
@@ -270,7 +298,7 @@ impl<S: Simd> Tiles<S> for Scores<'_> {
                         }
                     }
                 }
-                S::prefetch_far(self.chunk.ahead(keys.scales.add(column)));
+                S::prefetch_far(self.chunk.key_ahead(keys.scales.add(column)));
                 for v in 0..V {
                     let scale = S::f_load_f16(keys.scales.add(column + v * S::LANES));
                     for r in 0..R {
