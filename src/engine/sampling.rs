@@ -190,7 +190,8 @@ impl Sampler {
         }
     }
 
-    /// Gives each token its weight, e to the power of what its logit is below the best, and returns the sum.
+    /// Gives each token its weight, e to the power of what its logit is below the best (none in blocks without one in reach),
+    /// and returns the sum.
     fn weigh(&mut self, logits: &[f32], best: f32, bound: f32) -> f64 {
         let temperature = self.sampling.temperature;
         let floor = best - bound * temperature;

@@ -244,7 +244,7 @@ impl Call<'_> {
         }
     }
 
-    /// Takes units, last (longest) first; goes through all chunks of each.
+    /// Takes units, last (longest) first in each thread's share; goes through all chunks of each.
     fn whole_units(&self, blocks: &[Block], claims: Claims, local: Local) {
         let (per_block, record) = (self.units_per_block(), self.record());
         for range in claims {
