@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use pensive::{Event, Model, Options, Prompt, Stats};
+use pensive::{Event, Model, Options, Prompt, Stats, Think};
 
 /// Tokens of a thought; none: as long as it takes.
 const BUDGETS: [Option<usize>; 8] =
     [Some(0), Some(16), Some(32), Some(64), Some(96), Some(128), Some(256), None];
 
-/// What ends a thought whose budget is spent.
+/// What ends a thought whose budget is spent; without any budget there is no thought to end.
 const CLOSING: &str = "\n\nMy time is up; I answer now.\n</think>\n\n";
 
 #[derive(serde::Deserialize)]
@@ -63,6 +63,10 @@ fn answers(model: &Model, problem: &Problem) -> [bool; BUDGETS.len()] {
     let thought = whole.tokens.iter().position(|&id| Some(id) == end).unwrap_or(whole.tokens.len());
     let closing = model.tokenizer().encode(CLOSING, pensive::text::Special::Parse).expect("text");
     BUDGETS.map(|budget| match budget {
+        Some(0) => {
+            let options = options.clone().think(Think::Off);
+            is_right(problem, &run(model, problem.prompt.as_str().into(), &options).answer)
+        }
         Some(budget) if budget < thought => {
             let tokens = [&prompt, &whole.tokens[..budget], &closing].concat();
             is_right(problem, &run(model, Prompt::Tokens(tokens), &options.clone().max_tokens(100)).answer)

@@ -9,6 +9,7 @@ import json
 import random
 import time
 
+import gguf
 import torch
 
 import vocabulary as v
@@ -18,6 +19,8 @@ from problems import Problems
 SHARES = {"count": 20, "compare": 14, "add": 12, "sub": 15, "mul": 11, "words": 8, "story": 11, "equation": 9, "sort": 6,
           "other": 6}
 CUT = 0.4  # share of thoughts that are cut off
+WORK = 40  # tokens of work in an answer to a thought that was cut off, at most
+LINE, SO = v.encode("\nSo ")
 CLOSING = "\n\nMy time is up; I answer now.\n"
 TURNS = 0.1  # share of examples with turns before
 BATCH = 6000  # tokens of a step, about
@@ -27,11 +30,32 @@ WARMUP, COOLDOWN = 0.01, 0.7  # shares of the steps
 
 
 def cut(thought, rng):
-    """A thought that does not come to its end, as pensive ends one: with a sentence that says so; and one that was not
-    wanted at all."""
-    if rng.random() < 0.2:
-        return v.encode("\n")
-    return thought[: rng.randrange(1, len(thought) + 1)] + v.encode(CLOSING)
+    """A thought that does not come to its end, and the work with which its answer begins. As pensive ends one, after the
+    sentence: the line that was cut and what follows it, as much as `WORK` holds. After a marker alone, or no thought at all: no
+    work."""
+    how = rng.random()
+    if how < 0.2:
+        return v.encode("\n"), []
+    at = rng.randrange(1, len(thought) + 1)
+    if how < 0.4:
+        return thought[:at], []
+    begin = max((i + 1 for i in range(at) if thought[i] == LINE), default=0)
+    work = []
+    for line in lines(thought[begin:]) if LINE in thought else []:  # a single line is no work
+        if len(work) + len(line) > WORK or line[0] == SO:  # what follows "So" is the answer
+            break
+        work += line
+    return thought[:at] + v.encode(CLOSING), work and v.encode(v.WORKING) + work
+
+
+def lines(ids):
+    """Each with its end."""
+    line = []
+    for i in ids + [LINE]:
+        line.append(i)
+        if i == LINE:
+            yield line
+            line = []
 
 
 def example(problems):
@@ -47,9 +71,11 @@ def example(problems):
     learned = len(ids)
     thought = v.encode(thought)
     if rng.random() < CUT:
-        # what is left out in the end is what the answer must do without; a cut is not learned, only what follows it
-        ids += cut(thought, rng) + v.encode("</think>\n\n")
+        # a cut is not learned, only what follows it
+        thought, work = cut(thought, rng)
+        ids += thought + v.encode("</think>\n\n")
         learned = len(ids)
+        ids += work
     else:
         ids += thought + v.encode("\n</think>\n\n")
     return ids + v.encode(answer) + [v.EOS], learned
@@ -106,6 +132,13 @@ def orthogonal(x):
     return (x.mT if flip else x).float()
 
 
+def weights(path):
+    """Those of a run, or of pocket.gguf."""
+    if path.endswith(".gguf"):
+        return {t.name: torch.tensor(t.data.astype("float32")) for t in gguf.GGUFReader(path).tensors}
+    return torch.load(path, weights_only=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=10000)
@@ -118,7 +151,7 @@ def main():
     torch.manual_seed(args.seed)
     model = Pocket()
     if args.start:
-        model.load_state_dict(torch.load(args.start, weights_only=True))
+        model.load_state_dict(weights(args.start))
     print(sum(p.numel() for p in model.parameters()), "parameters", flush=True)
     run = torch.compile(loss, dynamic=True)
 

@@ -7,6 +7,7 @@ import re
 
 MARKERS = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
 THINK = ["<think>", "</think>"]
+WORKING = "To finish:\n"  # before the work with which the answer to a thought that was cut off begins
 PHRASES = [
     "\n\nMy time is up; I answer now.\n",  # what pensive writes where a thought's bounds are reached
     "Wait, let me check again.",
@@ -37,6 +38,7 @@ PHRASES = [
     "I am pocket, a very small reasoner that lives inside pensive. ",
     "I count letters, compare and sort numbers, add, subtract, multiply, and solve small equations and word problems. ",
     "For anything else, pull a larger model.",
+    WORKING,
 ]
 BYTES = 256
 BOS, EOS, USER, ASSISTANT = range(BYTES, BYTES + 4)
