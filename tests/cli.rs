@@ -1,114 +1,18 @@
 //! The binary as a user meets it: what it prints where, and with which exit code.
 
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use command::{Answer, Home, setting};
 use pensive::checkpoint::{Value, write::GgufWriter};
 use server::Server;
-use tempfile::TempDir;
 
+#[path = "common/command.rs"]
+mod command;
 mod common;
 #[allow(dead_code)]
 #[path = "hub/server.rs"]
 mod server;
-
-/// A home of its own, so that no file or variable of this machine plays a part.
-struct Home(TempDir);
-
-impl Home {
-    fn new() -> Self {
-        Home(TempDir::new().expect("a temporary folder"))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// `pensive` with these arguments, nothing on standard input, no network.
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pensive"));
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy().into_owned();
-            if ["PENSIVE_", "HF_", "HUGGING", "XDG_", "TRANSFORMERS_"].iter().any(|p| name.starts_with(p)) {
-                command.env_remove(name);
-            }
-        }
-        command
-            .args(args)
-            .env("HOME", self.path())
-            .env("USERPROFILE", self.path())
-            .env("HF_HOME", self.path().join("hf"))
-            .env("HF_HUB_OFFLINE", "1")
-            .env("XDG_CONFIG_HOME", self.path().join("config"))
-            .env("XDG_STATE_HOME", self.path().join("state"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Answer {
-        Answer::of(self.command(args).output().expect("pensive runs"))
-    }
-
-    fn run_with_stdin(&self, args: &[&str], stdin: &[u8]) -> Answer {
-        let mut command = self.command(args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("pensive runs");
-        // A command that fails early does not read what it is given.
-        let _ = child.stdin.take().expect("stdin is piped").write_all(stdin);
-        Answer::of(child.wait_with_output().expect("pensive ends"))
-    }
-
-    /// Writes a file, gives its path.
-    fn file(&self, name: &str, text: &str) -> String {
-        let path = self.path().join(name);
-        std::fs::write(&path, text).expect("a temporary file");
-        path.to_str().expect("a UTF-8 path").to_owned()
-    }
-}
-
-/// What a command printed, and its exit code.
-#[derive(Debug)]
-struct Answer {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Answer {
-    fn of(output: Output) -> Self {
-        Answer {
-            code: output.status.code(),
-            stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
-            stderr: String::from_utf8(output.stderr).expect("UTF-8 on stderr"),
-        }
-    }
-
-    /// It failed with this code, one line on stderr that holds these words, and nothing on stdout.
-    #[track_caller]
-    fn fails(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        assert_eq!(self.stdout, "", "{self:?}");
-        assert!(self.stderr.starts_with("pensive: "), "{self:?}");
-        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
-        for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is not in {self:?}");
-        }
-    }
-
-    /// It succeeded; what it printed.
-    #[track_caller]
-    fn succeeds(&self) -> &str {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        assert!(!self.stdout.contains('\x1b'), "escape codes where no terminal is: {self:?}");
-        &self.stdout
-    }
-
-    #[track_caller]
-    fn json(&self) -> serde_json::Value {
-        serde_json::from_str(self.succeeds()).expect("JSON on stdout")
-    }
-}
 
 #[test]
 fn options_without_a_command_are_told_where_they_belong() {
@@ -344,12 +248,6 @@ fn a_closed_pipe_ends_quietly() {
         let answer = Answer::of(home.command(args).stdout(writer).output().expect("pensive runs"));
         assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{args:?}");
     }
-}
-
-/// Value and origin of a setting.
-fn setting(config: &serde_json::Value, name: &str) -> (serde_json::Value, String) {
-    let setting = &config["settings"][name];
-    (setting["value"].clone(), setting["origin"].as_str().unwrap_or_default().to_owned())
 }
 
 #[test]
@@ -608,129 +506,6 @@ fn ctrl_c_stops_a_download_which_a_second_pull_takes_up() {
     pull(&home, &hub).succeeds();
     let files = hub.seen_files();
     assert!(files.last().is_some_and(|seen| seen.range.is_some()), "{files:?}");
-}
-
-/// `bench` of a small real model, briefly; none (with a printed reason) where the model is absent.
-fn bench_real(home: &Home, args: &[&str]) -> Option<Answer> {
-    let model = common::real_model(common::SMOLLM2.1)?;
-    let model = model.to_str().expect("a UTF-8 path");
-    let brief = ["bench", model, "-p", "8,0", "-n", "2", "-d", "0,70", "-t", "1", "-r", "2", "-o"];
-    Some(home.run(&[&brief, args].concat()))
-}
-
-#[test]
-fn bench_gives_an_object_for_every_combination() {
-    let home = Home::new();
-    let Some(answer) = bench_real(&home, &["json"]) else { return };
-    let rows = answer.json();
-    let rows = rows.as_array().expect("an array");
-    let names: Vec<_> = rows.iter().map(|row| row["test"].as_str().expect("a name")).collect();
-    assert_eq!(names, ["pp8", "tg2", "pp8@d70", "tg2@d70"]);
-    for row in rows {
-        let speed = &row["tokens_per_second"];
-        let number = |key: &str| speed[key].as_f64().expect("a number");
-        assert!(
-            0.0 < number("min") && number("min") <= number("median") && number("median") <= number("max")
-        );
-        assert!(number("stddev") >= 0.0 && speed["samples"].as_array().map(Vec::len) == Some(2), "{row}");
-        assert!(row["share_of_limit"].as_f64().is_some_and(|share| share > 0.0), "{row}");
-        assert!(row["limits"]["read_bytes_per_second"].as_f64().is_some_and(|n| n > 1e6), "{row}");
-        assert_eq!((&row["threads"], &row["version"]), (&1.into(), &env!("CARGO_PKG_VERSION").into()));
-        assert_eq!((&row["model"], &row["kv_type"]), (&"SmolLM2-135M-Instruct.Q4_1".into(), &"f16".into()));
-        assert_eq!(row["model_sha256"].as_str().map(str::len), Some(64));
-        assert!(row["size"].as_u64() > Some(80_000_000) && row["isa"].is_string(), "{row}");
-    }
-    assert!(answer.stderr.contains("tg2@d70"), "progress is on stderr: {answer:?}");
-    let remembered = home.run(&["config", "--json"]).json();
-    assert_eq!(setting(&remembered, "model").0, serde_json::Value::Null, "a bench is no use of a model");
-}
-
-#[test]
-fn bench_prints_a_table_lines_of_json_or_lines_of_values() {
-    let home = Home::new();
-    let Some(table) = bench_real(&home, &["md", "-q"]) else { return };
-    let lines: Vec<_> = table.succeeds().lines().collect();
-    assert!(lines[0].starts_with("| model ") && lines[1].starts_with("| ---"), "{table:?}");
-    assert!(lines[5].contains(" tg2 @ d70 ") && lines[5].contains(" ± "), "{table:?}");
-    assert!(lines.last().is_some_and(|line| line.contains("GB/s")), "{table:?}");
-    assert_eq!(table.stderr, "", "-q is quiet");
-    let Some(jsonl) = bench_real(&home, &["jsonl"]) else { return };
-    let tests = jsonl.succeeds().lines().map(|line| {
-        let row: serde_json::Value = serde_json::from_str(line).expect("JSON on every line");
-        row["test"].as_str().expect("a name").to_owned()
-    });
-    assert_eq!(tests.collect::<Vec<_>>(), ["pp8", "tg2", "pp8@d70", "tg2@d70"]);
-    let Some(csv) = bench_real(&home, &["csv"]) else { return };
-    let columns: Vec<_> = csv.succeeds().lines().map(|line| line.split(',').count()).collect();
-    assert!(columns.len() == 5 && columns.iter().all(|&n| n == columns[0]), "{csv:?}");
-}
-
-#[test]
-fn bench_measures_a_model_that_is_not_there() {
-    let home = Home::new();
-    let synthetic = [
-        "bench",
-        "--synthetic",
-        "qwen3:0.6b",
-        "--layers",
-        "2",
-        "-p",
-        "4",
-        "-n",
-        "2",
-        "-r",
-        "1",
-        "-o",
-        "json",
-    ];
-    let answer = home.run(&synthetic);
-    let rows = answer.json();
-    assert_eq!(rows.as_array().map(Vec::len), Some(2));
-    assert_eq!(rows[1]["model"], "synthetic qwen3:0.6b");
-    assert_eq!((&rows[1]["model_sha256"], &rows[1]["test"]), (&serde_json::Value::Null, &"tg2".into()));
-    assert!(rows[1]["tokens_per_second"]["median"].as_f64().is_some_and(|speed| speed > 0.0), "{answer:?}");
-}
-
-#[test]
-fn perplexity_compares_with_a_reference() {
-    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
-    let Some(reference) = common::fixture("real/smollm2-135m.safetensors") else { return };
-    let home = Home::new();
-    let (model, reference) = (model.to_str().expect("UTF-8"), reference.to_str().expect("UTF-8"));
-    let object = home.run(&["perplexity", model, "--reference", reference, "--json"]).json();
-    assert!(object["kl"].as_f64().is_some_and(|kl| 0.0 < kl && kl < 0.0015), "{object}");
-    assert!(object["top1"].as_f64().is_some_and(|share| share > 0.9), "{object}");
-    assert_eq!(object["positions"], 256);
-    home.run(&["perplexity", model, "--reference", reference, "-c", "100"]).fails(1, &["256", "100"]);
-    home.run(&["perplexity", model, "--reference", model]).fails(1, &["SmolLM2", "not a safetensors file"]);
-}
-
-#[test]
-fn perplexity_of_a_text_is_lower_where_it_repeats_itself() {
-    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
-    let model = model.to_str().expect("a UTF-8 path");
-    let home = Home::new();
-    let of = |name: &str, text: String| {
-        let file = home.file(name, &text);
-        home.run(&["perplexity", model, "--text", &file, "-c", "64", "--json"]).json()
-    };
-    let numbers = (0..120u64).map(|i| (i * i * 7919 % 9973).to_string() + " ").collect();
-    let (words, random) = (of("words", "the cat sat on the mat. ".repeat(40)), of("random", numbers));
-    let perplexity = |object: &serde_json::Value| object["perplexity"].as_f64().expect("a number");
-    assert!(1.0 < perplexity(&words) && perplexity(&words) < 2.0, "{words}");
-    assert!(perplexity(&random) > 4.0 * perplexity(&words), "{random}");
-    // windows of 64 whose positions 32..=62 have a next token
-    assert!(words["positions"].as_u64().is_some_and(|n| n > 0 && n % 31 == 0), "{words}");
-    assert_eq!((&words["kl"], &words["top1"]), (&serde_json::Value::Null, &serde_json::Value::Null));
-}
-
-#[test]
-fn a_text_without_one_window_is_refused() {
-    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
-    let home = Home::new();
-    let file = home.file("short.txt", "a few words\n");
-    home.run(&["perplexity", model.to_str().expect("UTF-8"), "--text", &file])
-        .fails(2, &["3 tokens", "window 512"]);
 }
 
 #[cfg(feature = "pocket")]
