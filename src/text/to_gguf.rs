@@ -1,26 +1,29 @@
 //! A tokenizer.json as GGUF's `tokenizer.ggml.*` fields.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::Value as Json;
 
 use super::from_json::optional_json;
-use super::{ChatTemplate, Tokenizer, pretokenizer};
+use super::tokenizer::byte_token;
+use super::{ChatTemplate, Tokenizer, pretokenizer, spm};
 use crate::checkpoint::{Metadata, Value};
 use crate::{Error, Result};
 
 /// `tokenizer.ggml.token_type`
 const NORMAL: i64 = 1;
+const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
+const BYTE: i64 = 6;
 
 /// The fields for a repository's tokenizer and chat template; none where it has no tokenizer.json.
 ///
 /// # Errors
-/// A file that cannot be read; a tokenizer that is no byte-level byte-pair encoding, or cuts words in a way that GGUF
-/// has no name for.
+/// A file that cannot be read; a tokenizer that is no byte-pair encoding, or cuts words in a way that GGUF has no name for,
+/// or falls back to bytes with merges that no scores stand for.
 pub fn gguf_vocabulary(metadata: &Metadata) -> Result<BTreeMap<String, Value>> {
     let Metadata::HuggingFace { config, folder } = metadata else { return Ok(BTreeMap::new()) };
     let path = folder.join("tokenizer.json");
@@ -45,17 +48,59 @@ pub fn gguf_vocabulary(metadata: &Metadata) -> Result<BTreeMap<String, Value>> {
 }
 
 fn fields(path: &Path, json: &Json, size: usize) -> Result<BTreeMap<String, Value>> {
-    let unsupported = |what: &str| Error::file(path, format!("{what}: GGUF cannot hold that"));
     let model = &json["model"];
     let (Some(vocabulary), Some(merges)) = (model["vocab"].as_object(), model["merges"].as_array()) else {
-        return Err(unsupported("the tokenizer is no byte-pair encoding"));
+        return Err(unsupported(path, "the tokenizer is no byte-pair encoding"));
     };
-    if model["byte_fallback"].as_bool() == Some(true) {
-        return Err(unsupported("the tokenizer falls back to bytes, with merges instead of scores"));
+    let merges: Option<Vec<(&str, &str)>> = merges.iter().map(merge).collect();
+    let merges = merges.ok_or_else(|| Error::file(path, "a merge is neither a pair nor a string"))?;
+    let (tokens, mut kinds) = entries(path, vocabulary, &json["added_tokens"], size)?;
+    let text = |text: &str| Value::String(text.to_owned());
+    let mut fields = if model["byte_fallback"].as_bool() == Some(true) {
+        let scores = scores(&tokens, &mut kinds, model["unk_token"].as_str(), &merges)
+            .ok_or_else(|| unsupported(path, "its merges stand in an order that no scores give"))?;
+        BTreeMap::from([
+            ("tokenizer.ggml.model".to_owned(), text("llama")),
+            ("tokenizer.ggml.pre".to_owned(), text("default")),
+            ("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(adds_space(json))),
+            ("tokenizer.ggml.scores".to_owned(), Value::Floats(scores)),
+        ])
+    } else {
+        let pre = pretokenizer::name_of(&patterns(&json["pre_tokenizer"]))
+            .ok_or_else(|| unsupported(path, "the tokenizer cuts words in a way that has no name"))?;
+        let merges = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+        BTreeMap::from([
+            ("tokenizer.ggml.model".to_owned(), text("gpt2")),
+            ("tokenizer.ggml.pre".to_owned(), text(pre)),
+            ("tokenizer.ggml.merges".to_owned(), Value::Strings(merges)),
+        ])
+    };
+    fields.insert("tokenizer.ggml.tokens".to_owned(), Value::Strings(tokens));
+    fields.insert("tokenizer.ggml.token_type".to_owned(), Value::Integers(kinds));
+    Ok(fields)
+}
+
+fn unsupported(path: &Path, what: &str) -> Error {
+    Error::file(path, format!("{what}: GGUF cannot hold that"))
+}
+
+/// Two entries: an array, or both in one string.
+fn merge(merge: &Json) -> Option<(&str, &str)> {
+    match merge {
+        Json::String(both) => both.split_once(' '),
+        Json::Array(two) => Some((two.first()?.as_str()?, two.get(1)?.as_str()?)),
+        _ => None,
     }
-    let pre = pretokenizer::name_of(&patterns(&json["pre_tokenizer"]))
-        .ok_or_else(|| unsupported("the tokenizer cuts words in a way that has no name"))?;
-    let added: Vec<(usize, &str, bool)> = json["added_tokens"]
+}
+
+/// The text and kind of each id, `size` of them at least.
+fn entries(
+    path: &Path,
+    vocabulary: &serde_json::Map<String, Json>,
+    added: &Json,
+    size: usize,
+) -> Result<(Vec<String>, Vec<i64>)> {
+    let added: Vec<(usize, &str, bool)> = added
         .as_array()
         .into_iter()
         .flatten()
@@ -80,22 +125,48 @@ fn fields(path: &Path, json: &Json, size: usize) -> Result<BTreeMap<String, Valu
     for (id, text, special) in added {
         (tokens[id], kinds[id]) = (text.to_owned(), if special { CONTROL } else { USER_DEFINED });
     }
-    // pairs, or both in one string
-    let merge = |merge: &Json| match merge {
-        Json::String(both) => Some(both.clone()),
-        Json::Array(two) => Some(format!("{} {}", two.first()?.as_str()?, two.get(1)?.as_str()?)),
-        _ => None,
+    Ok((tokens, kinds))
+}
+
+/// SentencePiece's scores that lead to `merges`, the first one the best; none if there are none. Entries that no merge makes
+/// come last. Bytes and the unknown token get kinds of their own.
+fn scores(
+    tokens: &[String],
+    kinds: &mut [i64],
+    unknown: Option<&str>,
+    merges: &[(&str, &str)],
+) -> Option<Vec<f64>> {
+    for (kind, token) in kinds.iter_mut().zip(tokens) {
+        if Some(token.as_str()) == unknown {
+            *kind = UNKNOWN;
+        } else if *kind == NORMAL && byte_token(token).is_some() {
+            *kind = BYTE;
+        }
+    }
+    let mut ranks: HashMap<String, usize> = HashMap::new();
+    for (left, right) in merges {
+        let next = ranks.len();
+        ranks.entry(format!("{left}{right}")).or_insert(next);
+    }
+    let last = ranks.len();
+    let scores: Vec<f64> = tokens.iter().map(|token| -(*ranks.get(token).unwrap_or(&last) as f64)).collect();
+    let is_text = |kind: i64| kind == NORMAL || kind == USER_DEFINED;
+    let all = tokens.iter().zip(&scores).zip(kinds.iter());
+    let scored: Vec<(&str, f64)> =
+        all.filter(|&(_, &kind)| is_text(kind)).map(|((token, &score), _)| (token.as_str(), score)).collect();
+    (spm::merges(&scored) == merges).then_some(scores)
+}
+
+/// Whether a space is put before a text: by a normalizer, or as newer files have it.
+fn adds_space(json: &Json) -> bool {
+    let steps = |step: &Json, of: &str| match step[of].as_array() {
+        Some(all) => all.clone(),
+        None => vec![step.clone()],
     };
-    let merges: Option<Vec<String>> = merges.iter().map(merge).collect();
-    let merges = merges.ok_or_else(|| Error::file(path, "a merge is neither a pair nor a string"))?;
-    let text = |text: &str| Value::String(text.to_owned());
-    Ok(BTreeMap::from([
-        ("tokenizer.ggml.model".to_owned(), text("gpt2")),
-        ("tokenizer.ggml.pre".to_owned(), text(pre)),
-        ("tokenizer.ggml.tokens".to_owned(), Value::Strings(tokens)),
-        ("tokenizer.ggml.token_type".to_owned(), Value::Integers(kinds)),
-        ("tokenizer.ggml.merges".to_owned(), Value::Strings(merges)),
-    ]))
+    let normalizers = steps(&json["normalizer"], "normalizers");
+    let pre_tokenizers = steps(&json["pre_tokenizer"], "pretokenizers");
+    normalizers.iter().any(|step| step["type"] == "Prepend")
+        || pre_tokenizers.iter().any(|step| step["type"] == "Metaspace" && step["prepend_scheme"] != "never")
 }
 
 /// The patterns that words are cut by, in order.
@@ -113,3 +184,6 @@ fn patterns(pre_tokenizer: &Json) -> Vec<String> {
     };
     own.into_iter().chain(of_list).collect()
 }
+
+#[cfg(test)]
+mod tests;
