@@ -42,6 +42,11 @@ pub enum Error {
         /// Its word.
         what: String,
     },
+    /// The model's arithmetic overflowed, or its weights are no numbers.
+    #[error(
+        "the model computes what is no number: its file may be damaged (`pensive pull` checks and mends a pulled one)"
+    )]
+    Numbers,
     /// The prompt leaves no room in the context.
     #[error("the prompt has {prompt} tokens and the context holds {context}: shorten it, or raise --context")]
     Context {

@@ -8,9 +8,9 @@ use super::{
     Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan, Projection, Rope,
     Source, Stack, Step, Vector,
 };
-use crate::Result;
 use crate::checkpoint::Tensor;
 use crate::quant::BlockType;
+use crate::{Error, Result};
 
 /// Several backends as one.
 pub struct SplitBackend {
@@ -23,6 +23,14 @@ pub struct SplitBackend {
     vectors: Vec<(usize, Vector)>,
     /// By buffer: the part that wrote it last.
     written: Vec<usize>,
+    /// By buffer: its width.
+    widths: Vec<usize>,
+    /// Rows that operations work on: those of the step, and from `gather` on those that want logits.
+    rows: usize,
+    /// How many want logits.
+    rows_with_logits: usize,
+    /// What one part said while values were brought to another.
+    fault: Option<Error>,
     /// By layer: the part, and its number there.
     layers: Vec<(usize, usize)>,
     /// By layer: the bytes of a position in the cache.
@@ -51,6 +59,10 @@ impl SplitBackend {
             stacks: Vec::new(),
             vectors: Vec::new(),
             written: Vec::new(),
+            widths: Vec::new(),
+            rows: 0,
+            rows_with_logits: 0,
+            fault: None,
             layers: Vec::new(),
             shapes: Vec::new(),
             plan: None,
@@ -79,9 +91,13 @@ impl SplitBackend {
         }
         self.written[buffer.0] = to;
         let [from, to] = self.parts.get_disjoint_mut([from, to]).expect("two parts");
-        // a fault stays with the part that has it, and `end` tells it
-        if let Ok(values) = from.backend.read(buffer) {
-            to.backend.write(buffer, values);
+        match from.backend.read(buffer) {
+            Ok(values) => to.backend.write(buffer, values),
+            Err(fault) => {
+                self.fault = self.fault.take().or(Some(fault));
+                // never seen: `end` tells the fault
+                to.backend.write(buffer, &vec![0.0; self.rows * self.widths[buffer.0]]);
+            }
         }
     }
 
@@ -202,6 +218,7 @@ impl Backend for SplitBackend {
     fn add_buffer(&mut self, width: usize) -> Buffer {
         let handles: Vec<Buffer> = self.parts.iter_mut().map(|part| part.backend.add_buffer(width)).collect();
         self.written.push(0);
+        self.widths.push(width);
         let buffer = Buffer(self.written.len() - 1);
         assert!(handles.iter().all(|&handle| handle == buffer), "buffers are numbered alike everywhere");
         buffer
@@ -222,6 +239,8 @@ impl Backend for SplitBackend {
     }
 
     fn begin(&mut self, step: &Step<'_>) {
+        (self.rows, self.fault) = (step.rows.len(), None);
+        self.rows_with_logits = step.rows.iter().filter(|row| row.wants_logits).count();
         self.parts.iter_mut().for_each(|part| part.backend.begin(step));
     }
 
@@ -318,11 +337,13 @@ impl Backend for SplitBackend {
     fn gather(&mut self, from: Buffer, to: Buffer) {
         self.bring(from);
         self.wrote(to);
+        self.rows = self.rows_with_logits;
         self.backend().gather(from, to);
     }
 
     fn end(&mut self) -> Result<()> {
         let ended: Vec<Result<()>> = self.parts.iter_mut().map(|part| part.backend.end()).collect();
+        self.fault.take().map_or(Ok(()), Err)?;
         ended.into_iter().collect()
     }
 

@@ -73,6 +73,14 @@ pub enum Wants {
     All,
 }
 
+/// Logits, if they are numbers: where one activation is none, no logit is one.
+fn numbers(logits: &mut [f32]) -> Result<&mut [f32]> {
+    match logits.first() {
+        Some(first) if first.is_nan() => Err(Error::Numbers),
+        _ => Ok(logits),
+    }
+}
+
 /// Tokens that a step appends to a sequence.
 #[derive(Debug)]
 pub struct Feed<'a> {
@@ -160,7 +168,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Usage`] for more rows than planned or a token beyond the vocabulary, [`Error::Memory`] where the KV cache has
-    /// no free page, [`Error::Device`] for what a GPU says. The sequences are then as before.
+    /// no free page, [`Error::Device`] for what a GPU says, [`Error::Numbers`] for logits that are no numbers. The sequences are then as before.
     pub fn step(&mut self, feeds: &mut [Feed<'_>]) -> Result<&mut [f32]> {
         self.check(feeds)?;
         for feed in feeds.iter_mut() {
@@ -187,18 +195,19 @@ impl Engine {
             }));
         }
         self.run(feeds.len());
-        if let Err(error) = self.backend.end() {
-            feeds.iter_mut().for_each(|f| f.sequence.truncate(f.sequence.len()));
-            return Err(error);
-        }
+        let logits = match self.backend.end() {
+            Ok(()) if self.rows.iter().any(|row| row.wants_logits) => {
+                self.backend.read(self.decoder.logits()).and_then(numbers)
+            }
+            ended => ended.map(|()| &mut [][..]),
+        };
         for feed in feeds.iter_mut() {
-            feed.sequence.tokens.extend_from_slice(feed.tokens);
+            match &logits {
+                Ok(_) => feed.sequence.tokens.extend_from_slice(feed.tokens),
+                Err(_) => feed.sequence.truncate(feed.sequence.len()),
+            }
         }
-        if self.rows.iter().any(|row| row.wants_logits) {
-            self.backend.read(self.decoder.logits())
-        } else {
-            Ok(&mut [])
-        }
+        logits
     }
 
     fn run(&mut self, sequences: usize) {

@@ -81,6 +81,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_store_u8(p: *mut u8, v: Self::I);
     unsafe fn i_and(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_or(a: Self::I, b: Self::I) -> Self::I;
+    /// Of signed words.
+    unsafe fn i_max(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_add(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn i_sub(a: Self::I, b: Self::I) -> Self::I;

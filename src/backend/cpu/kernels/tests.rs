@@ -44,6 +44,7 @@ unsafe fn every_operation<S: Simd>(x: *const Lanes, out: *mut Results) {
                 S::f_to_i(a),
                 S::f_bits(S::f_splat(x.f[0][3])),
                 S::i_and(i, j),
+                S::i_max(i, j),
                 S::i_or(i, j),
                 S::i_xor(i, j),
                 S::i_add(i, j),

@@ -152,6 +152,10 @@ impl Simd for Neon {
         unsafe { vorrq_u32(a, b) }
     }
     #[inline(always)]
+    unsafe fn i_max(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { vreinterpretq_u32_s32(vmaxq_s32(vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b))) }
+    }
+    #[inline(always)]
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
         unsafe { veorq_u32(a, b) }
     }

@@ -27,7 +27,8 @@ use super::interleave::{RowPointers, interleave};
 pub struct QuantizedChunk {
     /// Rounded to -127..=127.
     pub(super) values: [i8; CHUNK],
-    /// Of each group: largest magnitude / 127; 0 if that magnitude is below [`TINY`]. Without powers of two.
+    /// Of each group: largest magnitude / 127; 0 if that magnitude is below [`TINY`], NaN if it is no number. Without powers of
+    /// two.
     pub(super) scales: [f32; CHUNK / GROUP],
     /// Σ values, negated: where a dot product with offset quants starts from.
     negative_sums: [i32; CHUNK / GROUP],
@@ -107,10 +108,7 @@ pub unsafe fn quantize<S: Simd>(
 unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, powers: bool, out: &mut QuantizedChunk) {
     unsafe {
         let groups = columns / GROUP;
-        let mut largest = [0.0; CHUNK / GROUP];
-        for group in 0..groups {
-            largest[group] = largest_magnitude::<S>(x.add(group * GROUP));
-        }
+        let largest = largest_magnitudes::<S>(x, groups);
         let inverses = if powers { scale_by_powers(&largest, out) } else { scale_groups(&largest, out) };
         for group in 0..groups {
             let inverse = S::f_splat(inverses[group]);
@@ -131,36 +129,41 @@ unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, powers: bool, o
     }
 }
 
-/// Sets the scale of each group; returns their inverses.
+/// Sets the scale of each group, of which the bits of the largest magnitude are given; returns their inverses.
 #[inline(always)]
-fn scale_groups(largest: &[f32; CHUNK / GROUP], out: &mut QuantizedChunk) -> [f32; CHUNK / GROUP] {
+fn scale_groups(largest: &[u32; CHUNK / GROUP], out: &mut QuantizedChunk) -> [f32; CHUNK / GROUP] {
     let mut inverses = [0.0; CHUNK / GROUP];
     for group in 0..CHUNK / GROUP {
-        let some = largest[group] > TINY;
-        out.scales[group] = if some { largest[group] / 127.0 } else { 0.0 };
-        inverses[group] = if some { 127.0 / largest[group] } else { 0.0 };
+        (out.scales[group], inverses[group]) = scale_and_inverse(largest[group]);
     }
     inverses
 }
 
+/// For values of at most this magnitude; no numbers where it is none, or infinite, so that the products are none either.
+#[inline(always)]
+fn scale_and_inverse(largest: u32) -> (f32, f32) {
+    let value = f32::from_bits(largest);
+    if largest <= TINY.to_bits() {
+        (0.0, 0.0)
+    } else if largest < f32::INFINITY.to_bits() {
+        (value / 127.0, 127.0 / value)
+    } else {
+        (f32::NAN, f32::NAN)
+    }
+}
+
 /// Sets the scale of the chunk, that of its largest value, and the powers of two; returns the inverse for each group.
 #[inline(always)]
-fn scale_by_powers(largest: &[f32; CHUNK / GROUP], out: &mut QuantizedChunk) -> [f32; CHUNK / GROUP] {
-    let mut of_chunk = 0f32;
-    for group in 0..CHUNK / GROUP {
-        of_chunk = if largest[group] > of_chunk { largest[group] } else { of_chunk };
-    }
-    let some = of_chunk > TINY;
-    let scale = if some { of_chunk / 127.0 } else { 0.0 };
-    let inverse = if some { 127.0 / of_chunk } else { 0.0 };
+fn scale_by_powers(largest: &[u32; CHUNK / GROUP], out: &mut QuantizedChunk) -> [f32; CHUNK / GROUP] {
+    let of_chunk = largest.iter().copied().fold(0, u32::max);
+    let (scale, inverse) = scale_and_inverse(of_chunk);
     out.scale = scale * (1.0 / power(LARGEST_EXPONENT << 23));
     let mut inverses = [0.0; CHUNK / GROUP];
     for pair in 0..CHUNK / GROUP / 2 {
-        let (a, b) = (largest[2 * pair], largest[2 * pair + 1]);
-        let of_pair = if a > b { a } else { b };
+        let of_pair = largest[2 * pair].max(largest[2 * pair + 1]);
         // how often the pair can be doubled without becoming larger than the chunk: a difference of exponents, less one
         // if the pair's mantissa is the larger
-        let doublings = ((of_chunk.to_bits() - of_pair.to_bits()) >> 23).min(LARGEST_EXPONENT);
+        let doublings = ((of_chunk - of_pair) >> 23).min(LARGEST_EXPONENT);
         out.exponents[pair] = (LARGEST_EXPONENT - doublings) << 23;
         let inverse = inverse * power(doublings << 23);
         (inverses[2 * pair], inverses[2 * pair + 1]) = (inverse, inverse);
@@ -174,38 +177,49 @@ fn power(e: u32) -> f32 {
     f32::from_bits(e + 1f32.to_bits())
 }
 
-/// Of a group.
+/// The bits of each group's largest magnitude, 0 from `groups` on: as integers they have the order of the values, and what is
+/// no number is the largest. A lane is a group, so that nothing goes from lane to lane.
 #[inline(always)]
-unsafe fn largest_magnitude<S: Simd>(x: *const f32) -> f32 {
+unsafe fn largest_magnitudes<S: Simd>(x: *const f32, groups: usize) -> [u32; CHUNK / GROUP] {
+    static NOTHING: [f32; GROUP] = [0.0; GROUP];
+    let mut rows = [NOTHING.as_ptr().cast::<u8>(); CHUNK / GROUP];
+    let mut all = [0; CHUNK / GROUP];
     unsafe {
-        let magnitude = S::i_splat(0x7fff_ffff);
-        let mut largest = S::f_splat(0.0);
-        for part in (0..GROUP).step_by(S::LANES) {
-            let v = S::f_bits(S::f_load(x.add(part)));
-            largest = S::f_max(S::f_from_bits(S::i_and(v, magnitude)), largest);
+        for group in 0..groups {
+            rows[group] = x.add(group * GROUP).cast();
         }
-        S::f_max_lane(largest)
+        let magnitude = S::i_splat(0x7fff_ffff);
+        for first in (0..CHUNK / GROUP).step_by(S::LANES) {
+            let mut largest = S::i_splat(0);
+            for four in 0..GROUP / 4 {
+                for v in S::i_load_transposed(rows.as_ptr().add(first), 16 * four) {
+                    largest = S::i_max(S::i_and(v, magnitude), largest);
+                }
+            }
+            S::i_store(all.as_mut_ptr().add(first), largest);
+        }
     }
+    all
 }
 
-/// Σ values of each group: dot products with ones give the sums of four.
+/// Σ values of each group, a lane a group: dot products with ones.
 #[inline(always)]
 unsafe fn group_sums<S: Simd>(values: &[i8; CHUNK]) -> [i32; CHUNK / GROUP] {
+    let mut rows = [values.as_ptr().cast::<u8>(); CHUNK / GROUP];
+    let mut all = [0; CHUNK / GROUP];
     unsafe {
-        let mut fours = [0u32; CHUNK / 4];
-        for part in (0..CHUNK / 4).step_by(S::LANES) {
-            let x = S::i_load(values.as_ptr().cast::<u32>().add(part));
-            let sums = S::dot(S::i_splat(0), S::i_splat(0x0101_0101), x);
-            S::i_store(fours.as_mut_ptr().add(part), sums);
-        }
-        let mut sums = [0; CHUNK / GROUP];
         for group in 0..CHUNK / GROUP {
-            for i in 0..GROUP / 4 {
-                sums[group] += fours[group * GROUP / 4 + i] as i32;
-            }
+            rows[group] = rows[group].add(group * GROUP);
         }
-        sums
+        for first in (0..CHUNK / GROUP).step_by(S::LANES) {
+            let mut sums = S::i_splat(0);
+            for four in S::i_load_transposed(rows.as_ptr().add(first), 0) {
+                sums = S::dot(sums, S::i_splat(0x0101_0101), four);
+            }
+            S::i_store(all.as_mut_ptr().add(first).cast(), sums);
+        }
     }
+    all
 }
 
 /// Where a matrix's bytes are.

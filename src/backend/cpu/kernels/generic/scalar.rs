@@ -139,6 +139,10 @@ impl Simd for Scalar {
         zip(a, b, |a, b| a | b)
     }
     #[inline(always)]
+    unsafe fn i_max(a: Self::I, b: Self::I) -> Self::I {
+        zip(a, b, |a, b| (a as i32).max(b as i32) as u32)
+    }
+    #[inline(always)]
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
         zip(a, b, |a, b| a ^ b)
     }

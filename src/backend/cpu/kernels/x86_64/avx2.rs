@@ -137,6 +137,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_or_si256(a, b) }
     }
     #[inline(always)]
+    unsafe fn i_max(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm256_max_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
         unsafe { _mm256_xor_si256(a, b) }
     }

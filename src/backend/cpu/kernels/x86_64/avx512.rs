@@ -139,6 +139,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
+    unsafe fn i_max(a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_max_epi32(a, b) }
+    }
+    #[inline(always)]
     unsafe fn i_xor(a: Self::I, b: Self::I) -> Self::I {
         unsafe { _mm512_xor_si512(a, b) }
     }
