@@ -108,10 +108,21 @@ fn what_was_changed_is_found_and_its_place_is_named() {
         check(&|r| r.sequences[0].tokens[5].1 = "0123456789abcdef".into()),
         Some((Some(5), None, false))
     );
+    assert_eq!(check(&|r| r.sequences[0].tokens[7].0 = 950), Some((None, Some(7), false)), "no token at all");
     assert!(matches!(check(&|r| r.seed += 1), Some((_, Some(_), _))));
     assert!(matches!(check(&|r| r.sampling.temperature = 30.0), Some((_, Some(_), _))));
     assert_eq!(check(&|r| r.prompt_tokens[3] ^= 1).map(|d| d.0), Some(Some(0)));
     assert_eq!(check(&|r| r.model.name = "another".into()), None);
+}
+
+#[test]
+fn a_receipt_of_another_vocabulary_or_with_an_unknown_key_is_told() {
+    let mut other = receipt(&warm());
+    let json = other.to_json().replacen("\"budget\"", "\"xudget\"", 1);
+    assert!(Receipt::parse(&json).unwrap_err().to_string().contains("xudget"));
+    other.prompt_tokens[3] = 456;
+    let error = other.verify(&POCKET, false, |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("token 3 of the prompt is 456"), "{error}");
 }
 
 #[test]
@@ -196,6 +207,23 @@ fn other_weights_are_named() {
     assert_eq!(replayed.status.code(), Some(1), "{replayed:?}");
     let said = String::from_utf8_lossy(&replayed.stdout).into_owned();
     assert!(said.contains("logits of token") && said.contains("weights are others"), "{said}");
+}
+
+#[test]
+fn another_file_is_told_even_if_it_says_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, model) = (folder.path().join("receipt.json"), folder.path().join("changed.gguf"));
+    let made = pensive(Isa::detect().unwrap(), &["run", "pocket", "-q", QUESTION, "--receipt", path(&file)]);
+    assert!(made.status.success(), "{made:?}");
+    let mut bytes = include_bytes!("../models/pocket/pocket.gguf").to_vec();
+    let author = b"the authors of pensive";
+    let at = bytes.windows(author.len()).position(|window| window == author).unwrap();
+    bytes[at] = b'T';
+    std::fs::write(&model, bytes).unwrap();
+    let replayed = pensive(Isa::detect().unwrap(), &["replay", path(&file), "--model", path(&model)]);
+    assert_eq!(replayed.status.code(), Some(1), "{replayed:?}");
+    let said = String::from_utf8_lossy(&replayed.stdout).into_owned();
+    assert!(said.contains("though tokens and logits are the same"), "{said}");
 }
 
 fn path(path: &Path) -> &str {

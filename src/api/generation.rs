@@ -243,22 +243,27 @@ impl Generation {
 
     /// Runs one step.
     fn step(&mut self) -> Result<()> {
-        let began = Instant::now();
+        let mut began = Instant::now();
         let trace = &mut self.trace;
         let mut engine = lock(&self.model.inner.engine);
         let (left, most) = (trace.prompt_left().len(), engine.max_rows());
+        let mut count = |trace: &mut Trace| {
+            let seconds = &mut trace.stats.seconds;
+            let of = if left == 0 { &mut seconds.decode } else { &mut seconds.prefill };
+            *of += began.elapsed().as_secs_f64();
+            began = Instant::now();
+        };
         if left > most {
             engine.step(&mut [trace.prompt_feed(most)])?;
         } else if trace.prepare(engine.max_logit_rows()) {
             let logits = engine.step(&mut [trace.feed()])?;
+            count(trace); // a thought begins after the prompt was read
             trace.take(logits);
         }
-        let seconds = began.elapsed().as_secs_f64();
+        count(trace);
         if left == 0 {
-            trace.stats.seconds.decode += seconds;
             return Ok(());
         }
-        trace.stats.seconds.prefill += seconds;
         let total = trace.stats.prompt_tokens;
         trace.events.push_front(Event::Prefill { done: total - left.saturating_sub(most), total });
         Ok(())

@@ -171,17 +171,27 @@ pub struct Difference {
     pub control: bool,
 }
 
+impl Difference {
+    /// How many tokens stand before it.
+    fn at(&self) -> usize {
+        let token = self.token.map(|(at, ..)| at);
+        self.logits.into_iter().chain(token).min().unwrap_or(0)
+    }
+}
+
 impl Verdict {
-    /// Whether all is as it was.
+    /// Whether all is as it was, but for the chat template: the prompt's tokens stand in the receipt.
     pub fn is_identical(&self) -> bool {
-        self.differs.is_none() && !self.is_altered
+        self.differs.is_none() && !self.is_altered && !self.other_weights
     }
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_identical() {
-            return write!(f, "identical: {} tokens and their logits", self.tokens);
+            write!(f, "identical: {} tokens and their logits", self.tokens)?;
+            let note = "; the chat template is another than the receipt's";
+            return f.write_str(if self.other_template { note } else { "" });
         }
         let mut parts = Vec::new();
         if self.is_altered {
@@ -205,7 +215,9 @@ impl fmt::Display for Verdict {
             }
         }
         if self.other_weights {
-            parts.push("the weights are others than the receipt's".into());
+            let same = ", though tokens and logits are the same";
+            let same = if self.differs.is_none() { same } else { "" };
+            parts.push(format!("the weights are others than the receipt's{same}"));
         }
         if self.other_template {
             parts.push("the chat template is another than the receipt's".into());
@@ -247,6 +259,14 @@ fn sha256(text: &str) -> String {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A model's name; of a path one that does not depend on the folder that a command runs in.
+fn lasting_name(name: &str) -> String {
+    match std::path::absolute(name) {
+        Ok(path) if path.exists() => path.to_string_lossy().into_owned(),
+        _ => name.to_owned(),
+    }
+}
+
 impl Receipt {
     /// The receipt of a generation, or of the traces of one vote; they must have been recorded
     /// ([`Options::record`]). The model's files are hashed: `progress` is told (bytes done, bytes in all).
@@ -271,7 +291,7 @@ impl Receipt {
             schema: SCHEMA.into(),
             pensive: env!("CARGO_PKG_VERSION").into(),
             model: ReceiptModel {
-                name: model.name().into(),
+                name: lasting_name(model.name()),
                 sha256: model.sha256(progress)?,
                 quantized: model.quantized().map(|mix| mix.name.to_owned()),
                 template_sha256: model.template_source().map(sha256),
@@ -371,6 +391,14 @@ impl Receipt {
         if self.prompt_tokens.is_empty() || self.context() > model.context() + 1 {
             return Err(Error::Context { prompt: self.context(), context: model.context() });
         }
+        let vocabulary = lock(&model.inner.engine).decoder().hyperparameters().vocabulary as u32;
+        if let Some(at) = self.prompt_tokens.iter().position(|&id| id >= vocabulary) {
+            let id = self.prompt_tokens[at];
+            let what = format!(
+                "token {at} of the prompt is {id}, the model has {vocabulary}: it is of another model"
+            );
+            return Err(Error::Saved(what));
+        }
         let mut verdict = Verdict {
             tokens: 0,
             differs: None,
@@ -384,8 +412,8 @@ impl Receipt {
             for recorded in &self.sequences {
                 let before = verdict.tokens;
                 let found = self.repeat(model, recorded, decode, |done| progress(before + done, total))?;
-                verdict.tokens += recorded.tokens.len();
                 verdict.differs = difference(recorded, &found);
+                verdict.tokens += verdict.differs.as_ref().map_or(recorded.tokens.len(), Difference::at);
                 if verdict.differs.is_some() {
                     break;
                 }
@@ -466,7 +494,10 @@ impl Receipt {
             slot: Slot::default(),
         };
         let mut trace = Trace::new(model.clone(), start, &options, Sequence::new());
-        let script = (!decode).then(|| recorded.tokens.iter().map(|token| token.0).collect());
+        // what the model cannot have said is no text to feed: the run is generated up to there
+        let vocabulary = lock(&model.inner.engine).decoder().hyperparameters().vocabulary as u32;
+        let fed = recorded.tokens.iter().map(|token| token.0).take_while(|&id| id < vocabulary);
+        let script = (!decode).then(|| fed.collect());
         trace.repeat((self.limit, self.limit_is), &recorded.control, edits(recorded), script);
         let mut engine = lock(&model.inner.engine);
         while trace.stats.tokens.len() < recorded.tokens.len() {

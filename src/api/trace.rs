@@ -381,7 +381,9 @@ impl Trace {
 
     /// Where the trace stands before its next token.
     fn standing(&self) -> Position {
-        let last = self.stats.tokens.last().map_or(&b"\n"[..], |&id| self.model.tokenizer().bytes(id));
+        let bytes = |&id: &u32| self.model.tokenizer().bytes(id);
+        let mut latest = self.stats.tokens.iter().rev().map(bytes);
+        let last = latest.next().unwrap_or(b"\n");
         Position {
             part: self.parser.part(),
             in_header: self.parser.in_header(),
@@ -393,7 +395,7 @@ impl Trace {
             thought_time: Duration::from_secs_f64(
                 self.seconds() - self.thought_began.unwrap_or(self.seconds()),
             ),
-            sentence_end: ends_sentence(last),
+            sentence_end: ends_sentence(latest.next().unwrap_or_default(), last),
         }
     }
 
@@ -522,12 +524,32 @@ impl Trace {
     }
 }
 
-/// Whether bytes end a sentence or a line.
-fn ends_sentence(bytes: &[u8]) -> bool {
+/// Whether bytes end a sentence or a line; `before` stands in front of them. A point behind a digit may be a decimal one.
+fn ends_sentence(before: &[u8], bytes: &[u8]) -> bool {
     let text = bytes.trim_ascii_end();
+    let ends_in_digit = |text: &[u8]| text.last().is_some_and(u8::is_ascii_digit);
     text.len() < bytes.len() && bytes[text.len()..].contains(&b'\n')
-        || text.ends_with(b".")
+        || text.strip_suffix(b".").is_some_and(|rest| {
+            text.len() < bytes.len() || !ends_in_digit(if rest.is_empty() { before } else { rest })
+        })
         || text.ends_with(b"!")
         || text.ends_with(b"?")
         || text.ends_with("。".as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ends_sentence;
+
+    #[test]
+    fn a_point_ends_a_sentence_unless_it_may_be_a_decimal_one() {
+        for (before, bytes) in
+            [("so", "."), ("", " it."), ("x", "?"), ("3", ".\n"), ("3", ". "), ("", "3.\n")]
+        {
+            assert!(ends_sentence(before.as_bytes(), bytes.as_bytes()), "{before}{bytes}");
+        }
+        for (before, bytes) in [("3", "."), (" ", "3."), ("so", " it"), ("so", " ")] {
+            assert!(!ends_sentence(before.as_bytes(), bytes.as_bytes()), "{before}{bytes}");
+        }
+    }
 }

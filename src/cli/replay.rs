@@ -104,12 +104,33 @@ pub(super) fn write(path: &Path, model: &Model, traces: &[Stats], console: &Cons
     let mut bar = console.slow_bar("hashing the weights", Unit::Bytes);
     let receipt = Receipt::new(model, traces, |done, total| bar.update(done, total))?;
     bar.finish();
-    let mut partial = path.as_os_str().to_owned();
+    // a link stays one; what is no file, such as a pipe, is written to as it is
+    let to = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if to.metadata().is_ok_and(|there| !there.is_file()) {
+        return std::fs::write(&to, receipt.to_json()).map_err(|e| Error::io(path, e));
+    }
+    let mut partial = to.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let written = std::fs::write(&partial, receipt.to_json()).and_then(|()| std::fs::rename(&partial, path));
+    let written = std::fs::write(&partial, receipt.to_json()).and_then(|()| std::fs::rename(&partial, &to));
     written.map_err(|e| {
         let _ = std::fs::remove_file(&partial);
         Error::io(path, e)
     })
+}
+
+/// Whether there is a folder for a receipt: asked before a run that would be lost.
+///
+/// # Errors
+/// There is none.
+pub(super) fn has_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.map(Path::metadata) {
+        Some(Ok(there)) if !there.is_dir() => {
+            Err(Error::file(path, "what stands before the name is no folder"))
+        }
+        Some(Err(e)) => Err(Error::io(path, e)),
+        _ if path.is_dir() => Err(Error::file(path, "is a folder: name a file")),
+        _ => Ok(()),
+    }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use super::args::{ChatArgs, RunArgs, Thought};
+use super::args::{ChatArgs, GenerateArgs, RunArgs, Thought};
 use super::interrupt::{self, EXIT_INTERRUPTED, Second};
 use super::keyboard;
 use super::output::{Report, Screen, StreamedEvent};
@@ -20,6 +20,7 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
     if args.prompt.is_empty() && console.stdin_terminal {
         return chat(args, console);
     }
+    args.receipt.as_deref().map_or(Ok(()), replay::has_folder)?;
     let settings = Settings::from_env(Flags::from(args))?;
     let thought = thought(args, &settings)?;
     let piped = if console.stdin_terminal { None } else { Some(read_stdin()?) };
@@ -28,6 +29,7 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
     let model = session::load(&settings, console)?;
     let cancel = CancelHandle::new();
     let options = settings.options().cancel(&cancel).record(args.receipt.is_some());
+    let stopped = cancel.clone();
     let _armed = interrupt::arm(Second::Ends, move || cancel.cancel());
     // Beside a pager the terminal is not this process's to change.
     let _quiet = console.stdout_terminal.then(keyboard::quiet);
@@ -38,16 +40,24 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
         system.chain([Message::user(prompt)]).collect::<Vec<_>>().into()
     };
     if let Some(how) = votes::options(&args.vote) {
+        if how.boxed && !args.json {
+            console.note(format!("asked as well: {}", crate::api::BOXED.trim()));
+        }
         let outcome = votes::run(model.vote(prompt, &options, how)?, console)?;
-        let code = show_vote(&outcome, &model, how, args, thought, console)?;
+        let is_stopped = stopped.is_cancelled();
+        show_vote(&outcome, &model, how, args, thought, is_stopped, console)?;
         write_receipt(args, &model, &outcome.traces, console)?;
-        return Ok(code);
+        return Ok(exit_code(is_stopped));
     }
     let generation = model.generate(prompt, &options)?;
     let stats = write(generation, &model, args, thought, console)?;
     write_receipt(args, &model, std::slice::from_ref(&stats), console)?;
     remark(&stats, args, console);
-    Ok(if stats.finish == Finish::Interrupted { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(exit_code(stats.finish == Finish::Interrupted))
+}
+
+fn exit_code(is_stopped: bool) -> ExitCode {
+    if is_stopped { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS }
 }
 
 fn write_receipt(args: &RunArgs, model: &Model, traces: &[Stats], console: &Console) -> Result<()> {
@@ -61,27 +71,34 @@ fn show_vote(
     how: VoteOptions,
     args: &RunArgs,
     thought: Thought,
+    is_stopped: bool,
     console: &Console,
-) -> Result<ExitCode> {
+) -> Result<()> {
     if args.json {
         write_line(&VoteReport::new(outcome, model, how))?;
     } else {
         let mut screen = Screen::new(Box::new(io::stdout()), Box::new(io::stderr()), thought, false, console);
-        votes::show(outcome, &mut screen, console)?;
+        votes::show(outcome, is_stopped, &mut screen, console)?;
+        say_why_unfinished(&outcome.traces[outcome.shown], args, console);
     }
     if args.stats {
         votes::speed(outcome);
     }
-    let stopped = outcome.traces[outcome.shown].finish == Finish::Interrupted;
-    Ok(if stopped { ExitCode::from(EXIT_INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(())
 }
 
 /// Without a prompt, on a terminal: a chat.
 fn chat(args: &RunArgs, console: &Console) -> Result<ExitCode> {
-    if args.json || args.json_stream || args.raw {
-        return Err(Error::Usage(
-            "--json, --json-stream and --raw need a prompt: name it or pipe it in".into(),
-        ));
+    let of_a_run = [
+        (args.json, "--json"),
+        (args.json_stream, "--json-stream"),
+        (args.raw, "--raw"),
+        (args.stats, "--stats"),
+        (args.receipt.is_some(), "--receipt"),
+        (args.vote.votes.is_some(), "--votes"),
+    ];
+    if let Some((_, option)) = of_a_run.iter().find(|(given, _)| *given) {
+        return Err(Error::Usage(format!("{option} needs a prompt: name it or pipe it in")));
     }
     let chat = ChatArgs {
         model: Some(args.model.clone()),
@@ -170,21 +187,25 @@ fn write_line(value: &impl serde::Serialize) -> Result<()> {
 
 /// What is left to say on standard error.
 fn remark(stats: &Stats, args: &RunArgs, console: &Console) {
-    if let Some(why) =
-        unfinished(stats, args.generate.max_tokens).filter(|_| !(args.json || args.json_stream))
-    {
-        console.note(format!("pensive: {why}"));
+    if !(args.json || args.json_stream) {
+        say_why_unfinished(stats, args, console);
     }
     if args.stats {
         error_line(super::output::speed(stats));
     }
 }
 
+fn say_why_unfinished(stats: &Stats, args: &RunArgs, console: &Console) {
+    if let Some(why) = unfinished(stats, &args.generate) {
+        console.note(format!("pensive: {why}"));
+    }
+}
+
 /// Why there is no whole answer, unless the user stopped it.
-fn unfinished(stats: &Stats, max_tokens: Option<usize>) -> Option<String> {
+fn unfinished(stats: &Stats, asked: &GenerateArgs) -> Option<String> {
     let tokens = stats.tokens.len();
     match stats.finish {
-        Finish::Length if max_tokens.is_some_and(|most| tokens >= most) => {
+        Finish::Length if asked.max_tokens.is_some_and(|most| tokens >= most) => {
             Some(format!("cut after {tokens} tokens by --max-tokens"))
         }
         Finish::Length => {
@@ -192,6 +213,9 @@ fn unfinished(stats: &Stats, max_tokens: Option<usize>) -> Option<String> {
         }
         Finish::Loop => {
             Some("the answer repeated itself and was stopped; --no-loop-guard lets it go on".into())
+        }
+        Finish::Stop if stats.answer.trim().is_empty() && !asked.stop.is_empty() => {
+            Some("a --stop text, or the model, ended the reply before an answer".into())
         }
         Finish::Stop if stats.answer.trim().is_empty() && !stats.thought.trim().is_empty() => {
             Some("the whole reply was a thought; --think off asks for an answer alone".into())
@@ -208,7 +232,8 @@ mod tests {
     #[test]
     fn what_is_no_whole_answer_has_its_reason() {
         let of = |finish, answer: &str, most| {
-            unfinished(&Stats { finish, answer: answer.into(), ..stats() }, most)
+            let asked = GenerateArgs { max_tokens: most, ..GenerateArgs::default() };
+            unfinished(&Stats { finish, answer: answer.into(), ..stats() }, &asked)
         };
         assert_eq!(of(Finish::Length, "4", Some(4)).unwrap(), "cut after 4 tokens by --max-tokens");
         for most in [None, Some(5)] {

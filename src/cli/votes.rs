@@ -34,11 +34,20 @@ pub(super) fn run(mut votes: Votes, console: &Console) -> Result<Outcome> {
 }
 
 /// Shows the trace that was chosen, then the tally.
-pub(super) fn show(outcome: &Outcome, screen: &mut Screen, console: &Console) -> Result<()> {
+pub(super) fn show(
+    outcome: &Outcome,
+    is_stopped: bool,
+    screen: &mut Screen,
+    console: &Console,
+) -> Result<()> {
     let stats = &outcome.traces[outcome.shown];
     screen.show(&Event::Thought(stats.thought.clone()))?;
     screen.show(&Event::Answer(stats.answer.clone()))?;
     screen.finish()?;
+    if is_stopped {
+        let whole = outcome.traces.iter().filter(|stats| stats.finish != Finish::Interrupted).count();
+        console.note(format!("stopped: {whole} of {} thoughts were finished", outcome.traces.len()));
+    }
     console.note(tally_line(outcome));
     Ok(())
 }
@@ -123,6 +132,8 @@ pub(super) struct VoteReport<'a> {
 struct Vote<'a> {
     sequence: usize,
     answer: Option<&'a str>,
+    /// Whether it was marked as the answer; else it is the last number.
+    marked: Option<bool>,
     thought_tokens: usize,
     tokens: usize,
     finish: Finish,
@@ -133,6 +144,7 @@ impl<'a> VoteReport<'a> {
         let vote = |(sequence, stats): (usize, &'a Stats)| Vote {
             sequence,
             answer: outcome.answers[sequence].as_ref().map(|answer| answer.text.as_str()),
+            marked: outcome.answers[sequence].as_ref().map(|answer| answer.is_marked),
             thought_tokens: stats.thought_tokens,
             tokens: stats.tokens.len(),
             finish: stats.finish,

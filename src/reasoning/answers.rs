@@ -43,10 +43,11 @@ fn announced(text: &str) -> Option<&str> {
         .iter()
         .filter_map(|words| lower.rfind(words).map(|at| at + words.len()))
         .max()?;
-    let rest = text[after..].trim_start_matches(['*', ' ', ':']);
+    // on its line, or on one of its own
+    let rest = text[after..].trim_start_matches(|c: char| c.is_whitespace() || ['*', ':'].contains(&c));
     let line = rest.lines().next()?;
     let end = line.find(". ").unwrap_or(line.len());
-    Some(&line[..end]).filter(|answer| !answer.trim().is_empty())
+    Some(&line[..end]).filter(|answer| !answer.trim().is_empty() && answer.split(' ').next() != Some("that"))
 }
 
 fn last_number(text: &str) -> Option<&str> {
@@ -63,7 +64,10 @@ fn last_number(text: &str) -> Option<&str> {
 
 /// Without Markdown, dollar signs, LaTeX's words for text and spaces, and a full stop at the end.
 fn undecorated(text: &str) -> String {
-    let mut text = text.replace("\\left", "").replace("\\right", "").replace("\\,", "").replace("\\!", "");
+    let mut text = text.replace("{,}", ",");
+    for word in ["\\left", "\\right", "\\,", "\\!", "\\$"] {
+        text = text.replace(word, "");
+    }
     for word in ["\\text{", "\\mathrm{", "\\textbf{", "\\mathbf{"] {
         while let Some(at) = text.find(word) {
             let Some(end) = text[at..].find('}') else { break };
@@ -75,7 +79,9 @@ fn undecorated(text: &str) -> String {
             let rest = &text[at + fraction.len()..];
             let Some((a, rest)) = rest.split_once("}{") else { break };
             let Some((b, rest)) = rest.split_once('}') else { break };
-            text = format!("{}{a}/{b}{rest}", &text[..at]);
+            let whole = text[..at].trim_end();
+            let between = if whole.ends_with(|c: char| c.is_ascii_digit()) { " " } else { "" };
+            text = format!("{whole}{between}{a}/{b}{rest}");
         }
     }
     let text = text.replace("\\%", "%").replace("\\(", "").replace("\\)", "").replace(['$', '*', '`'], "");
@@ -94,16 +100,23 @@ fn key(text: &str) -> String {
     bare.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// `B`, `(B)`, `B)` or `(B) with a text`.
+/// `B`, `(B)`, `B)`, or one of these, `B.` or `B:` with a text.
 fn choice(text: &str, bare: &str) -> Option<char> {
     let letter = bare.chars().next().filter(char::is_ascii_alphabetic)?;
     let rest = &bare[1..];
-    let is_choice = rest.is_empty() || rest.starts_with(')') && text.starts_with(['(', letter]);
+    let is_choice = rest.is_empty()
+        || rest.starts_with(')') && text.starts_with(['(', letter])
+        || letter.is_ascii_uppercase() && (rest.starts_with(". ") || rest.starts_with(": "));
     is_choice.then(|| letter.to_ascii_uppercase())
 }
 
-/// A number as a fraction in lowest terms.
+/// A number as a fraction in lowest terms; a whole number may stand before a fraction.
 fn number(text: &str) -> Option<(i128, i128)> {
+    if let Some((whole, fraction)) = text.trim().split_once(' ').filter(|(_, rest)| rest.contains('/')) {
+        let ((whole, 1), (n, d)) = (decimal(whole)?, number(fraction)?) else { return None };
+        let n = whole.checked_mul(d)?.checked_add(if whole < 0 { -n } else { n })?;
+        return Some((n, d));
+    }
     let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     let (body, hundred) = match compact.strip_suffix('%') {
         Some(body) => (body, 100),
@@ -155,8 +168,7 @@ pub struct Count {
 }
 
 /// Counts the answers of several traces, the most frequent first; answers that were not marked count only if none was.
-/// With it, which traces agree with the first. None if there is no answer at all, or several that were not marked and
-/// all differ.
+/// With it, which traces agree with the first. None if there is no answer at all, or several that all differ.
 pub fn tally(answers: &[Option<FinalAnswer>]) -> Option<(Vec<Count>, Vec<usize>)> {
     let any_marked = answers.iter().flatten().any(|answer| answer.is_marked);
     let counted = |answer: &&FinalAnswer| answer.is_marked || !any_marked;
@@ -169,7 +181,7 @@ pub fn tally(answers: &[Option<FinalAnswer>]) -> Option<(Vec<Count>, Vec<usize>)
     }
     keys.sort_by_key(|(_, count)| Reverse(count.count));
     let (first, most) = keys.first().map(|(key, count)| (*key, count.count))?;
-    if !any_marked && most == 1 && keys.len() > 1 {
+    if most == 1 && keys.len() > 1 {
         return None;
     }
     let agrees = |&i: &usize| answers[i].as_ref().filter(counted).is_some_and(|answer| answer.key == first);
@@ -202,9 +214,11 @@ mod tests {
             "The answer is 42.",
             "Answer: 42. That is all.",
             "the final answer is: $42$",
+            "**Final answer:**\n\n42\n",
         ] {
             assert_eq!(found(text), Some(("42".into(), true)), "{text}");
         }
+        assert_eq!(found("The answer is that of 42 men"), Some(("42".into(), false)));
     }
 
     #[test]
@@ -220,17 +234,22 @@ mod tests {
         for same in ["1/2", "50%", ".5", "0.50", "\\frac{1}{2}", "\\dfrac{2}{4}", "50\\%", "$0.5$"] {
             assert_eq!(key_of(same), key_of("0.5"), "{same}");
         }
-        for same in ["1,234", "1234.0", "+1234", " 1234. "] {
+        for same in ["1,234", "1234.0", "+1234", " 1234. ", "1{,}234", "\\$1234"] {
             assert_eq!(key_of(same), key_of("1234"), "{same}");
         }
         assert_eq!(key_of("-7"), key_of("−7"));
         assert_ne!(key_of("1,23"), key_of("123"));
         assert_ne!(key_of("1/0"), key_of("0"));
+        for same in ["3\\frac{1}{2}", "3 \\frac{1}{2}", "3 1/2", "7/2"] {
+            assert_eq!(key_of(same), key_of("3.5"), "{same}");
+        }
+        assert_eq!(key_of("-3\\frac{1}{2}"), key_of("-3.5"));
+        assert_eq!(key_of("2\\cdot\\frac{1}{2}"), "2\\cdot1/2");
     }
 
     #[test]
     fn choices_are_equal_by_letter_and_words_by_themselves() {
-        for same in ["(B)", "b", "B) the second", "(B) the second"] {
+        for same in ["(B)", "b", "B) the second", "(B) the second", "B. the second", "B: the second"] {
             assert_eq!(key_of(same), "B", "{same}");
         }
         assert_eq!(key_of("New  York"), key_of("new york"));
@@ -259,6 +278,12 @@ mod tests {
             Some((vec![("7".into(), 2), ("8".into(), 1)], vec![0, 1]))
         );
         assert_eq!(counts(&["there are 7 ways", "in 1990"]), None);
+    }
+
+    #[test]
+    fn answers_that_all_differ_have_nothing_in_common() {
+        assert_eq!(counts(&["\\boxed{1}", "\\boxed{2}", "\\boxed{3}"]), None);
+        assert_eq!(counts(&["\\boxed{1}", "no idea"]), Some((vec![("1".into(), 1)], vec![0])));
         assert_eq!(counts(&["a story", "another"]), None);
     }
 

@@ -30,6 +30,7 @@ const BLANKS: usize = 8;
 
 /// Bounds on a thought, as asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ThoughtBounds {
     /// Most tokens of the thought, the closing sentence included where it fits.
     pub budget: Option<usize>,

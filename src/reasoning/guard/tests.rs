@@ -71,6 +71,51 @@ fn legitimate_repetition_raises_no_alarm() {
     }
 }
 
+/// What is made of few words that come again in another order.
+#[test]
+fn a_text_that_does_not_come_round_is_no_loop() {
+    let refrain = (1..=12).map(|day| {
+        let gifts = [
+            "a partridge in a pear tree",
+            "two turtle doves",
+            "three french hens",
+            "four calling birds",
+            "five gold rings",
+            "six geese a-laying",
+            "seven swans a-swimming",
+            "eight maids a-milking",
+            "nine ladies dancing",
+            "ten lords a-leaping",
+            "eleven pipers piping",
+            "twelve drummers drumming",
+        ];
+        let list: Vec<&str> = gifts[..day].iter().rev().copied().collect();
+        format!("On day {day} of Christmas my true love sent to me {}.\n", list.join(", "))
+    });
+    for text in [
+        hanoi(6, "Move disk {d} from {a} to {b}.\n"),
+        hanoi(7, "Move disk {d} from {a} to {b}.\n"),
+        hanoi(7, "[{d}, {a}, {b}], "),
+        refrain.collect(),
+    ] {
+        assert_eq!(alarm(&words(&text)), None, "{text}");
+    }
+}
+
+/// The moves of so many disks, a line each.
+fn hanoi(disks: usize, line: &str) -> String {
+    fn moves(n: usize, [a, b, c]: [&str; 3], line: &str, text: &mut String) {
+        if n > 0 {
+            moves(n - 1, [a, c, b], line, text);
+            *text += &line.replace("{d}", &n.to_string()).replace("{a}", a).replace("{b}", b);
+            moves(n - 1, [c, b, a], line, text);
+        }
+    }
+    let mut text = String::new();
+    moves(disks, ["A", "C", "B"], line, &mut text);
+    text
+}
+
 /// Numbers that look random, the same for a seed.
 fn random(seed: usize) -> impl FnMut(usize) -> usize {
     let mut state = (seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
