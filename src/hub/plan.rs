@@ -207,7 +207,10 @@ fn pick<'a>(groups: &'a [Group], reference: &HubReference) -> Result<&'a Group> 
     let what = match choose(groups, reference) {
         Choice::One(group) if group.complete() => return Ok(group),
         Choice::One(group) if group.is_folder => {
-            format!("{repository} has no GGUF file, and its checkpoint lacks {}: {ELSEWHERE}", group.missing[0])
+            format!(
+                "{repository} has no GGUF file, and its checkpoint lacks {}: {ELSEWHERE}",
+                group.missing[0]
+            )
         }
         Choice::One(group) => {
             format!(

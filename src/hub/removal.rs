@@ -104,7 +104,8 @@ fn of_unfinished(repo: &CachedRepo, reference: &HubReference) -> Result<Removal>
 pub(super) fn execute(removal: &Removal) -> Result<u64> {
     let repository = &removal.repository;
     // of a file by its blob, of safetensors by their folder
-    let used = removal.blobs.iter().map(PathBuf::as_path).chain(removal.files.iter().filter_map(|f| f.parent()));
+    let used =
+        removal.blobs.iter().map(PathBuf::as_path).chain(removal.files.iter().filter_map(|f| f.parent()));
     let notes = used.filter_map(|path| Some(last_used_notes(repository).join(path.file_name()?)));
     for file in removal.files.iter().chain(&removal.blobs).cloned().chain(notes) {
         match fs::remove_file(&file) {

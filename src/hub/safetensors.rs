@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::models::Group;
-use crate::checkpoint::safetensors::{CONFIG, INDEX, Index, SINGLE};
 use crate::Result;
+use crate::checkpoint::safetensors::{CONFIG, INDEX, Index, SINGLE};
 
 /// Vocabularies; one is enough.
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tekken.json"];
@@ -71,7 +71,8 @@ mod tests {
 
     #[test]
     fn of_shards_exactly_those_are_taken_that_the_index_names() {
-        let index = r#"{"weight_map": {"a": "s2.safetensors", "b": "s1.safetensors", "c": "s2.safetensors"}}"#;
+        let index =
+            r#"{"weight_map": {"a": "s2.safetensors", "b": "s1.safetensors", "c": "s2.safetensors"}}"#;
         let paths = [CONFIG, "tokenizer.json", INDEX, "s1.safetensors", "s2.safetensors", "s3.safetensors"];
         assert_eq!(found(&paths, index).parts, paths[..5]);
         assert_eq!(found(&paths[..4], index).missing, ["s2.safetensors"]);

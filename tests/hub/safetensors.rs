@@ -83,7 +83,10 @@ fn files_outside_lfs_are_checked_by_gits_hash() {
     bench.server.state.git.store(true, SeqCst);
     bench.server.state.wrong_bytes.store(true, SeqCst);
     let message = error(plan(&bench.hub(), "o/r"));
-    assert!(message.contains("model.safetensors.index.json") && message.contains("not the hub's"), "{message}");
+    assert!(
+        message.contains("model.safetensors.index.json") && message.contains("not the hub's"),
+        "{message}"
+    );
     bench.server.state.wrong_bytes.store(false, SeqCst);
     assert!(bench.pull("o/r").is_ok());
 }
