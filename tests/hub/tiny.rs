@@ -52,12 +52,13 @@ fn tokenizer() -> String {
     let vocabulary: BTreeMap<String, u32> = characters.zip(0..).collect();
     let byte_level =
         json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let digits = json!({ "type": "Digits", "individual_digits": true });
     json!({
         "version": "1.0",
         "added_tokens": [{ "id": 256, "content": "<|end|>", "special": true, "single_word": false, "lstrip": false,
                            "rstrip": false, "normalized": false }],
         "normalizer": null,
-        "pre_tokenizer": byte_level,
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [digits, byte_level] },
         "post_processor": byte_level,
         "decoder": byte_level,
         "model": { "type": "BPE", "vocab": vocabulary, "merges": [] },
