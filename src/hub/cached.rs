@@ -249,8 +249,8 @@ impl Snapshot<'_> {
         path: &Path,
     ) -> Result<(Option<String>, Option<String>), String> {
         let here = parts.iter().filter(|part| part.exists()).count();
-        if here < group.expected() {
-            let expected = group.expected();
+        let expected = group.expected;
+        if here < expected {
             return Err(format!("{here} of {expected} files are here; `pensive pull` fetches the rest"));
         }
         let checkpoint = Checkpoint::open(path).map_err(|error| match error {

@@ -18,8 +18,10 @@ pub(super) struct Group {
     /// Paths in the repository, in the order of the parts. Of a checkpoint the weights are last: where they are, a
     /// download has brought all.
     pub parts: Vec<String>,
-    /// Paths that should be there too.
-    pub missing: Vec<String>,
+    /// How many parts there should be.
+    pub expected: usize,
+    /// The first of them that is not there.
+    pub missing: Option<String>,
     /// Whether it is a checkpoint, which is named by its folder.
     pub is_folder: bool,
 }
@@ -27,12 +29,7 @@ pub(super) struct Group {
 impl Group {
     /// Whether every part is there.
     pub fn complete(&self) -> bool {
-        self.missing.is_empty()
-    }
-
-    /// How many parts there should be.
-    pub fn expected(&self) -> usize {
-        self.parts.len() + self.missing.len()
+        self.missing.is_none()
     }
 
     /// How a list of choices shows it: by quantization, else by path.
@@ -96,7 +93,8 @@ fn groups<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<Group> {
     let group = |((stem, of), parts): ((&str, usize), BTreeMap<usize, &str>)| Group {
         stem: stem.to_owned(),
         label: quantization::of_path(stem),
-        missing: (1..=of).filter(|n| !parts.contains_key(n)).map(|n| missing(stem, n, of)).collect(),
+        expected: of,
+        missing: (1..=of).find(|n| !parts.contains_key(n)).map(|n| missing(stem, n, of)),
         parts: parts.into_values().map(str::to_owned).collect(),
         is_folder: false,
     };

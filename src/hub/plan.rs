@@ -206,17 +206,14 @@ fn pick<'a>(groups: &'a [Group], reference: &HubReference) -> Result<&'a Group> 
     let repository = &reference.repository;
     let what = match choose(groups, reference) {
         Choice::One(group) if group.complete() => return Ok(group),
-        Choice::One(group) if group.is_folder => {
-            format!(
-                "{repository} has no GGUF file, and its checkpoint lacks {}: {ELSEWHERE}",
-                group.missing[0]
-            )
+        Choice::One(Group { is_folder: true, missing: Some(file), .. }) => {
+            format!("{repository} has no GGUF file, and its checkpoint lacks {file}: {ELSEWHERE}")
         }
         Choice::One(group) => {
             format!(
                 "{repository} has {} of the {} parts of {}",
                 group.parts.len(),
-                group.expected(),
+                group.expected,
                 group.stem
             )
         }

@@ -36,8 +36,11 @@ pub(super) fn group(paths: &[&str], index: impl FnOnce() -> Result<Index>) -> Re
     } else {
         wanted.push(SINGLE);
     }
-    let (parts, missing) = wanted.into_iter().map(str::to_owned).partition(|path| is_there(&path.as_str()));
-    Ok(Some(Group { stem: String::new(), label: None, parts, missing, is_folder: true }))
+    let parts: Vec<String> =
+        wanted.iter().filter(|path| is_there(path)).map(|path| path.to_string()).collect();
+    let missing = wanted.iter().find(|path| !is_there(path)).map(|path| path.to_string());
+    let expected = wanted.len();
+    Ok(Some(Group { stem: String::new(), label: None, parts, expected, missing, is_folder: true }))
 }
 
 #[cfg(test)]
@@ -75,13 +78,16 @@ mod tests {
             r#"{"weight_map": {"a": "s2.safetensors", "b": "s1.safetensors", "c": "s2.safetensors"}}"#;
         let paths = [CONFIG, "tokenizer.json", INDEX, "s1.safetensors", "s2.safetensors", "s3.safetensors"];
         assert_eq!(found(&paths, index).parts, paths[..5]);
-        assert_eq!(found(&paths[..4], index).missing, ["s2.safetensors"]);
+        assert_eq!(found(&paths[..4], index).missing.as_deref(), Some("s2.safetensors"));
     }
 
     #[test]
     fn a_checkpoint_is_whole_only_with_a_vocabulary_and_weights() {
-        assert_eq!(found(&[CONFIG, "model.safetensors"], "").missing, ["tokenizer.json"]);
-        assert_eq!(found(&[CONFIG, "tekken.json", "pytorch_model.bin"], "").missing, ["model.safetensors"]);
+        assert_eq!(found(&[CONFIG, "model.safetensors"], "").missing.as_deref(), Some("tokenizer.json"));
+        assert_eq!(
+            found(&[CONFIG, "tekken.json", "pytorch_model.bin"], "").missing.as_deref(),
+            Some("model.safetensors")
+        );
         let no_index = || panic!("nothing is split");
         assert_eq!(group(&["model.safetensors", "sub/config.json"], no_index).unwrap(), None);
     }
