@@ -24,7 +24,7 @@ pub(super) fn group(paths: &[&str], index: impl FnOnce() -> Result<Index>) -> Re
     }
     let mut wanted = vec![CONFIG];
     wanted.extend(BESIDE.into_iter().filter(is_there));
-    match TOKENIZERS.iter().any(|file| is_there(file)) {
+    match TOKENIZERS.iter().any(&is_there) {
         true => wanted.extend(TOKENIZERS.into_iter().filter(is_there)),
         false => wanted.push(TOKENIZERS[0]),
     }
