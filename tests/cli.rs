@@ -13,6 +13,8 @@ mod common;
 #[allow(dead_code)]
 #[path = "hub/server.rs"]
 mod server;
+#[path = "hub/tiny.rs"]
+mod tiny;
 
 #[test]
 fn options_without_a_command_are_told_where_they_belong() {
@@ -475,6 +477,44 @@ fn a_pulled_model_is_listed_shown_and_removed() {
     assert!(Path::new(&path).exists());
     assert_eq!(home.run(&["remove", "o/r", "--yes"]).succeeds().trim_end(), path);
     assert!(!Path::new(&path).exists());
+}
+
+#[test]
+fn a_pulled_repository_of_safetensors_is_listed_shown_run_quantized_and_removed_by_its_name() {
+    let Some(files) = tiny::split() else { return };
+    let (home, hub) = (Home::new(), Server::new(&files));
+    let folder = pull(&home, &hub).succeeds().trim_end().to_owned();
+    let list = home.run(&["list", "--json"]).json();
+    assert_eq!((&list[0]["name"], &list[0]["files"][0]), (&"o/r".into(), &folder.as_str().into()));
+    let (by_name, by_path) = (shown(&home, &["o/r"]), shown(&home, &[&folder]));
+    assert_eq!((&by_name["bytes"], &by_name["files"]), (&by_path["bytes"], &by_path["files"]));
+    assert_eq!(
+        (&by_name["sampling"]["temperature"], &by_name["chat_template"]),
+        (&0.25.into(), &true.into())
+    );
+
+    let receipt = home.path().join("r.json");
+    let run = |model: &str| {
+        let receipt = receipt.to_str().expect("a UTF-8 path");
+        let mut args = vec!["run", "-q", model, "ab", "--json", "--seed", "1", "--max-tokens", "4"];
+        args.extend(["-c", "64", "--receipt", receipt]);
+        let answer = home.run(&args).json();
+        let receipt: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(receipt).expect("a receipt")).expect("JSON");
+        (answer["answer"].clone(), receipt["model"]["sha256"].clone())
+    };
+    assert_eq!(run("o/r"), run(&folder));
+    home.run(&["run", "o/r:q8_0", "ab"]).fails(1, &["o/r holds safetensors", "--quantize q8_0"]);
+
+    let file = home.path().join("small.gguf");
+    let quantize =
+        home.run(&["quantize", "o/r", file.to_str().expect("a UTF-8 path"), "--type", "q8_0", "--json"]);
+    assert_eq!(quantize.code, Some(0), "{quantize:?}");
+    assert_eq!(shown(&home, &[file.to_str().expect("a UTF-8 path")])["architecture"], "qwen2");
+
+    let removed = home.run(&["remove", "o/r", "--yes"]);
+    assert_eq!(removed.succeeds().lines().count(), files.len());
+    assert!(!Path::new(&folder).exists());
 }
 
 #[test]

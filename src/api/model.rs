@@ -262,12 +262,15 @@ impl ModelBuilder {
 /// The catalog's entry of a model that was named by its path, by what its metadata says.
 fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry> {
     let mut names = Vec::new();
-    if let Metadata::Gguf(pairs) = &checkpoint.metadata {
-        for key in ["general.name", "general.basename", "general.size_label"] {
-            if let Some(crate::checkpoint::Value::String(name)) = pairs.get(key) {
-                names.push(name.as_str());
+    match &checkpoint.metadata {
+        Metadata::Gguf(pairs) => {
+            for key in ["general.name", "general.basename", "general.size_label"] {
+                if let Some(crate::checkpoint::Value::String(name)) = pairs.get(key) {
+                    names.push(name.as_str());
+                }
             }
         }
+        Metadata::HuggingFace { folder, .. } => names.extend(folder.file_name().and_then(|f| f.to_str())),
     }
     names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
     catalog::for_metadata(&h.architecture, &names)

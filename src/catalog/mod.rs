@@ -173,6 +173,11 @@ pub fn for_repository(repository: &str) -> Option<&'static Entry> {
     entries().iter().find(|entry| entry.repository.eq_ignore_ascii_case(repository))
 }
 
+/// The entry whose original weights are in this hub repository, case-insensitive.
+pub fn for_original(repository: &str) -> Option<&'static Entry> {
+    entries().iter().find(|entry| entry.original.eq_ignore_ascii_case(repository))
+}
+
 /// The short names nearest to a mistyped one, best first, at most three.
 pub fn nearest(name: &str) -> Vec<&'static str> {
     let name = name.to_lowercase();

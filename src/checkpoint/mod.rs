@@ -5,7 +5,7 @@ mod encoded;
 pub mod gguf;
 mod mapping;
 mod metadata;
-mod safetensors;
+pub(crate) mod safetensors;
 mod split;
 mod whole;
 pub mod write;

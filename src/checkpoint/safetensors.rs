@@ -14,15 +14,43 @@ use super::{Checkpoint, Metadata, Tensor};
 use crate::quant::BlockType;
 use crate::{Error, Result};
 
-const CONFIG: &str = "config.json";
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// What says which model the weights are of.
+pub(crate) const CONFIG: &str = "config.json";
+/// Weights that are one file.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// Names the file of each tensor where the weights are several.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// model.safetensors.index.json
 #[derive(Deserialize)]
-struct Index {
-    /// The file of each tensor.
-    weight_map: BTreeMap<String, String>,
+pub(crate) struct Index {
+    /// The file of each tensor: plain names, so that no file outside the folder is read.
+    pub weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// # Errors
+    /// Bytes that are no index, or it names another file than safetensors beside it; without the index' own name.
+    pub fn parse(bytes: &[u8]) -> Result<Index, String> {
+        let index: Index = serde_json::from_slice(bytes).map_err(|e| format!("is not valid: {e}"))?;
+        for (name, file) in &index.weight_map {
+            let fault = match Path::new(file).file_name() {
+                Some(plain) if plain != file.as_str() => "not a plain file name",
+                Some(_) if file.ends_with(".safetensors") => continue,
+                Some(_) => "no safetensors file",
+                None => "not a plain file name",
+            };
+            return Err(format!("weight_map names the file '{file}' for {name}: {fault}"));
+        }
+        Ok(index)
+    }
+
+    /// # Errors
+    /// As [`Index::parse`], or a file that cannot be read.
+    pub fn read(path: &Path) -> Result<Index> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        Index::parse(&bytes).map_err(|what| Error::file(path, what))
+    }
 }
 
 /// Whether the name is that of an index.
@@ -56,7 +84,7 @@ pub(super) fn open_file(path: &Path) -> Result<Checkpoint> {
         return open_index(folder, path);
     }
     let index = folder.join(INDEX);
-    if index.is_file() && read_json::<Index>(&index)?.weight_map.values().any(|file| path.ends_with(file)) {
+    if index.is_file() && Index::read(&index)?.weight_map.values().any(|file| path.ends_with(file)) {
         return open_index(folder, &index);
     }
     open_single(folder, path)
@@ -84,16 +112,10 @@ fn open_single(folder: &Path, path: &Path) -> Result<Checkpoint> {
 
 fn open_index(folder: &Path, path: &Path) -> Result<Checkpoint> {
     let metadata = metadata(folder)?;
-    let index: Index = read_json(path)?;
+    let index = Index::read(path)?;
     let mut shards = BTreeMap::new();
     let mut tensors = BTreeMap::new();
     for (name, file) in index.weight_map {
-        if Path::new(&file).file_name() != Some(file.as_ref()) {
-            return Err(Error::file(
-                path,
-                format!("weight_map names the file '{file}' for {name}: not a plain file name"),
-            ));
-        }
         let shard = folder.join(&file);
         if !shards.contains_key(&shard) {
             if !shard.is_file() {
@@ -117,16 +139,13 @@ fn metadata(folder: &Path) -> Result<Metadata> {
     if !path.is_file() {
         return Err(Error::file(path, "is missing: weights need it beside them"));
     }
-    let config: serde_json::Value = read_json(&path)?;
+    let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let config: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| Error::file(&path, format!("is not valid: {e}")))?;
     if !config.is_object() {
         return Err(Error::file(path, "is not a JSON object"));
     }
     Ok(Metadata::HuggingFace { config, folder: folder.to_owned() })
-}
-
-fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T> {
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    serde_json::from_slice(&text).map_err(|e| Error::file(path, format!("is not valid: {e}")))
 }
 
 /// The tensors of one file. The safetensors crate compares lengths and offsets with the file.

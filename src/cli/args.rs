@@ -23,7 +23,8 @@ Examples:
   pensive run ./model.gguf --json 'What is 17 * 23?'
 
 MODEL is a short name of the catalog (deepseek-r1:7b, deepseek-r1:7b-q8_0), a repository of the Hugging Face hub \
-(owner/repo[@revision][:QUANTIZATION]), or the path of a GGUF file.";
+(owner/repo[@revision][:QUANTIZATION]) with GGUF files or safetensors, or the path of a GGUF file or of a folder \
+with safetensors.";
 
 const RUN_HELP: &str = "\
 The prompt's words are joined with spaces. A word that is one of the options above is an option wherever it \

@@ -150,7 +150,7 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
     let checkpoint = Checkpoint::open(first)?;
     let fields = Fields::new(&checkpoint.metadata);
     let entry = located.entry.or_else(|| {
-        let file = first.file_stem().unwrap_or_default().to_string_lossy();
+        let file = first.file_name().unwrap_or_default().to_string_lossy();
         let names = ["general.name", "general.basename"].map(|key| fields.text(key).unwrap_or_default());
         catalog::for_metadata(&fields.architecture, &[&names[0], &names[1], &file])
     });

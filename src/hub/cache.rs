@@ -4,7 +4,7 @@
 //! models--owner--name/blobs/<hash>                     the bytes
 //! models--owner--name/snapshots/<commit>/<path>        a relative link to them
 //! models--owner--name/refs/<branch>                    the commit of a branch
-//! models--owner--name/.last_used/<hash>                empty, pensive's own: its time is the last use
+//! models--owner--name/.last_used/<hash or commit>      empty, pensive's own: its time is the last use
 //! .locks/models--owner--name/<hash>.lock               held while a blob is downloaded
 //! ```
 //!
@@ -50,13 +50,18 @@ impl CachedRepo {
         self.folder().join("snapshots")
     }
 
+    /// The folder of a commit's files.
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.snapshots().join(commit)
+    }
+
     /// The commit of the revision, if the cache knows it: by a branch or tag, or the revision is a commit, or the
     /// beginning of only one.
     pub fn commit(&self) -> Option<String> {
         let named = fs::read_to_string(self.folder().join("refs").join(&self.revision)).ok();
         let commit = named.map_or_else(|| self.revision.clone(), |text| text.trim().to_owned());
         let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
-        if plain && self.snapshots().join(&commit).is_dir() {
+        if plain && self.snapshot(&commit).is_dir() {
             return Some(commit);
         }
         if commit.len() < SHORT_COMMIT || !commit.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -81,7 +86,7 @@ impl CachedRepo {
         self.layout.blob_path(hash)
     }
 
-    /// The note of the last use of a snapshot's file.
+    /// The note of the last use of a snapshot's file, or of the snapshot itself.
     pub fn last_used(&self, file: &Path) -> PathBuf {
         let blob = link_target(file);
         last_used_notes(&self.folder()).join(blob.as_deref().unwrap_or(file).file_name().unwrap_or_default())

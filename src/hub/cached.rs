@@ -6,19 +6,21 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::cache::{self, CachedRepo, files_below, link_target, names_in};
-use super::models::{Choice, Group, choose, groups};
-use super::plan::several_message;
-use super::reference::{HubReference, MAIN};
+use super::models::{Choice, Group, choose, models};
+use super::plan::{safetensors_message, several_message};
+use super::reference::{HubReference, MAIN, Select};
 use super::{Located, Settings};
 use crate::catalog::{self, Entry};
+use crate::checkpoint::safetensors::{INDEX, Index};
 use crate::checkpoint::{Checkpoint, Metadata};
 use crate::{Error, Result};
 
-/// A model of the cache: one quantization of one revision. A repository without GGUF files is one too, so that a
-/// listing can say why it cannot be run.
+/// A model of the cache: one quantization, or the safetensors, of one revision. A repository without a model is one too,
+/// so that a listing can say why it cannot be run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cached {
-    /// How to name it: the catalog's short name, else `owner/repo:QUANT`, else `owner/repo/file.gguf`.
+    /// How to name it: the catalog's short name, else `owner/repo:QUANT`, else `owner/repo/file.gguf`; safetensors are
+    /// `owner/repo`.
     pub name: String,
     /// `owner/name`.
     pub repository: String,
@@ -26,11 +28,11 @@ pub struct Cached {
     pub revision: String,
     /// The commit; empty if no file of the repository is complete.
     pub commit: String,
-    /// The files in the order of their parts.
+    /// The files in the order of their parts; of safetensors the folder that they are in.
     pub files: Vec<PathBuf>,
     /// Quantization by the file's name.
     pub quantization: Option<String>,
-    /// Architecture by the file's metadata: `qwen2`.
+    /// Architecture by the file's metadata or config.json: `qwen2`.
     pub architecture: Option<String>,
     /// Size on disk, bytes.
     pub bytes: u64,
@@ -44,23 +46,81 @@ pub struct Cached {
     pub runnable: Result<(), String>,
 }
 
+/// A model at a commit of the cache.
+pub(super) struct Found {
+    repo: CachedRepo,
+    commit: String,
+    group: Group,
+}
+
+impl Found {
+    /// Its files, one by one.
+    pub fn parts(&self) -> Vec<PathBuf> {
+        parts(&self.repo, &self.commit, &self.group)
+    }
+}
+
+/// The files of a model, one by one.
+fn parts(repo: &CachedRepo, commit: &str, group: &Group) -> Vec<PathBuf> {
+    group.parts.iter().map(|path| repo.pointer(commit, path)).collect()
+}
+
+/// What a model's files are named by: each of GGUF, the folder of safetensors.
+fn files(repo: &CachedRepo, commit: &str, group: &Group) -> Vec<PathBuf> {
+    if group.is_folder { vec![repo.snapshot(commit)] } else { parts(repo, commit, group) }
+}
+
 /// The files of `reference` in the cache, if all are there.
 pub(super) fn find(settings: &Settings, reference: &HubReference) -> Result<Option<Located>> {
+    let located = |Found { repo, commit, group }| Located {
+        files: files(&repo, &commit, &group),
+        entry: group.entry(&repo.repository, reference.entry),
+        repository: Some(repo.repository),
+        quantization: group.label,
+        commit: Some(commit),
+    };
+    Ok(find_model(settings, reference)?.map(located))
+}
+
+/// The model that `reference` means, if all its files are in the cache.
+pub(super) fn find_model(settings: &Settings, reference: &HubReference) -> Result<Option<Found>> {
     let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
     let Some(commit) = repo.commit() else { return Ok(None) };
     let groups = complete_groups(&repo, &commit)?;
     let group = match choose(&groups, reference) {
-        Choice::One(group) => group,
+        Choice::One(group) => group.clone(),
+        // the hub may have GGUF files beside the safetensors that are here
+        Choice::None if settings.offline.value && reference.select != Select::Default => {
+            match groups.iter().any(|group| group.is_folder) {
+                true => return Err(Error::Hub(safetensors_message(reference))),
+                false => return Ok(None),
+            }
+        }
         Choice::None => return Ok(None),
         Choice::Several(several) => return Err(Error::Hub(several_message(&reference.repository, &several))),
     };
-    Ok(Some(Located {
-        files: group.parts.iter().map(|path| repo.pointer(&commit, path)).collect(),
-        repository: Some(repo.repository.clone()),
-        quantization: group.label.clone(),
-        entry: reference.entry,
-        commit: Some(commit),
-    }))
+    Ok(Some(Found { repo, commit, group }))
+}
+
+/// The files of `reference` that a download left which was stopped: those of a model of which others are not here.
+pub(super) fn beginnings(repo: &CachedRepo, reference: &HubReference) -> Result<Vec<PathBuf>> {
+    let commits = match repo.commit() {
+        Some(commit) => vec![commit],
+        // a branch is noted when all is here
+        None => {
+            let named: HashSet<String> = repo.refs()?.into_iter().map(|(_, commit)| commit).collect();
+            repo.commits()?.into_iter().filter(|commit| !named.contains(commit)).collect()
+        }
+    };
+    let mut found = Vec::new();
+    for commit in commits {
+        let mut groups = groups_here(repo, &commit)?;
+        groups.retain(|group| !group.complete());
+        if let Choice::One(group) = choose(&groups, reference) {
+            found.extend(parts(repo, &commit, group));
+        }
+    }
+    Ok(found)
 }
 
 /// The models of a repository that are here, complete, at the revision of `reference`: quantizations, else paths.
@@ -87,9 +147,20 @@ pub(super) fn touch(settings: &Settings, repository: &str, first: &Path) {
 
 /// The models of a snapshot of which every part is there.
 fn complete_groups(repo: &CachedRepo, commit: &str) -> Result<Vec<Group>> {
-    let paths = files_below(&repo.snapshots().join(commit))?;
-    let there = paths.iter().map(String::as_str).filter(|path| repo.pointer(commit, path).exists());
-    Ok(groups(there).into_iter().filter(Group::complete).collect())
+    Ok(groups_here(repo, commit)?.into_iter().filter(Group::complete).collect())
+}
+
+/// The models of a snapshot of which a part is there.
+fn groups_here(repo: &CachedRepo, commit: &str) -> Result<Vec<Group>> {
+    let mut paths = files_below(&repo.snapshot(commit))?;
+    paths.retain(|path| repo.pointer(commit, path).exists());
+    groups(repo, commit, &paths)
+}
+
+/// The models among the files of a snapshot.
+fn groups(repo: &CachedRepo, commit: &str, paths: &[String]) -> Result<Vec<Group>> {
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    models(&paths, || Index::read(&repo.pointer(commit, INDEX)))
 }
 
 /// Everything in the cache: what can be run first, then by name.
@@ -117,16 +188,19 @@ fn list_repository(cache: &Path, repository: &str) -> Result<Vec<Cached>> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
     for (_, revision, commit) in commits {
-        let paths = files_below(&repo.snapshots().join(&commit))?;
-        let groups = groups(paths.iter().map(String::as_str));
-        let first = |group: &Group| {
-            let pointer = repo.pointer(&commit, &group.parts[0]);
-            link_target(&pointer).unwrap_or(pointer)
+        let paths = files_below(&repo.snapshot(&commit))?;
+        let (groups, fault) = match groups(&repo, &commit, &paths) {
+            Ok(groups) => (groups, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
+        let bytes = |group: &Group| -> Vec<PathBuf> {
+            let pointers = parts(&repo, &commit, group).into_iter();
+            pointers.map(|pointer| link_target(&pointer).unwrap_or(pointer)).collect()
         };
         let at = Snapshot { repo: &repo, repository, revision: &revision, commit: &commit, groups: &groups };
-        found.extend(groups.iter().filter(|group| seen.insert(first(group))).map(|group| at.cached(group)));
+        found.extend(groups.iter().filter(|group| seen.insert(bytes(group))).map(|group| at.cached(group)));
         if groups.is_empty() {
-            found.push(at.without_gguf(&paths));
+            found.push(at.without_model(&paths, fault));
         }
     }
     if found.is_empty() {
@@ -147,9 +221,9 @@ struct Snapshot<'a> {
 impl Snapshot<'_> {
     fn cached(&self, group: &Group) -> Cached {
         let entry = catalog::for_repository(self.repository);
-        let files: Vec<PathBuf> =
-            group.parts.iter().map(|path| self.repo.pointer(self.commit, path)).collect();
-        let head = self.head(group, &files);
+        let parts = parts(self.repo, self.commit, group);
+        let files = files(self.repo, self.commit, group);
+        let head = self.head(group, &parts, &files[0]);
         let (architecture, licence) = head.as_ref().map_or((None, None), Clone::clone);
         let runnable = head.and_then(|(architecture, _)| match architecture {
             Some(name) => catalog::runnable_architecture(&name),
@@ -159,30 +233,39 @@ impl Snapshot<'_> {
             name: self.name(group, entry),
             quantization: group.label.clone(),
             architecture,
-            licence: entry.map(|entry| entry.licence.clone()).or(licence),
+            licence: group.entry(self.repository, entry).map(|entry| entry.licence.clone()).or(licence),
             runnable,
-            ..self.bare(files)
+            last_used: last_used(self.repo, &files[0]),
+            files,
+            ..self.bare(parts)
         }
     }
 
-    /// Architecture and licence by the file's metadata, or why it cannot be read.
-    fn head(&self, group: &Group, files: &[PathBuf]) -> Result<(Option<String>, Option<String>), String> {
-        if !group.complete() || files.iter().any(|file| !file.exists()) {
-            let there = files.iter().filter(|file| file.exists()).count();
-            return Err(format!(
-                "{there} of {} files are here; `pensive pull` fetches the rest",
-                group.expected
-            ));
+    /// Architecture and licence by the metadata of `path`, or why it cannot be read.
+    fn head(
+        &self,
+        group: &Group,
+        parts: &[PathBuf],
+        path: &Path,
+    ) -> Result<(Option<String>, Option<String>), String> {
+        let here = parts.iter().filter(|part| part.exists()).count();
+        let expected = group.expected;
+        if here < expected {
+            return Err(format!("{here} of {expected} files are here; `pensive pull` fetches the rest"));
         }
-        let checkpoint = Checkpoint::open(&files[0]).map_err(|error| match error {
+        let checkpoint = Checkpoint::open(path).map_err(|error| match error {
             Error::File { what, .. } => what, // the list names the model itself
             other => other.to_string(),
         })?;
-        let Metadata::Gguf(metadata) = checkpoint.metadata else {
-            return Err("it is no GGUF file".into());
-        };
-        let text = |key: &str| metadata.find::<&str>(key).ok().flatten().map(str::to_owned);
-        Ok((text("general.architecture"), text("general.license")))
+        match checkpoint.metadata {
+            Metadata::Gguf(metadata) => {
+                let text = |key: &str| metadata.find::<&str>(key).ok().flatten().map(str::to_owned);
+                Ok((text("general.architecture"), text("general.license")))
+            }
+            Metadata::HuggingFace { config, .. } => {
+                Ok((config["model_type"].as_str().map(str::to_owned), None))
+            }
+        }
     }
 
     /// The shortest name that finds this model.
@@ -196,6 +279,7 @@ impl Snapshot<'_> {
         }
         let at = if self.revision == MAIN { String::new() } else { format!("@{}", self.revision) };
         match &group.label {
+            _ if group.is_folder => format!("{}{at}", self.repository),
             Some(label) if self.groups.iter().filter(|other| other.label == group.label).count() == 1 => {
                 format!("{}{at}:{label}", self.repository)
             }
@@ -203,9 +287,11 @@ impl Snapshot<'_> {
         }
     }
 
-    fn without_gguf(&self, paths: &[String]) -> Cached {
+    /// A commit without a model; `fault` is what is wrong with its files.
+    fn without_model(&self, paths: &[String], fault: Option<String>) -> Cached {
         let files = paths.iter().map(|path| self.repo.pointer(self.commit, path)).collect();
-        Cached { files: Vec::new(), ..self.bare(files) }
+        let bare = self.bare(files);
+        Cached { files: Vec::new(), runnable: fault.map_or(bare.runnable.clone(), Err), ..bare }
     }
 
     /// What is known of files without opening them.
@@ -220,7 +306,7 @@ impl Snapshot<'_> {
             bytes: files.iter().filter_map(|file| fs::metadata(file).ok()).map(|meta| meta.len()).sum(),
             licence: None,
             last_used: files.first().and_then(|file| last_used(self.repo, file)),
-            runnable: Err("it has no GGUF file".into()),
+            runnable: Err("it has no GGUF file, and no config.json with safetensors".into()),
             files,
         }
     }

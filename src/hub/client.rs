@@ -23,6 +23,9 @@ const CONNECT: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(60);
 const NEXT_BYTES: Duration = Duration::from_secs(30);
 
+/// Bytes that an answer which is read into memory has at most; the largest index of shards has nine million.
+const LARGEST_ANSWER: u64 = 64 << 20;
+
 /// A client of one hub.
 pub(super) struct Client<'a> {
     settings: &'a Settings,
@@ -88,7 +91,7 @@ impl<'a> Client<'a> {
         if !answer.status().is_success() {
             return Err(self.refused(&answer, repository, revision));
         }
-        let body = answer.body_mut().with_config().limit(64 << 20).read_to_string();
+        let body = answer.body_mut().with_config().limit(LARGEST_ANSWER).read_to_string();
         let body = body.map_err(|error| self.unreachable(&error))?;
         parse_listing(&body).map_err(|what| Failure {
             what: format!(
@@ -123,6 +126,13 @@ impl<'a> Client<'a> {
             200 | 206 | 416 => Ok(answer),
             _ => Err(self.refused(&answer, repository, commit)),
         }
+    }
+
+    /// All bytes of a small file of a commit.
+    pub fn bytes(&self, repository: &str, commit: &str, path: &str) -> Result<Vec<u8>, Failure> {
+        let mut answer = self.file(repository, commit, path, 0)?;
+        let body = answer.body_mut().with_config().limit(LARGEST_ANSWER).read_to_vec();
+        body.map_err(|error| self.unreachable(&error))
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Failure {

@@ -90,11 +90,8 @@ impl Download<'_> {
         if found != hash || partial.length != file.size {
             drop(partial.file);
             fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
-            return Err(Error::Hub(format!(
-                "{}: the bytes that came are not the hub's ({} is {found}, the hub says {hash}); they were removed: pull again",
-                file.path,
-                file.hash_name(),
-            )));
+            let what = file.other_bytes(&found);
+            return Err(Error::Hub(format!("{what}; they were removed: pull again")));
         }
         partial.file.sync_data().map_err(|error| Error::io(&path, error))?;
         drop(partial.file); // Windows renames no open file
@@ -241,13 +238,13 @@ fn continues(answer: &Response<ureq::Body>, from: u64) -> bool {
 
 /// The hash that the hub names a file by: SHA-256, or git's own (SHA-1 over a short head and the bytes) for a small file
 /// outside LFS.
-enum Hash {
+pub(super) enum Hash {
     Sha256(Box<Sha256>),
     Git(Box<Sha1>),
 }
 
 impl Hash {
-    fn of(file: &PlannedFile) -> Hash {
+    pub fn of(file: &PlannedFile) -> Hash {
         if file.sha256.is_some() {
             return Hash::Sha256(Box::default());
         }
@@ -255,14 +252,14 @@ impl Hash {
         Hash::Git(Box::new(Sha1::new_with_prefix(head)))
     }
 
-    fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Hash::Sha256(hash) => hash.update(bytes),
             Hash::Git(hash) => hash.update(bytes),
         }
     }
 
-    fn finish(self) -> String {
+    pub fn finish(self) -> String {
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         match self {
             Hash::Sha256(hash) => hex(&hash.finalize()),

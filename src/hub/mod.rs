@@ -12,6 +12,7 @@ mod models;
 mod plan;
 mod reference;
 mod removal;
+mod safetensors;
 mod settings;
 
 use std::path::PathBuf;
@@ -41,7 +42,7 @@ pub struct Located {
     pub commit: Option<String>,
     /// Quantization by the file's name: `Q4_K_M`.
     pub quantization: Option<String>,
-    /// The catalog's entry, if it was named by a short name or its repository is the catalog's.
+    /// The catalog's entry, if it was named by a short name or its repository is one of the catalog's.
     pub entry: Option<&'static Entry>,
 }
 
@@ -81,7 +82,8 @@ impl Hub {
     /// The files of `reference` if they are here, complete; never touches the network.
     ///
     /// # Errors
-    /// Several quantizations are here and the wanted one is not clear; or a folder cannot be read.
+    /// Several quantizations are here and the wanted one is not clear; a quantization of safetensors is wanted, offline;
+    /// or a folder cannot be read.
     pub fn find(&self, reference: &Reference) -> Result<Option<Located>> {
         match reference {
             Reference::Hub(reference) => cached::find(&self.settings, reference),
@@ -95,8 +97,8 @@ impl Hub {
         }
     }
 
-    /// What of the repository of `reference` is here, complete, at its revision: quantizations (`Q4_K_M`), or paths of
-    /// files whose names have none. For an error that names them.
+    /// What of the repository of `reference` is here, complete, at its revision: quantizations (`Q4_K_M`), paths of
+    /// files whose names have none, or `safetensors`. For an error that names them.
     ///
     /// # Errors
     /// A folder cannot be read.
@@ -143,6 +145,9 @@ impl Hub {
             download.finish(file);
         }
         download.repo.set_commit(&plan.commit)?;
+        if plan.is_folder {
+            files = vec![download.repo.snapshot(&plan.commit)];
+        }
         Ok(Located {
             files,
             repository: Some(download.repo.repository.clone()),

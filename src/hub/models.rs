@@ -3,30 +3,47 @@
 use std::collections::BTreeMap;
 
 use super::reference::{HubReference, Select};
-use crate::catalog::quantization;
+use super::safetensors;
+use crate::Result;
+use crate::catalog::{self, Entry, quantization};
+use crate::checkpoint::safetensors::Index;
 
-/// A GGUF model of a repository: one file, or the parts of a split one.
+/// A model of a repository: a GGUF file, the parts of a split one, or a checkpoint of safetensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
-    /// Path without `.gguf` and without the part's number.
+    /// Path without `.gguf` and without the part's number; empty for a checkpoint.
     pub stem: String,
     /// Quantization by the name.
     pub label: Option<String>,
-    /// Paths in the repository, in the order of the parts.
+    /// Paths in the repository, in the order of the parts. Of a checkpoint the weights are last: where they are, a
+    /// download has brought all.
     pub parts: Vec<String>,
     /// How many parts there should be.
     pub expected: usize,
+    /// The first of them that is not there.
+    pub missing: Option<String>,
+    /// Whether it is a checkpoint, which is named by its folder.
+    pub is_folder: bool,
 }
 
 impl Group {
     /// Whether every part is there.
     pub fn complete(&self) -> bool {
-        self.parts.len() == self.expected
+        self.missing.is_none()
     }
 
     /// How a list of choices shows it: by quantization, else by path.
     pub fn shown(&self) -> &str {
-        self.label.as_deref().unwrap_or(&self.parts[0])
+        match &self.label {
+            _ if self.is_folder => "safetensors",
+            Some(label) => label,
+            None => &self.parts[0],
+        }
+    }
+
+    /// The catalog's entry of it in a repository whose own is `entry`: a checkpoint is what an entry's authors published.
+    pub fn entry(&self, repository: &str, entry: Option<&'static Entry>) -> Option<&'static Entry> {
+        entry.or_else(|| catalog::for_original(repository).filter(|_| self.is_folder))
     }
 
     fn file_stem(&self) -> &str {
@@ -45,9 +62,22 @@ pub(super) enum Choice<'a> {
     Several(Vec<&'a Group>),
 }
 
-/// The models among a repository's files, by path. Projectors of vision models (`mmproj`) and importance matrices
+/// The models among a repository's files: the GGUF ones, and only where there are none the checkpoint of safetensors,
+/// whose `index` is read where it is split.
+///
+/// # Errors
+/// Those of `index`.
+pub(super) fn models(paths: &[&str], index: impl FnOnce() -> Result<Index>) -> Result<Vec<Group>> {
+    let found = groups(paths.iter().copied());
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    Ok(safetensors::group(paths, index)?.into_iter().collect())
+}
+
+/// The GGUF models among a repository's files, by path. Projectors of vision models (`mmproj`) and importance matrices
 /// are GGUF files, but no models.
-pub(super) fn groups<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<Group> {
+fn groups<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<Group> {
     let mut groups: BTreeMap<(&str, usize), BTreeMap<usize, &str>> = BTreeMap::new();
     for path in paths {
         let lower = path.to_ascii_lowercase();
@@ -59,11 +89,14 @@ pub(super) fn groups<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<Group>
         let (stem, part, of) = split_part(stem).unwrap_or((stem, 1, 1));
         groups.entry((stem, of)).or_default().insert(part, path);
     }
-    let group = |((stem, expected), parts): ((&str, usize), BTreeMap<usize, &str>)| Group {
+    let missing = |stem: &str, part: usize, of: usize| format!("{stem}-{part:05}-of-{of:05}.gguf");
+    let group = |((stem, of), parts): ((&str, usize), BTreeMap<usize, &str>)| Group {
         stem: stem.to_owned(),
         label: quantization::of_path(stem),
+        expected: of,
+        missing: (1..=of).find(|n| !parts.contains_key(n)).map(|n| missing(stem, n, of)),
         parts: parts.into_values().map(str::to_owned).collect(),
-        expected,
+        is_folder: false,
     };
     groups.into_iter().map(group).collect()
 }

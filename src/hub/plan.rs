@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use super::cache::CachedRepo;
-use super::client::{Client, Failure, Listing, RemoteFile};
-use super::models::{Choice, Group, choose, groups};
+use super::client::{Client, Failure, RemoteFile};
+use super::download::Hash;
+use super::models::{Choice, Group, choose, models};
 use super::reference::{HubReference, Select};
 use super::{Settings, download};
 use crate::catalog::Entry;
+use crate::checkpoint::safetensors::{INDEX, Index};
+use crate::quant::Mix;
 use crate::{Error, Result};
 
 /// What a download will fetch; nothing is fetched yet.
@@ -23,6 +26,8 @@ pub struct Plan {
     pub quantization: Option<String>,
     /// The files, in the order of their parts.
     pub files: Vec<PlannedFile>,
+    /// Whether they are a checkpoint of safetensors, which is named by its folder.
+    pub is_folder: bool,
     /// Licence: the catalog's words, else what the repository states; none if it states none.
     pub licence: Option<String>,
     /// Free bytes on the cache's disk, if the system says.
@@ -79,8 +84,11 @@ impl PlannedFile {
         self.sha256.as_deref().or(self.git_sha1.as_deref()).unwrap_or_default()
     }
 
-    pub(super) fn hash_name(&self) -> &'static str {
-        if self.sha256.is_some() { "SHA-256" } else { "the git hash" }
+    /// That bytes with the hash `found` came in its place.
+    pub(super) fn other_bytes(&self, found: &str) -> String {
+        let name = if self.sha256.is_some() { "SHA-256" } else { "the git hash" };
+        let (path, hash) = (&self.path, self.hash());
+        format!("{path}: the bytes that came are not the hub's ({name} is {found}, the hub says {hash})")
     }
 }
 
@@ -123,35 +131,65 @@ pub(super) fn make(settings: &Settings, reference: &HubReference) -> Result<Plan
         let what = "is asked for at the hub, and pensive is offline (--offline or HF_HUB_OFFLINE)";
         return Err(Error::Hub(format!("{reference} {what}")));
     }
-    let listing = listing(&Client::new(settings)?, reference)?;
-    let groups = groups(listing.files.iter().map(|file| file.path.as_str()));
-    let group = pick(&groups, reference)?;
+    let client = Client::new(settings)?;
+    let listing = patiently(|| client.listing(&reference.repository, &reference.revision))?;
     let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
-    let mut files = Vec::new();
-    for path in &group.parts {
-        let remote = listing.files.iter().find(|file| file.path == *path);
+    let planned = |path: &str| {
+        let remote = listing.files.iter().find(|file| file.path == path);
         let file = remote.and_then(planned).ok_or_else(|| {
             Error::Hub(format!("{}: the hub states no size and no hash of {path}", reference.repository))
         })?;
-        files.push(PlannedFile { here: repo.bytes_here(&file, &listing.commit), ..file });
-    }
+        Ok(PlannedFile { here: repo.bytes_here(&file, &listing.commit), ..file })
+    };
+    let paths: Vec<&str> = listing.files.iter().map(|file| file.path.as_str()).collect();
+    let index = || {
+        let index = bytes(&client, &repo, reference, &listing.commit, &planned(INDEX)?)?;
+        Index::parse(&index).map_err(|what| Error::Hub(format!("{}: {INDEX}: {what}", reference.repository)))
+    };
+    let groups = models(&paths, index)?;
+    let group = pick(&groups, reference)?;
+    let files = group.parts.iter().map(|path| planned(path)).collect::<Result<_>>()?;
+    let entry = group.entry(&reference.repository, reference.entry);
     Ok(Plan {
         repository: reference.repository.clone(),
         revision: reference.revision.clone(),
         commit: listing.commit,
         quantization: group.label.clone(),
         files,
-        licence: reference.entry.map(|entry| entry.licence.clone()).or(listing.licence),
+        is_folder: group.is_folder,
+        licence: entry.map(|entry| entry.licence.clone()).or(listing.licence),
         free_disk: free_disk(&settings.cache.value),
-        entry: reference.entry,
+        entry,
     })
 }
 
-fn listing(client: &Client, reference: &HubReference) -> Result<Listing> {
+/// A small file's bytes, before it is downloaded: from the cache if it is there, else from the hub, checked.
+fn bytes(
+    client: &Client,
+    repo: &CachedRepo,
+    reference: &HubReference,
+    commit: &str,
+    file: &PlannedFile,
+) -> Result<Vec<u8>> {
+    let here = [repo.blob(file.hash()), repo.pointer(commit, &file.path)];
+    if let Some(path) = here.iter().find(|path| has_size(path, file.size)) {
+        return std::fs::read(path).map_err(|error| Error::io(path, error));
+    }
+    let bytes = patiently(|| client.bytes(&reference.repository, commit, &file.path))?;
+    let mut hash = Hash::of(file);
+    hash.update(&bytes);
+    let found = hash.finish();
+    if found != file.hash() {
+        return Err(Error::Hub(format!("{}; try again", file.other_bytes(&found))));
+    }
+    Ok(bytes)
+}
+
+fn patiently<T>(ask: impl Fn() -> Result<T, Failure>) -> Result<T> {
     let mut tries = 1;
     loop {
-        match client.listing(&reference.repository, &reference.revision) {
-            Ok(listing) => return Ok(listing),
+        match ask() {
+            Ok(answer) => return Ok(answer),
             Err(Failure { passing: true, .. }) if tries < TRIES => {
                 std::thread::sleep(std::time::Duration::from_millis(250 << tries));
                 tries += 1;
@@ -161,11 +199,16 @@ fn listing(client: &Client, reference: &HubReference) -> Result<Listing> {
     }
 }
 
+const ELSEWHERE: &str = "look for a repository of the same model whose name ends in -GGUF";
+
 /// The model that is meant; an error lists what is there.
 fn pick<'a>(groups: &'a [Group], reference: &HubReference) -> Result<&'a Group> {
     let repository = &reference.repository;
     let what = match choose(groups, reference) {
         Choice::One(group) if group.complete() => return Ok(group),
+        Choice::One(Group { is_folder: true, missing: Some(file), .. }) => {
+            format!("{repository} has no GGUF file, and its checkpoint lacks {file}: {ELSEWHERE}")
+        }
         Choice::One(group) => {
             format!(
                 "{repository} has {} of the {} parts of {}",
@@ -175,10 +218,9 @@ fn pick<'a>(groups: &'a [Group], reference: &HubReference) -> Result<&'a Group> 
             )
         }
         Choice::Several(several) => several_message(repository, &several),
+        Choice::None if groups.iter().any(|group| group.is_folder) => safetensors_message(reference),
         Choice::None if groups.is_empty() => {
-            format!(
-                "{repository} has no GGUF file: look for a repository of the same model whose name ends in -GGUF"
-            )
+            format!("{repository} has no GGUF file, and no config.json with safetensors: {ELSEWHERE}")
         }
         Choice::None => {
             let wanted = match &reference.select {
@@ -200,6 +242,20 @@ fn pick<'a>(groups: &'a [Group], reference: &HubReference) -> Result<&'a Group> 
 pub(super) fn several_message(repository: &str, several: &[&Group]) -> String {
     let files: Vec<String> = several.iter().map(|group| format!("{repository}/{}", group.parts[0])).collect();
     format!("{repository} has several such models; name one of them: {}", files.join(", "))
+}
+
+/// That a repository of safetensors has no quantizations, and how to get one.
+pub(super) fn safetensors_message(reference: &HubReference) -> String {
+    let repository = &reference.repository;
+    let known = Mix::parse(reference.wanted()).map_or("Q4_K_M", |mix| mix.name).to_lowercase();
+    format!(
+        "{repository} holds safetensors, no GGUF files of {}: name it {repository} and add --quantize {known}, which \
+         quantizes it while it is loaded",
+        match &reference.select {
+            Select::File(path) => path,
+            _ => reference.wanted(),
+        }
+    )
 }
 
 fn planned(file: &RemoteFile) -> Option<PlannedFile> {
@@ -225,9 +281,12 @@ impl CachedRepo {
 
     /// Whether a file is here, complete: as a blob, or in the snapshot itself where links cannot be made.
     pub(super) fn is_here(&self, file: &PlannedFile, commit: &str) -> bool {
-        let has_size = |path: &Path| std::fs::metadata(path).is_ok_and(|meta| meta.len() == file.size);
-        has_size(&self.blob(file.hash())) || has_size(&self.pointer(commit, &file.path))
+        has_size(&self.blob(file.hash()), file.size) || has_size(&self.pointer(commit, &file.path), file.size)
     }
+}
+
+fn has_size(path: &Path, size: u64) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.len() == size)
 }
 
 /// Free bytes on the disk that `folder` is on, or will be.

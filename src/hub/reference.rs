@@ -209,7 +209,9 @@ fn select_path(path: &str) -> Result<Select, String> {
     if quantization::is_quantization(last) {
         return Ok(Select::Quantization(last.to_ascii_uppercase()));
     }
-    Err(format!("{path:?} is no GGUF file: name one that ends in .gguf"))
+    Err(format!(
+        "{path:?} is no GGUF file: name one that ends in .gguf, or the repository alone for its safetensors"
+    ))
 }
 
 /// The revision that `text` begins with, and the rest. Only `refs/…` revisions hold slashes: `refs/pr/1`.

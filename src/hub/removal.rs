@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::cache::{CachedRepo, files_below, last_used_notes, link_target, names_in};
-use super::cached::{find, partials};
+use super::cached::{beginnings, find_model, partials};
 use super::reference::HubReference;
 use super::{Reference, Settings};
 use crate::checkpoint::embedded;
@@ -43,9 +43,9 @@ pub(super) fn plan(settings: &Settings, reference: &Reference) -> Result<Removal
         }
     };
     let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
-    match find(settings, reference)? {
-        Some(located) => of_files(&repo, located.files),
-        None => of_partials(&repo, reference),
+    match find_model(settings, reference)? {
+        Some(found) => of_files(&repo, found.parts()),
+        None => of_unfinished(&repo, reference),
     }
 }
 
@@ -82,25 +82,31 @@ fn of_files(repo: &CachedRepo, files: Vec<PathBuf>) -> Result<Removal> {
 }
 
 /// What stopped downloads of the repository left, if no other process is at them.
-fn of_partials(repo: &CachedRepo, reference: &HubReference) -> Result<Removal> {
-    let mut blobs = partials(repo)?;
-    blobs.retain(|blob| {
+fn of_unfinished(repo: &CachedRepo, reference: &HubReference) -> Result<Removal> {
+    let is_free = |blob: &PathBuf| {
         let name = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let lock = fs::File::open(repo.lock(name.split('.').next().unwrap_or_default()));
         !lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
-    });
-    if blobs.is_empty() {
+    };
+    let (blobs, taken): (Vec<PathBuf>, Vec<PathBuf>) = partials(repo)?.into_iter().partition(is_free);
+    // whoever is at a file needs those that came before it
+    let files = if taken.is_empty() { beginnings(repo, reference)? } else { Vec::new() };
+    let mut removal = of_files(repo, files)?;
+    if blobs.is_empty() && removal.files.is_empty() {
         return Err(Error::Hub(format!("{reference} is not in the cache; `pensive list` shows what is")));
     }
-    let freed_bytes = blobs.iter().map(|blob| own_size(blob)).sum();
-    Ok(Removal { files: Vec::new(), blobs, freed_bytes, kept: Vec::new(), repository: repo.folder() })
+    removal.freed_bytes += blobs.iter().map(|blob| own_size(blob)).sum::<u64>();
+    removal.blobs.extend(blobs);
+    Ok(removal)
 }
 
 /// Deletes it: files, blobs, then folders that are empty and branches that lead nowhere.
 pub(super) fn execute(removal: &Removal) -> Result<u64> {
     let repository = &removal.repository;
-    let notes =
-        removal.blobs.iter().filter_map(|blob| Some(last_used_notes(repository).join(blob.file_name()?)));
+    // of a file by its blob, of safetensors by their folder
+    let used =
+        removal.blobs.iter().map(PathBuf::as_path).chain(removal.files.iter().filter_map(|f| f.parent()));
+    let notes = used.filter_map(|path| Some(last_used_notes(repository).join(path.file_name()?)));
     for file in removal.files.iter().chain(&removal.blobs).cloned().chain(notes) {
         match fs::remove_file(&file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io(&file, error)),

@@ -1,7 +1,9 @@
 //! The hub and its cache, against a hub on 127.0.0.1.
 #![cfg(feature = "hub")]
 
+mod safetensors;
 mod server;
+mod tiny;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,6 @@
 //! Completion of commands and their arguments, and the hints behind the cursor.
 
+use std::cell::OnceCell;
 use std::path::Path;
 
 use reedline::{Completer, CompletionResult, Hinter, History, SearchQuery, Span, Suggestion};
@@ -8,6 +9,7 @@ use super::commands::{COMMANDS, THINK, THOUGHT};
 use super::set::SETTINGS;
 use super::store::{Store, expand_home};
 use crate::catalog;
+use crate::cli::pull;
 use crate::cli::render::{DIM, RESET};
 
 /// Shown behind the prompt while nothing is typed.
@@ -16,11 +18,21 @@ const PLACEHOLDER: &str = "Ask something (/? for help)";
 /// What Tab offers.
 pub(super) struct ChatCompleter {
     store: Store,
+    pulled: OnceCell<Vec<Offer>>,
 }
 
 impl ChatCompleter {
     pub(super) fn new(store: Store) -> Self {
-        ChatCompleter { store }
+        ChatCompleter { store, pulled: OnceCell::new() }
+    }
+
+    /// The models of the cache, read once: each is opened for it. Those with a short name are the catalog's to offer.
+    fn pulled(&self) -> &[Offer] {
+        self.pulled.get_or_init(|| {
+            let mut models = pull::hub(true).and_then(|hub| hub.list()).unwrap_or_default();
+            models.retain(|model| model.runnable.is_ok() && catalog::find(&model.name).is_none());
+            models.into_iter().map(|model| Offer::new(model.name, "pulled", false)).collect()
+        })
     }
 
     /// What may stand from a byte of `line` on.
@@ -41,10 +53,10 @@ impl ChatCompleter {
             "/set" => {
                 starting_with(argument, SETTINGS.iter().map(|(_, name, help)| Offer::new(*name, *help, true)))
             }
-            "/model" => starting_with(
-                argument,
-                catalog::entries().iter().map(|e| Offer::new(&e.name, &e.licence, false)),
-            ),
+            "/model" => {
+                let known = catalog::entries().iter().map(|e| Offer::new(&e.name, &e.licence, false));
+                starting_with(argument, known.chain(self.pulled().iter().cloned()))
+            }
             "/read" => files(argument),
             "/load" | "/save" if argument.contains(std::path::is_separator) => files(argument),
             "/load" | "/save" => starting_with(argument, chats()),
@@ -71,7 +83,7 @@ impl Completer for ChatCompleter {
     }
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Offer {
     value: String,
     help: String,
@@ -182,6 +194,17 @@ mod tests {
         assert_eq!(offered("/think o"), (7, vec!["on".into(), "off".into()]));
         assert_eq!(offered("/set  pres"), (6, vec!["presence-penalty".into()]));
         assert_eq!(offered("/clear ").1, Vec::<String>::new());
+    }
+
+    #[test]
+    fn models_are_offered_by_their_short_names_and_those_of_the_cache_by_their_repositories() {
+        let mut completer = ChatCompleter::new(Store::new("nowhere".into()));
+        completer.pulled = OnceCell::from(vec![Offer::new("qwen/Qwen3-8B", "pulled", false)]);
+        let offered = |line: &str| {
+            completer.offers(line).1.into_iter().map(|offer| offer.value).collect::<Vec<String>>()
+        };
+        assert_eq!(offered("/model qwen/"), ["qwen/Qwen3-8B"]);
+        assert_eq!(offered("/model qwen3:8"), ["qwen3:8b"]);
     }
 
     #[test]
