@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use super::generation::{Slot, lock};
 use super::{CancelHandle, Event, Generation, Message, Model, Options, Role};
-use crate::engine::Sequence;
+use crate::engine::{Engine, Sequence};
 use crate::{Error, Result};
 
 /// A conversation. Keeps the messages, and the KV cache of what turns have in common.
@@ -61,7 +61,7 @@ impl Chat {
     }
 
     /// Writes the keys and values of what the turns have in common, under a hash
-    /// ([`Engine::save`](crate::engine::Engine::save)).
+    /// ([`Engine::save`]).
     ///
     /// # Errors
     /// What `to` says.
@@ -75,11 +75,18 @@ impl Chat {
     /// messages differ, keys and values are computed anew.
     ///
     /// # Errors
-    /// As [`Engine::restore`](crate::engine::Engine::restore).
+    /// As [`Engine::restore_over`]: the present keys and values are kept as far as there is room for both.
     pub fn load_cache(&mut self, from: impl Read) -> Result<()> {
-        let sequence = lock(&self.model.inner.engine).restore(from)?;
-        *lock(&self.slot) = Some(sequence);
-        Ok(())
+        let mut slot = lock(&self.slot);
+        lock(&self.model.inner.engine).restore_over(slot.get_or_insert_default(), from)
+    }
+
+    /// Whether it begins as what [`save_cache`](Self::save_cache) writes, in this or another version.
+    ///
+    /// # Errors
+    /// What `from` says.
+    pub fn is_cache(from: impl Read) -> io::Result<bool> {
+        Engine::is_saved(from)
     }
 
     /// Forgets all but the system message.
