@@ -208,7 +208,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
         for name in ["sums", "songs", "other"] {
-            store.save(name, &Saved { model: "m".into(), messages: vec![] }).unwrap();
+            store.save(name, &Saved { model: "m".into(), messages: vec![] }, false).unwrap();
         }
         assert_eq!(offered_with("/load s", folder.path()), (6, vec!["songs".into(), "sums".into()]));
         assert_eq!(offered_with("/save o", folder.path()), (6, vec!["other".into()]));

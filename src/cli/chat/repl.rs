@@ -291,13 +291,15 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
     fn save(&mut self, name: Option<String>, with_cache: bool) -> Result<String, String> {
         let name = name.or_else(|| self.saved_as.clone()).ok_or("/save NAME: give the chat a name")?;
         let saved = Saved { model: self.talk.name().to_owned(), messages: self.talk.messages().to_vec() };
-        let path = self.store.save(&name, &saved).map_err(|e| e.to_string())?;
+        let path = self.store.save(&name, &saved, with_cache).map_err(|e| e.to_string())?;
         self.saved_as = Some(name);
         let mut text = format!("saved to {}\n", path.display());
         let cache = cache_path(&path);
         if !with_cache {
             // one of an earlier save is not this conversation's
-            let _ = std::fs::remove_file(&cache);
+            if is_cache(&cache) && std::fs::remove_file(&cache).is_ok() {
+                text.push_str(&format!("removed the older {}: --kv saves a new one\n", cache.display()));
+            }
             return Ok(text);
         }
         let (tokens, size) = self.talk.cached();
