@@ -38,6 +38,7 @@ impl ChatCompleter {
         let offers = match command {
             "/thought" => starting_with(argument, THOUGHT.map(|(word, _)| Offer::new(word, "", false))),
             "/think" => starting_with(argument, THINK.map(|(word, _)| Offer::new(word, "", false))),
+            "/budget" => starting_with(argument, [Offer::new("off", "no bound", false)]),
             "/set" => {
                 starting_with(argument, SETTINGS.iter().map(|(_, name, help)| Offer::new(*name, *help, true)))
             }
