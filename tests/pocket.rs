@@ -101,7 +101,7 @@ fn a_turn_that_is_discarded_takes_nothing_with_it_but_itself() {
     done(chat.ask("What is 12 + 30?", &Options::new()).unwrap());
     let before = chat.messages().to_vec();
     for thinks in [false, true] {
-        discard(chat.ask("And 968574 + 475869?", &Options::new()).unwrap(), thinks);
+        discard(chat.ask("What is 968574 + 475869?", &Options::new()).unwrap(), thinks);
         assert_eq!(chat.messages(), before);
         discard(chat.regenerate(&Options::new()).unwrap(), thinks);
         assert_eq!(chat.messages(), before);
