@@ -87,6 +87,27 @@ fn a_second_question_of_a_chat_is_answered_by_itself() {
     assert!(second.cached_tokens > 0, "the first turn was still in the cache");
 }
 
+/// Generates until there is a thought, or before there is one, and takes the turn back.
+fn discard(mut turn: pensive::api::Turn<'_>, thinks: bool) {
+    while thinks && turn.generation().thought().is_empty() {
+        turn.next().expect("it goes on").unwrap();
+    }
+    turn.discard();
+}
+
+#[test]
+fn a_turn_that_is_discarded_takes_nothing_with_it_but_itself() {
+    let mut chat = POCKET.chat();
+    done(chat.ask("What is 12 + 30?", &Options::new()).unwrap());
+    let before = chat.messages().to_vec();
+    for thinks in [false, true] {
+        discard(chat.ask("What is 968574 + 475869?", &Options::new()).unwrap(), thinks);
+        assert_eq!(chat.messages(), before);
+        discard(chat.regenerate(&Options::new()).unwrap(), thinks);
+        assert_eq!(chat.messages(), before);
+    }
+}
+
 #[test]
 fn the_same_seed_draws_the_same_tokens() {
     let options = Options::new().temperature(1.0).seed(5);

@@ -109,6 +109,49 @@ fn a_sequence_of_another_model_or_kv_type_is_refused() {
 }
 
 #[test]
+fn a_sequence_takes_the_place_of_another_where_there_is_no_room_for_both() {
+    let model = model(KIND, 1);
+    let mut engine = engine(&model, CpuOptions::default(), KvType::F16);
+    let mut old = Sequence::new();
+    feed(&mut engine, &mut old, &tokens(), 50);
+    let bytes = saved(&engine, &old);
+    let more: Vec<u32> = tokens().into_iter().cycle().take(120).collect();
+    feed(&mut engine, &mut old, &more, 50); // all of the 4 pages
+    let len = old.len();
+    assert!(engine.restore(&bytes[..]).is_err());
+
+    // what can be told before costs nothing
+    let mut other_model = bytes.clone();
+    other_model[30] ^= 1;
+    assert!(engine.restore_over(&mut old, &other_model[..]).is_err());
+    assert!(engine.restore_over(&mut old, &b"{}"[..]).is_err());
+    let shared = old.fork(len);
+    assert!(engine.restore_over(&mut old, &bytes[..]).unwrap_err().to_string().contains("KV cache"));
+    drop(shared);
+    assert_eq!(old.len(), len);
+
+    engine.restore_over(&mut old, &bytes[..]).unwrap();
+    assert_eq!(old.tokens(), tokens());
+    // where there is room for both, what is damaged further on costs nothing either
+    let end = bytes.len() - 1;
+    assert!(engine.restore_over(&mut old, &bytes[..end]).is_err());
+    assert!(old.tokens() == tokens() && saved(&engine, &old) == bytes);
+}
+
+#[test]
+fn what_is_no_saved_sequence_is_told_by_its_beginning() {
+    for (bytes, is_saved) in [
+        (&b"pensive sequence 2\n..."[..], true),
+        (b"pensive sequence 1\n", true),
+        (b"pensive", false),
+        (b"", false),
+        (b"{\"model\": \"m\"}", false),
+    ] {
+        assert_eq!(Engine::is_saved(bytes).unwrap(), is_saved, "{bytes:?}");
+    }
+}
+
+#[test]
 fn a_sequence_that_the_cache_has_no_room_for_is_refused() {
     let model = model(KIND, 1);
     let mut engine = engine(&model, CpuOptions::default(), KvType::F16);

@@ -237,13 +237,49 @@ fn an_edited_thought_goes_on_from_the_first_change() {
 }
 
 #[test]
+fn the_answer_that_is_wanted_while_an_edit_is_written_comes_after_it() {
+    let mut generation = thinking(&Options::new().record(true), 40);
+    let edited = "I know this one by heart, and it needs no more than one line";
+    assert!(generation.set_thought(edited).unwrap());
+    generation.answer_now();
+    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    assert_eq!((acts(&stats), stats.thought_end), (vec![Act::Edit, Act::User], Some(ThoughtEnd::User)));
+    assert!(stats.thought.starts_with(edited) && !stats.answer.is_empty(), "{stats:?}");
+    let receipt = pensive::api::Receipt::new(&POCKET, &[*stats], |_, _| ()).unwrap();
+    let verdict = receipt.verify(&POCKET, true, |_, _| ()).unwrap();
+    assert!(verdict.is_identical(), "{verdict}");
+}
+
+#[test]
+fn an_edit_of_an_edit_that_is_still_written_replaces_it() {
+    let mut generation = thinking(&Options::new(), 40);
+    let first = "First it was this, and it was long. ".repeat(20);
+    assert!(generation.set_thought(&first).unwrap());
+    while generation.thought().is_empty() {
+        generation.next().expect("it goes on").unwrap();
+    }
+    assert!(generation.thought().len() < first.len() / 2, "most of it is not written yet");
+    assert!(generation.set_thought("Now this. ").unwrap());
+    generation.answer_now();
+    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    assert!(stats.thought.starts_with("Now this.") && !stats.thought.contains("it was"), "{}", stats.thought);
+}
+
+#[test]
 fn a_thought_that_was_not_changed_goes_on_as_if_nothing_was() {
     let untouched = ask(LONG, &Options::new());
-    let mut generation = thinking(&Options::new(), 40);
-    let thought = generation.thought().to_owned();
-    generation.set_thought(&thought).unwrap();
-    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
-    assert_eq!((stats.tokens, stats.control), (untouched.tokens, vec![]));
+    // behind a token that shows something, and behind a blank
+    for blank in [false, true] {
+        let mut generation = thinking(&Options::new().speculate(false), 40);
+        while POCKET.tokenizer().decode(&generation.stats().tokens).ends_with(char::is_whitespace) != blank {
+            generation.next().expect("it goes on").unwrap();
+        }
+        assert!(generation.is_thinking());
+        let thought = generation.thought().to_owned();
+        generation.set_thought(&thought).unwrap();
+        let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+        assert_eq!((&stats.tokens, stats.control), (&untouched.tokens, vec![]), "behind a blank: {blank}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use super::generation::{Slot, lock};
 use super::{CancelHandle, Event, Generation, Message, Model, Options, Role};
-use crate::engine::Sequence;
+use crate::engine::{Engine, Sequence};
 use crate::{Error, Result};
 
 /// A conversation. Keeps the messages, and the KV cache of what turns have in common.
@@ -61,7 +61,7 @@ impl Chat {
     }
 
     /// Writes the keys and values of what the turns have in common, under a hash
-    /// ([`Engine::save`](crate::engine::Engine::save)).
+    /// ([`Engine::save`]).
     ///
     /// # Errors
     /// What `to` says.
@@ -75,11 +75,18 @@ impl Chat {
     /// messages differ, keys and values are computed anew.
     ///
     /// # Errors
-    /// As [`Engine::restore`](crate::engine::Engine::restore).
+    /// As [`Engine::restore_over`]: the present keys and values are kept as far as there is room for both.
     pub fn load_cache(&mut self, from: impl Read) -> Result<()> {
-        let sequence = lock(&self.model.inner.engine).restore(from)?;
-        *lock(&self.slot) = Some(sequence);
-        Ok(())
+        let mut slot = lock(&self.slot);
+        lock(&self.model.inner.engine).restore_over(slot.get_or_insert_default(), from)
+    }
+
+    /// Whether it begins as what [`save_cache`](Self::save_cache) writes, in this or another version.
+    ///
+    /// # Errors
+    /// What `from` says.
+    pub fn is_cache(from: impl Read) -> io::Result<bool> {
+        Engine::is_saved(from)
     }
 
     /// Forgets all but the system message.
@@ -104,17 +111,9 @@ impl Chat {
     /// As [`Model::generate`]; the history is then as before.
     pub fn ask(&mut self, text: impl Into<String>, options: &Options) -> Result<Turn<'_>> {
         self.attempts = 0;
-        let before = self.messages.len();
+        let before = Before { messages: self.messages.len(), reply: Vec::new(), forgotten: self.forgotten };
         self.messages.push(Message::user(text));
-        match self.reply(options) {
-            Ok((generation, forgotten)) => {
-                Ok(Turn { chat: self, generation, forgotten, keep: before, restore: Vec::new() })
-            }
-            Err(error) => {
-                self.messages.truncate(before);
-                Err(error)
-            }
-        }
+        self.turn(before, options)
     }
 
     /// Replies to the last user's message anew, with other draws of the seed. Until something of the new reply is
@@ -125,17 +124,29 @@ impl Chat {
     pub fn regenerate(&mut self, options: &Options) -> Result<Turn<'_>> {
         let last = self.messages.iter().rposition(|m| m.role == Role::User);
         let Some(at) = last else { return Err(Error::Usage("there is no message to reply to yet".into())) };
-        let old = self.messages.split_off(at + 1);
+        let reply = self.messages.split_off(at + 1);
+        let before = Before { messages: at + 1, reply, forgotten: self.forgotten };
         self.attempts += 1;
+        self.turn(before, options)
+    }
+
+    fn turn(&mut self, before: Before, options: &Options) -> Result<Turn<'_>> {
         match self.reply(options) {
             Ok((generation, forgotten)) => {
-                Ok(Turn { chat: self, generation, forgotten, keep: at + 1, restore: old })
+                Ok(Turn { chat: self, generation, forgotten, before, discarded: false })
             }
             Err(error) => {
-                self.messages.extend(old);
+                self.go_back(before);
                 Err(error)
             }
         }
+    }
+
+    /// Puts the conversation back as it was before a turn.
+    fn go_back(&mut self, before: Before) {
+        self.messages.truncate(before.messages);
+        self.messages.extend(before.reply);
+        self.forgotten = before.forgotten;
     }
 
     /// Starts the reply to the messages; oldest turns go until the prompt leaves room for an answer.
@@ -177,9 +188,17 @@ pub struct Turn<'a> {
     chat: &'a mut Chat,
     generation: Generation,
     forgotten: usize,
-    /// Where nothing is generated: how many messages stay, and what follows them.
-    keep: usize,
-    restore: Vec<Message>,
+    before: Before,
+    discarded: bool,
+}
+
+/// What a conversation was before a turn.
+#[derive(Default)]
+struct Before {
+    /// How many messages stay, and the reply that followed them.
+    messages: usize,
+    reply: Vec<Message>,
+    forgotten: usize,
 }
 
 impl Turn<'_> {
@@ -197,6 +216,12 @@ impl Turn<'_> {
     pub fn cancel_handle(&self) -> CancelHandle {
         self.generation.cancel_handle()
     }
+
+    /// Takes the turn back: once it is dropped the conversation is as it was before, with the old reply where this one
+    /// was to replace it.
+    pub fn discard(&mut self) {
+        self.discarded = true;
+    }
 }
 
 impl Iterator for Turn<'_> {
@@ -213,11 +238,9 @@ impl Iterator for Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let stats = self.generation.stats();
-        if stats.thought.is_empty() && stats.answer.is_empty() {
-            // a question without any reply is no turn
-            self.chat.messages.truncate(self.keep);
-            self.chat.messages.append(&mut self.restore);
-            return;
+        // a question without any reply is no turn
+        if self.discarded || stats.thought.is_empty() && stats.answer.is_empty() {
+            return self.chat.go_back(std::mem::take(&mut self.before));
         }
         let thought = Some(stats.thought).filter(|t| !t.is_empty());
         self.chat.messages.push(Message { thought, ..Message::assistant(stats.answer) });

@@ -222,7 +222,7 @@ impl Generation {
         self.trace.is_thinking()
     }
 
-    /// Closes the thought: the answer comes next.
+    /// Closes the thought: the answer comes next. What is being written of an edit, or by a bound, is written first.
     pub fn answer_now(&mut self) {
         self.trace.answer_now();
     }

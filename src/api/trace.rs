@@ -161,14 +161,11 @@ impl Trace {
             && !self.stats.tokens.is_empty()
     }
 
-    /// Closes the thought: the answer comes next. Does nothing outside a thought.
+    /// Closes the thought once the tokens that are due are written: the answer comes next. Does nothing outside a
+    /// thought.
     pub fn answer_now(&mut self) {
-        let position = self.standing();
-        if let Some(control) = self.control.as_mut().filter(|_| self.forced.is_empty())
-            && self.parser.part() == Part::Thought
-        {
-            self.forced.extend(control.answer_now(&position));
-            self.events.extend(control.events().last().map(|&event| Event::Control(event)));
+        if let Some(control) = self.control.as_mut().filter(|_| self.parser.part() == Part::Thought) {
+            control.answer_now();
         }
     }
 
@@ -182,6 +179,9 @@ impl Trace {
     pub fn set_thought(&mut self, text: &str) -> crate::Result<bool> {
         if !self.is_thinking() {
             return Ok(false);
+        }
+        if text == self.thought.text() {
+            return Ok(true); // white space that is held back stays
         }
         let model = self.model.clone();
         let tokenizer = model.tokenizer();
@@ -226,6 +226,7 @@ impl Trace {
             record.by.truncate(keep);
         }
         self.parser = self.opening.clone();
+        self.forced.clear();
         (self.thought, self.answer) = (Channel::new(false, vec![]), self.answer.fresh());
         self.guard = self.guard.take().map(|_| (self.parser.part(), LoopGuard::default()));
         self.lookup = self.lookup.take().map(|_| Lookup::default());

@@ -693,7 +693,7 @@ fn parse_real(text: &str) -> Result<f32, String> {
     text.parse().map_err(|_| "it must be a number, such as 0.6".into())
 }
 
-fn parse_time(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().map(jiff::SignedDuration::from_secs);
     let time = seconds.or_else(|| text.parse().ok()).and_then(|time| Duration::try_from(time).ok());
     time.filter(|time| !time.is_zero()).ok_or_else(|| "it must be a time, such as 30s or 2m".into())

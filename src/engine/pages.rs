@@ -29,6 +29,11 @@ impl PagePool {
         PagePool { free: Arc::new(Mutex::new(free)), pages }
     }
 
+    /// How many pages nobody owns.
+    pub fn free(&self) -> usize {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     pub fn take(&self) -> Result<Page> {
         let id = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or_else(|| {
             Error::Memory(format!(

@@ -14,8 +14,20 @@ use crate::{Error, Result};
 
 /// What a saved sequence begins with; the digit is the version.
 const MAGIC: &[u8; 19] = b"pensive sequence 2\n";
+/// What those of all versions begin with.
+const MAGIC_OF_ALL: &[u8] = MAGIC.first_chunk::<17>().expect("it is longer");
 
 impl Engine {
+    /// Whether it begins as a saved sequence does, of this or another version.
+    ///
+    /// # Errors
+    /// What `from` says.
+    pub fn is_saved(from: impl Read) -> io::Result<bool> {
+        let mut begin = Vec::new();
+        from.take(MAGIC_OF_ALL.len() as u64).read_to_end(&mut begin)?;
+        Ok(begin == MAGIC_OF_ALL)
+    }
+
     /// Writes a sequence of this engine. [`restore`](Self::restore) takes it back in another process or on another
     /// processor: what is computed from it is equal to the bit.
     ///
@@ -49,6 +61,17 @@ impl Engine {
     /// [`Error::Saved`] for what is no saved sequence, is damaged or cut off, or comes from another model or KV type;
     /// [`Error::Memory`] where the KV cache has no room for it.
     pub fn restore(&mut self, from: impl Read) -> Result<Sequence> {
+        let mut sequence = Sequence::new();
+        self.restore_over(&mut sequence, from)?;
+        Ok(sequence)
+    }
+
+    /// As [`restore`](Self::restore), in the place of `old`. Where both have room `old` is kept until all is read; where
+    /// they have not it gives its pages away as soon as the model, the KV type and the room are found to be right.
+    ///
+    /// # Errors
+    /// As [`restore`](Self::restore); `old` is then as it was, or empty where its pages were given away.
+    pub fn restore_over(&mut self, old: &mut Sequence, from: impl Read) -> Result<()> {
         let mut from = Hashing { inner: from, hash: Sha256::new() };
         if from.take::<{ MAGIC.len() }>()? != *MAGIC {
             return Err(fault("is not one, or was written by another version of pensive"));
@@ -67,15 +90,16 @@ impl Engine {
                 return Err(fault(format!("has {name} {found}, the loaded model {expected}")));
             }
         }
-        let sequence = self.restore_pages(&mut from)?;
+        let sequence = self.restore_pages(old, &mut from)?;
         let expected = from.hash.clone().finalize();
         if from.take::<32>()? != *expected {
             return Err(fault("is damaged: its SHA-256 does not match"));
         }
-        Ok(sequence)
+        *old = sequence;
+        Ok(())
     }
 
-    fn restore_pages(&mut self, from: &mut Hashing<impl Read>) -> Result<Sequence> {
+    fn restore_pages(&mut self, old: &mut Sequence, from: &mut Hashing<impl Read>) -> Result<Sequence> {
         let len = u64::from_le_bytes(from.take()?);
         let room = self.plan.pages * PAGE_LEN;
         let Some(len) = usize::try_from(len).ok().filter(|&len| len <= room) else {
@@ -91,6 +115,11 @@ impl Engine {
                 return Err(fault("is damaged: a token is beyond the model's vocabulary"));
             }
             sequence.tokens.push(token);
+        }
+        let (needed, free) = (len.div_ceil(PAGE_LEN), self.pool.free());
+        let given = old.pages.iter().filter(|page| !page.is_shared()).count();
+        if free < needed && needed <= free + given {
+            old.truncate(0);
         }
         let h = self.decoder.hyperparameters();
         let position_bytes = h.layers * h.kv_shape().position_bytes(self.plan.kv_type);

@@ -154,6 +154,8 @@ pub struct Control {
     events: Vec<ControlEvent>,
     /// In a repetition: what the clock and the user did, and where.
     recorded: Option<Vec<ControlEvent>>,
+    /// The user wants the answer, and the thought is not closed yet.
+    wants_answer: bool,
 }
 
 impl Control {
@@ -167,6 +169,7 @@ impl Control {
             room_is: limit_is,
             events: Vec::new(),
             recorded: None,
+            wants_answer: false,
         }
     }
 
@@ -176,13 +179,14 @@ impl Control {
         *self = Control { recorded: Some(events.to_vec()), ..Control::new(bounds, tokens, limit.0, limit.1) };
     }
 
-    /// Closes the thought here, because the user wants the answer.
-    pub fn answer_now(&mut self, p: &Position) -> Vec<u32> {
-        self.close(p, Act::User)
+    /// Closes the thought before the next token that is not due yet, because the user wants the answer.
+    pub fn answer_now(&mut self) {
+        self.wants_answer = true;
     }
 
     /// Notes that the thought goes on from token `at` as the user wrote it; what was done later is forgotten.
     pub fn edited(&mut self, at: usize) {
+        self.wants_answer = false;
         self.events.retain(|event| event.at < at);
         self.events.push(ControlEvent { at, what: Act::Edit });
     }
@@ -273,6 +277,7 @@ impl Control {
                         |e: &&ControlEvent| e.at == p.written && matches!(e.what, Act::Time | Act::User);
                     recorded.iter().find(here).map(|event| event.what)
                 }
+                None if self.wants_answer => Some(Act::User),
                 None => time.filter(|&time| p.thought_time >= time).map(|_| Act::Time),
             }
         }
@@ -288,6 +293,7 @@ impl Control {
     }
 
     fn close(&mut self, p: &Position, what: Act) -> Vec<u32> {
+        self.wants_answer = false;
         self.events.push(ControlEvent { at: p.written, what });
         [self.words(p, what), &self.tokens.end].concat()
     }

@@ -58,6 +58,9 @@ const fn spec(name: &'static str, argument: &'static str, help: &'static str) ->
     Spec { name, aliases: &[], argument, help }
 }
 
+/// The argument of /save, which alone has an option.
+const SAVED: &str = "[NAME] [--kv]";
+
 /// All commands, in the order of /help.
 pub(super) const COMMANDS: &[Spec] = &[
     Spec { aliases: &["/?"], ..spec("/help", "", "show this list") },
@@ -69,8 +72,8 @@ pub(super) const COMMANDS: &[Spec] = &[
     spec("/read", "FILE", "put a text file before the next message"),
     spec("/thought", "[show|fold|hide]", "how thoughts look; alone: show the last one again"),
     spec("/think", "[on|off|auto]", "whether the model thinks before it answers"),
-    spec("/budget", "[N|default]", "most tokens of a thought; 0: no thought"),
-    spec("/save", "[NAME] [--kv]", "save the conversation; --kv: with its keys and values"),
+    spec("/budget", "[N|off]", "most tokens of a thought; 0: no thought"),
+    spec("/save", SAVED, "save the conversation; --kv: with its keys and values"),
     spec("/load", "[NAME]", "load a saved conversation; alone: list them"),
     spec("/receipt", "[FILE]", "write each answer's receipt there; alone: no more"),
     spec("/copy", "", "copy the last answer to the clipboard"),
@@ -124,7 +127,25 @@ pub(super) fn parse(text: &str) -> Result<Entry, String> {
     if spec.argument.is_empty() && argument.is_some() {
         return Err(format!("{} takes no argument", spec.name));
     }
+    if let Some(option) = argument.as_deref().and_then(|text| unknown_option(spec, text)) {
+        return Err(format!(
+            "{} {option}: there is no such option, only {} {}",
+            spec.name, spec.name, spec.argument
+        ));
+    }
     command(spec.name, argument).map(Entry::Command)
+}
+
+/// An option in the argument of a command that takes a name or a file.
+fn unknown_option<'a>(spec: &Spec, argument: &'a str) -> Option<&'a str> {
+    let takes_name = ["[NAME]", "FILE", "[FILE]", SAVED].contains(&spec.argument);
+    let known = if spec.argument == SAVED { "--kv" } else { "" };
+    let is_option = |(i, word): &(usize, &str)| {
+        let dashes = if *i == 0 { "-" } else { "--" };
+        word.strip_prefix(dashes).is_some_and(|rest| !rest.is_empty()) && *word != known
+    };
+    let words = argument.split_whitespace().enumerate();
+    words.filter(|_| takes_name).find(is_option).map(|(_, word)| word)
 }
 
 fn find(word: &str) -> Option<&'static Spec> {
@@ -297,6 +318,19 @@ mod tests {
         assert_eq!(parse("/thought FOLD"), run(Command::Thought(Some(Thought::Fold))));
         assert_eq!(parse("/read").unwrap_err(), "/read FILE: name a text file");
         assert_eq!(parse("/undo 2").unwrap_err(), "/undo takes no argument");
+    }
+
+    #[test]
+    fn an_unknown_option_is_no_name() {
+        let says = "/save --KV: there is no such option, only /save [NAME] [--kv]";
+        assert_eq!(parse("/save --KV z").unwrap_err(), says);
+        assert_eq!(parse("/save z --KV").unwrap_err(), says);
+        for text in ["/load z --kv", "/read --all x", "/receipt -v", "/model --cpu", "/save -kv"] {
+            assert!(parse(text).unwrap_err().contains("there is no such option"), "{text}");
+        }
+        assert_eq!(parse("/save a - b --kv"), run(Command::Save(Some("a - b".into()), true)));
+        assert_eq!(parse("/read a -b.txt"), run(Command::Read("a -b.txt".into())));
+        assert_eq!(parse("/system --be brief"), run(Command::System(Some("--be brief".into()))));
     }
 
     #[test]

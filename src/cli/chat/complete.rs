@@ -50,6 +50,7 @@ impl ChatCompleter {
         let offers = match command {
             "/thought" => starting_with(argument, THOUGHT.map(|(word, _)| Offer::new(word, "", false))),
             "/think" => starting_with(argument, THINK.map(|(word, _)| Offer::new(word, "", false))),
+            "/budget" => starting_with(argument, [Offer::new("off", "no bound", false)]),
             "/set" => {
                 starting_with(argument, SETTINGS.iter().map(|(_, name, help)| Offer::new(*name, *help, true)))
             }
@@ -231,7 +232,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
         for name in ["sums", "songs", "other"] {
-            store.save(name, &Saved { model: "m".into(), messages: vec![] }).unwrap();
+            store.save(name, &Saved { model: "m".into(), messages: vec![] }, false).unwrap();
         }
         assert_eq!(offered_with("/load s", folder.path()), (6, vec!["songs".into(), "sums".into()]));
         assert_eq!(offered_with("/save o", folder.path()), (6, vec!["other".into()]));

@@ -9,8 +9,8 @@ use crossterm::clipboard::CopyToClipboard;
 use super::commands::{self, Command, Entry, THINK, THOUGHT, help, word};
 use super::input::{Input, Line};
 use super::set::{self, Setting};
-use super::steer::{Pause, Reply};
-use super::store::{Saved, Store, cache_path, expand_home};
+use super::steer::{self, Ask, Pause, Reply};
+use super::store::{Saved, Store, cache_path, expand_home, is_cache};
 use super::turn::{Screen, count, duration, show};
 use crate::api::Stats;
 use crate::cli::args::Thought;
@@ -149,9 +149,8 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         self.options.cancel = Some(cancel.clone());
         let interactive = self.screen.console.stdin_terminal;
         let second = if interactive { Second::Waits } else { Second::Ends };
-        let can_ask = interactive && self.screen.rich;
-        let mut pause = Pause::new(cancel.clone(), second, can_ask, self.draft.clone());
-        let is_new = message.is_some();
+        let ask = (interactive && self.screen.rich).then(|| Box::new(steer::ask) as Ask);
+        let mut pause = Pause::new(cancel.clone(), second, ask, self.draft.clone());
         let _quiet = self.screen.rich.then(keyboard::quiet);
         let (view, most) = (self.thought, self.options.max_tokens);
         let shown = match message {
@@ -169,11 +168,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             Err(error) => Err(error),
         };
         match result {
-            Ok(_) if pause.dropped => {
-                if is_new {
-                    self.talk.undo();
-                }
-            }
+            Ok(_) if pause.dropped => {}
             Ok(stats) => {
                 let receipt = self.receipt.as_deref();
                 let written = receipt.map_or(Ok(()), |path| self.talk.write_receipt(path, &stats));
@@ -296,13 +291,15 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
     fn save(&mut self, name: Option<String>, with_cache: bool) -> Result<String, String> {
         let name = name.or_else(|| self.saved_as.clone()).ok_or("/save NAME: give the chat a name")?;
         let saved = Saved { model: self.talk.name().to_owned(), messages: self.talk.messages().to_vec() };
-        let path = self.store.save(&name, &saved).map_err(|e| e.to_string())?;
+        let path = self.store.save(&name, &saved, with_cache).map_err(|e| e.to_string())?;
         self.saved_as = Some(name);
         let mut text = format!("saved to {}\n", path.display());
         let cache = cache_path(&path);
         if !with_cache {
             // one of an earlier save is not this conversation's
-            let _ = std::fs::remove_file(&cache);
+            if is_cache(&cache) && std::fs::remove_file(&cache).is_ok() {
+                text.push_str(&format!("removed the older {}: --kv saves a new one\n", cache.display()));
+            }
             return Ok(text);
         }
         let (tokens, size) = self.talk.cached();

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use super::commands::nearest;
-use crate::cli::args::check_sampling;
+use crate::cli::args::{check_sampling, parse_time};
 use crate::{Options, Sampling};
 
 /// What can be set.
@@ -22,6 +22,7 @@ pub(super) enum Setting {
     MaxTokens,
     ThinkBudget,
     MinThink,
+    ThinkTime,
 }
 
 /// All settings: name and meaning.
@@ -36,8 +37,9 @@ pub(super) const SETTINGS: &[(Setting, &str, &str)] = &[
     (Setting::RepeatLastN, "repeat-last-n", "tokens that the penalties look back at"),
     (Setting::Seed, "seed", "of the draws"),
     (Setting::MaxTokens, "max-tokens", "thought and answer together"),
-    (Setting::ThinkBudget, "think-budget", "most tokens of the thought; 0: none"),
+    (Setting::ThinkBudget, "think-budget", "most tokens of the thought; 0: no thought"),
     (Setting::MinThink, "min-think", "least tokens of the thought"),
+    (Setting::ThinkTime, "think-time", "longest time of the thought, as in 30s or 2m"),
 ];
 
 /// Other names for habits' sake.
@@ -97,9 +99,10 @@ impl Setting {
             Setting::FrequencyPenalty => assign(&mut s.frequency_penalty, value),
             Setting::RepeatLastN => assign(&mut s.repeat_last_n, value),
             Setting::Seed => assign(&mut options.seed, value),
-            Setting::MaxTokens => assign(&mut options.max_tokens, value),
-            Setting::ThinkBudget => assign(&mut options.thought.budget, value),
-            Setting::MinThink => assign(&mut options.thought.min, value),
+            Setting::MaxTokens => assign(&mut options.max_tokens, bound(value)),
+            Setting::ThinkBudget => assign(&mut options.thought.budget, bound(value)),
+            Setting::MinThink => assign(&mut options.thought.min, bound(value)),
+            Setting::ThinkTime => assign_by(&mut options.thought.time, bound(value), |v| parse_time(v).ok()),
         }
     }
 
@@ -111,6 +114,10 @@ impl Setting {
             | Setting::RepeatPenalty
             | Setting::PresencePenalty
             | Setting::FrequencyPenalty => "it must be a number, or `default`",
+            Setting::MaxTokens | Setting::ThinkBudget | Setting::MinThink => {
+                "it must be a whole number, or `off`"
+            }
+            Setting::ThinkTime => "it must be a time, such as 30s or 2m, or `off`",
             _ => "it must be a whole number, or `default`",
         }
     }
@@ -131,14 +138,27 @@ impl Setting {
             Setting::MaxTokens => value(options.max_tokens, "no bound"),
             Setting::ThinkBudget => value(options.thought.budget, "no bound"),
             Setting::MinThink => value(options.thought.min, "no bound"),
+            Setting::ThinkTime => {
+                let seconds = options.thought.time.map(|time| format!("{} s", time.as_secs_f64()));
+                value(seconds, "no bound")
+            }
         }
     }
 }
 
 /// Reads a value; none for `default`.
 fn assign<T: FromStr>(to: &mut Option<T>, value: &str) -> Option<()> {
-    *to = if value.eq_ignore_ascii_case("default") { None } else { Some(value.parse().ok()?) };
+    assign_by(to, value, |value| value.parse().ok())
+}
+
+fn assign_by<T>(to: &mut Option<T>, value: &str, read: impl Fn(&str) -> Option<T>) -> Option<()> {
+    *to = if value.eq_ignore_ascii_case("default") { None } else { Some(read(value)?) };
     Some(())
+}
+
+/// The value of a bound, which is off by default.
+fn bound(value: &str) -> &str {
+    if ["off", "none"].iter().any(|word| value.eq_ignore_ascii_case(word)) { "default" } else { value }
 }
 
 /// The table of /set.
@@ -172,10 +192,26 @@ mod tests {
             assert_eq!(Setting::find(name), Ok(*setting));
             assert!(setting.get(&options, &model).ends_with(" (default)"));
             setting.set(&mut options, "1").unwrap();
-            assert_eq!(setting.get(&options, &model), "1");
+            let unit = if *setting == Setting::ThinkTime { " s" } else { "" };
+            assert_eq!(setting.get(&options, &model), format!("1{unit}"));
             setting.set(&mut options, "default").unwrap();
             assert!(setting.get(&options, &model).ends_with(" (default)"));
         }
+    }
+
+    #[test]
+    fn a_bound_can_be_lifted_by_saying_so() {
+        let mut options = Options::new();
+        for (name, on) in [("budget", "64"), ("min-think", "9"), ("think-time", "1m30s"), ("max-tokens", "9")]
+        {
+            for off in ["off", "None", "default"] {
+                set(&mut options, name, on).unwrap();
+                set(&mut options, name, off).unwrap();
+            }
+        }
+        assert_eq!((options.thought, options.max_tokens), Default::default());
+        set(&mut options, "think-time", "1m30s").unwrap();
+        assert_eq!(Setting::ThinkTime.get(&options, &Sampling::default()), "90 s");
     }
 
     #[test]
@@ -199,6 +235,9 @@ mod tests {
             ("top-p", "0", "must be above 0 and at most 1"),
             ("top-k", "1.5", "it must be a whole number, or `default`"),
             ("max-tokens", "0", "it must be 1 or more"),
+            ("think-budget", "few", "it must be a whole number, or `off`"),
+            ("think-time", "0", "it must be a time, such as 30s or 2m, or `off`"),
+            ("temperature", "off", "it must be a number, or `default`"),
         ] {
             let error = set(&mut options, name, value).unwrap_err();
             assert!(error.starts_with(name) && error.contains(value) && error.ends_with(says), "{error}");

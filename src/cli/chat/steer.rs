@@ -32,6 +32,8 @@ pub(super) trait Reply: Iterator<Item = Result<Event>> {
     fn set_thought(&mut self, _text: &str) -> Result<bool> {
         Ok(false)
     }
+    /// Takes the turn back.
+    fn discard(&mut self) {}
 }
 
 impl Reply for Turn<'_> {
@@ -47,6 +49,9 @@ impl Reply for Turn<'_> {
     fn set_thought(&mut self, text: &str) -> Result<bool> {
         self.generation_mut().set_thought(text)
     }
+    fn discard(&mut self) {
+        Turn::discard(self);
+    }
 }
 
 /// What is to become of a paused thought.
@@ -58,14 +63,17 @@ pub(super) enum Choice {
     Drop,
 }
 
+/// Asks what is to become of a paused thought.
+pub(super) type Ask = Box<dyn FnMut() -> io::Result<Choice>>;
+
 /// Catches Ctrl-C while it lives.
 pub(super) struct Pause {
     pressed: Arc<AtomicBool>,
     cancel: CancelHandle,
     second: Second,
     armed: Option<Armed>,
-    /// Someone can be asked what next.
-    can_ask: bool,
+    /// Asks what next, where there is someone to ask.
+    ask: Option<Ask>,
     /// Holds the thought while $EDITOR has it.
     draft: PathBuf,
     /// The user dropped the turn.
@@ -73,9 +81,9 @@ pub(super) struct Pause {
 }
 
 impl Pause {
-    pub(super) fn new(cancel: CancelHandle, second: Second, can_ask: bool, draft: PathBuf) -> Self {
+    pub(super) fn new(cancel: CancelHandle, second: Second, ask: Option<Ask>, draft: PathBuf) -> Self {
         let pressed = Arc::new(AtomicBool::new(false));
-        let mut pause = Pause { pressed, cancel, second, armed: None, can_ask, draft, dropped: false };
+        let mut pause = Pause { pressed, cancel, second, armed: None, ask, draft, dropped: false };
         pause.arm();
         pause
     }
@@ -88,34 +96,44 @@ impl Pause {
         self.armed = Some(interrupt::arm(self.second, move || pressed.store(true, Ordering::Relaxed)));
     }
 
+    /// As Ctrl-C does.
+    #[cfg(test)]
+    pub(super) fn press(&self) {
+        self.pressed.store(true, Ordering::Relaxed);
+    }
+
     /// Whether a thought is to pause; anything else that Ctrl-C was pressed in stops.
     pub(super) fn is_due(&self, reply: &impl Reply) -> bool {
         if !self.pressed.load(Ordering::Relaxed) {
             return false;
         }
-        let pauses = self.can_ask && reply.is_thinking() && !self.cancel.is_cancelled();
+        let pauses = self.ask.is_some() && reply.is_thinking() && !self.cancel.is_cancelled();
         if !pauses {
             self.cancel.cancel();
         }
         pauses
     }
 
-    /// Asks what next, and does it. An error is what to tell of an edit that came to nothing.
+    /// Asks what next, and does it. An error is what to tell of an edit that came to nothing: the thought still pauses.
     pub(super) fn resolve(&mut self, reply: &mut impl Reply) -> io::Result<Result<Choice>> {
-        let choice = ask()?;
-        let mut done = Ok(choice);
+        let choice = self.ask.as_mut().map_or(Ok(Choice::GoOn), |ask| ask())?;
         match choice {
             Choice::GoOn => {}
             Choice::Answer => reply.answer_now(),
-            Choice::Edit => done = self.edit(reply).map(|()| choice),
+            Choice::Edit => {
+                if let Err(error) = self.edit(reply) {
+                    return Ok(Err(error));
+                }
+            }
             Choice::Drop => {
                 self.dropped = true;
+                reply.discard();
                 self.cancel.cancel();
-                return Ok(done);
+                return Ok(Ok(choice));
             }
         }
         self.arm();
-        Ok(done)
+        Ok(Ok(choice))
     }
 
     fn edit(&self, reply: &mut impl Reply) -> Result<()> {
@@ -127,7 +145,7 @@ impl Pause {
 }
 
 /// Waits for one of the keys that [`PAUSED`] names.
-fn ask() -> io::Result<Choice> {
+pub(super) fn ask() -> io::Result<Choice> {
     enable_raw_mode()?;
     let choice = loop {
         match read() {

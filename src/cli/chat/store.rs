@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::api::Chat;
 use crate::cli::text::read_file;
 use crate::{Error, Message, Result, Role};
 
@@ -31,9 +32,17 @@ impl Store {
     /// Saves under a name, or to a path (a separator or `.json` in it); gives the file.
     ///
     /// # Errors
-    /// Where the name cannot be a file's, the file cannot be written, or holds something else.
-    pub(super) fn save(&self, name: &str, chat: &Saved) -> Result<PathBuf> {
+    /// Where the name cannot be a file's, the file cannot be written, or holds something else; with a cache, where a
+    /// file that is none stands in its place.
+    pub(super) fn save(&self, name: &str, chat: &Saved, with_cache: bool) -> Result<PathBuf> {
         let path = self.path(name)?;
+        let cache = cache_path(&path);
+        if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("kv")) {
+            return Err(Error::file(&path, "such a name is for keys and values: end it in .json"));
+        }
+        if with_cache && cache.exists() && !is_cache(&cache) {
+            return Err(Error::file(&cache, "exists and holds no keys and values: choose another name"));
+        }
         if path.exists() && read(&path).is_err() {
             return Err(Error::file(&path, "exists and is no saved chat: choose another name"));
         }
@@ -88,6 +97,11 @@ impl Store {
 /// Where the keys and values of a saved conversation are.
 pub(super) fn cache_path(chat: &Path) -> PathBuf {
     chat.with_extension("kv")
+}
+
+/// Whether a file holds keys and values that were saved.
+pub(super) fn is_cache(path: &Path) -> bool {
+    File::open(path).and_then(Chat::is_cache).unwrap_or(false)
 }
 
 fn read(path: &Path) -> Result<Saved> {
@@ -162,8 +176,8 @@ mod tests {
     fn what_is_saved_under_a_name_is_loaded_and_listed() {
         let (_folder, store) = store();
         assert_eq!(store.names(), Vec::<String>::new());
-        store.save("sums", &chat()).unwrap();
-        store.save("a b", &chat()).unwrap();
+        store.save("sums", &chat(), false).unwrap();
+        store.save("a b", &chat(), false).unwrap();
         assert_eq!(store.load("sums").unwrap().1, chat());
         assert_eq!(store.names(), ["a b", "sums"]);
     }
@@ -172,7 +186,7 @@ mod tests {
     fn a_name_with_a_separator_or_json_is_a_path() {
         let (folder, store) = store();
         let path = folder.path().join("elsewhere.json");
-        assert_eq!(store.save(path.to_str().unwrap(), &chat()).unwrap(), path);
+        assert_eq!(store.save(path.to_str().unwrap(), &chat(), false).unwrap(), path);
         assert_eq!(store.load(path.to_str().unwrap()).unwrap(), (path, chat()));
         assert_eq!(store.names(), Vec::<String>::new());
     }
@@ -182,29 +196,47 @@ mod tests {
     fn a_saved_chat_is_its_owners_alone() {
         use std::os::unix::fs::PermissionsExt;
         let (_folder, store) = store();
-        let path = store.save("secret", &chat()).unwrap();
+        let path = store.save("secret", &chat(), false).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
     fn saving_again_replaces_a_chat_but_never_another_file() {
         let (folder, store) = store();
-        store.save("sums", &Saved { model: "m".into(), messages: vec![] }).unwrap();
-        store.save("sums", &chat()).unwrap();
+        store.save("sums", &Saved { model: "m".into(), messages: vec![] }, false).unwrap();
+        store.save("sums", &chat(), false).unwrap();
         assert_eq!(store.load("sums").unwrap().1, chat());
 
         let other = folder.path().join("package.json");
         fs::write(&other, "{\"name\": 1}").unwrap();
-        let error = store.save(other.to_str().unwrap(), &chat()).unwrap_err().to_string();
+        let error = store.save(other.to_str().unwrap(), &chat(), false).unwrap_err().to_string();
         assert!(error.contains("package.json: exists and is no saved chat"), "{error}");
         assert_eq!(fs::read_to_string(&other).unwrap(), "{\"name\": 1}");
+    }
+
+    #[test]
+    fn keys_and_values_are_saved_over_nothing_else() {
+        let (folder, store) = store();
+        let (x, kv) = (folder.path().join("x.json"), folder.path().join("x.kv"));
+        let save = |path: &Path, with_cache| store.save(path.to_str().unwrap(), &chat(), with_cache);
+        let error = save(&kv, false).unwrap_err().to_string();
+        assert!(error.contains("x.kv: such a name is for keys and values"), "{error}");
+        fs::write(&kv, "mine").unwrap();
+        let error = save(&x, true).unwrap_err().to_string();
+        assert!(error.contains("x.kv: exists and holds no keys and values"), "{error}");
+        assert!(!x.exists(), "nothing is written");
+        save(&x, false).unwrap();
+        fs::write(&kv, "pensive sequence 1\n").unwrap();
+        save(&x, true).unwrap();
     }
 
     #[test]
     fn a_bad_name_or_file_is_an_error_that_says_why() {
         let (folder, store) = store();
         for name in ["..", "a:b", "what?", "a\tb"] {
-            assert!(store.save(name, &chat()).unwrap_err().to_string().contains("cannot be a file's name"));
+            assert!(
+                store.save(name, &chat(), false).unwrap_err().to_string().contains("cannot be a file's name")
+            );
         }
         assert!(store.load("none").unwrap_err().to_string().contains("there is no such chat"));
 

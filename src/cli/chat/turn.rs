@@ -171,18 +171,15 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
         if !self.folds() && self.begun {
             self.screen.note("")?;
         }
-        self.screen.note(PAUSED)?;
-        let shown = match pause.resolve(reply)? {
-            Ok(choice) => {
-                // what was erased comes back; what was edited is shown anew
-                (choice == Choice::Edit || self.folds()) && choice != Choice::Drop
-            }
-            Err(error) => {
-                self.screen.note(&harmless(&error.to_string()))?;
-                self.folds()
+        let choice = loop {
+            self.screen.note(PAUSED)?;
+            match pause.resolve(reply)? {
+                Ok(choice) => break choice,
+                Err(error) => self.screen.note(&harmless(&error.to_string()))?,
             }
         };
-        if shown {
+        // what was erased comes back; what was edited is shown anew
+        if choice == Choice::Edit || self.folds() && choice != Choice::Drop {
             (self.text, self.begun) = (Trimmed::blanks(), false);
             self.think(&reply.thought())?;
         }

@@ -87,7 +87,7 @@ impl Talk for Echo {
         (7, 7000)
     }
     fn save_cache(&self, path: &Path) -> Result<()> {
-        std::fs::write(path, "keys and values").map_err(|e| Error::io(path, e))
+        std::fs::write(path, "pensive sequence 2\n").map_err(|e| Error::io(path, e))
     }
     fn load_cache(&mut self, path: &Path) -> Result<()> {
         std::fs::read(path).map(drop).map_err(|e| Error::io(path, e))
@@ -300,6 +300,18 @@ fn a_chat_is_saved_and_loaded_with_its_keys_and_values_if_asked() {
     let second = chat_in(folder.path(), "/load sums\n/save\n");
     assert!(second.err.contains("with the keys and values of 7 tokens"), "{}", second.err);
     assert!(!folder.path().join("sums.kv").exists(), "they are not saved unasked, nor left stale");
+    assert!(second.err.ends_with("sums.kv: --kv saves a new one\n"), "{}", second.err);
+}
+
+#[test]
+fn saving_a_chat_leaves_files_that_are_not_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chat, kv) = (folder.path().join("results.json"), folder.path().join("results.kv"));
+    std::fs::write(&kv, "mine").unwrap();
+    let done = chat_in(folder.path(), &format!("one\n/save {0}\n/save {0} --kv\n", chat.display()));
+    assert_eq!(std::fs::read_to_string(&kv).unwrap(), "mine");
+    assert!(done.err.contains("saved to") && !done.err.contains("removed"), "{}", done.err);
+    assert!(done.err.ends_with("results.kv: exists and holds no keys and values: choose another name\n"));
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn run(
     view: Thought,
     screen: &mut Screen<Vec<u8>, Vec<u8>>,
 ) -> io::Result<Result<Stats>> {
-    let mut pause = Pause::new(CancelHandle::new(), Second::Waits, false, "thought.md".into());
+    let mut pause = Pause::new(CancelHandle::new(), Second::Waits, None, "thought.md".into());
     show(events.collect::<Vec<_>>().into_iter(), view, None, &mut pause, screen)
 }
 
@@ -144,6 +144,36 @@ fn a_thought_that_was_stopped_folds_and_says_so() {
     let events = vec![think("Hm"), Event::Done(Box::new(stats(Finish::Interrupted, 1, 0)))];
     let (contents, _) = on_terminal(Thought::Fold, events);
     assert_eq!(contents, ">>> why?\nthought for 0.0 s, 1 token\nstopped");
+}
+
+/// A reply whose thought can be steered; nobody steers it here.
+struct Steered(std::vec::IntoIter<Result<Event>>);
+
+impl Iterator for Steered {
+    type Item = Result<Event>;
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
+    }
+}
+
+impl Reply for Steered {
+    fn is_thinking(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_thought_pauses_again_when_the_editor_failed() {
+    let mut screen = pipes();
+    let mut choices = vec![Choice::GoOn, Choice::Edit, Choice::Edit].into_iter();
+    let ask = Box::new(move || Ok(choices.next_back().expect("it is asked three times")));
+    let mut pause = Pause::new(CancelHandle::new(), Second::Waits, Some(ask), "no/such/folder/draft".into());
+    pause.press();
+    let events = Steered(reply(&["hm"]).into_iter().map(Ok).collect::<Vec<_>>().into_iter());
+    show(events, Thought::Hide, None, &mut pause, &mut screen).unwrap().unwrap();
+    let err = String::from_utf8(screen.err).unwrap();
+    assert_eq!((err.matches(PAUSED).count(), err.matches("no/such/folder/draft").count()), (3, 2), "{err}");
+    assert_eq!(String::from_utf8(screen.out).unwrap(), "It is blue.\n");
 }
 
 #[test]
