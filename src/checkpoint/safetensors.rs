@@ -143,6 +143,10 @@ fn open_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             );
             Error::file(path, what)
         })?;
+        if info.shape.contains(&0) {
+            let what = format!("tensor {name} has the shape {:?}: no dimension may be 0", info.shape);
+            return Err(Error::file(path, what));
+        }
         let (begin, end) = info.data_offsets;
         let tensor = Tensor {
             name: name.clone(),
