@@ -317,3 +317,73 @@ pub fn frequency_factors(h: &Hyperparameters) -> Vec<(&'static str, Vec<f32>)> {
         _ => vec![],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::Synthetic;
+
+    fn hyperparameters(name: &str) -> Hyperparameters {
+        Synthetic::new(name, None).unwrap().hyperparameters().clone()
+    }
+
+    fn yarn(attention_factor: Option<f64>, truncate: bool) -> Scaling {
+        let (beta_fast, beta_slow) = (32.0, 1.0);
+        Scaling::Yarn {
+            factor: 4.0,
+            beta_fast,
+            beta_slow,
+            original_context: 32768.0,
+            attention_factor,
+            truncate,
+        }
+    }
+
+    fn read_back(h: &Hyperparameters) -> Hyperparameters {
+        let metadata = Metadata::Gguf(metadata(h, 0).unwrap().into());
+        Hyperparameters::read(&Checkpoint { files: vec![], metadata, tensors: BTreeMap::new() }).unwrap()
+    }
+
+    #[test]
+    fn yarn_s_own_magnitude_and_a_given_one_are_read_back() {
+        let h = hyperparameters("qwen3:0.6b");
+        for attention_factor in [None, Some(1.0), Some(1.5)] {
+            let h = Hyperparameters { rope_scaling: yarn(attention_factor, true), ..h.clone() };
+            let magnitude = attention_factor.unwrap_or(0.1 * 4f64.ln() + 1.0);
+            let rope = read_back(&h).rope();
+            assert!((rope.magnitude - magnitude).abs() < 1e-12, "{attention_factor:?}: {}", rope.magnitude);
+            assert_eq!(rope.inverse_frequencies, h.rope().inverse_frequencies);
+        }
+    }
+
+    #[test]
+    fn what_gguf_cannot_say_of_yarn_is_refused() {
+        let refused = |name: &str, rope_scaling| {
+            let h = Hyperparameters { rope_scaling, ..hyperparameters(name) };
+            metadata(&h, 0).unwrap_err()
+        };
+        assert!(refused("qwen3:0.6b", yarn(None, false)).contains("truncate"));
+        assert!(refused("gpt-oss:20b", yarn(None, true)).contains("truncate"));
+        assert!(refused("deepseek-r1:671b", yarn(Some(1.2), true)).contains("magnitude"));
+    }
+
+    #[test]
+    fn layers_before_the_first_router_are_counted() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arch/deepseek-v3-fp8");
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let Metadata::HuggingFace { config, .. } = &checkpoint.metadata else { panic!("it is a folder") };
+        let dense = config["first_k_dense_replace"].as_u64().unwrap();
+        let (metadata, _) = export(&checkpoint, &Hyperparameters::read(&checkpoint).unwrap()).unwrap();
+        assert_eq!(metadata["deepseek2.leading_dense_block_count"], Value::Unsigned(dense));
+        let synthetic = Synthetic::new("deepseek-r1:671b", None).unwrap().metadata();
+        assert_eq!(synthetic["deepseek2.leading_dense_block_count"], Value::Unsigned(3));
+    }
+
+    #[test]
+    fn phi3_says_that_it_has_no_window() {
+        let metadata = metadata(&hyperparameters("phi-4-reasoning:14b"), 0).unwrap();
+        assert_eq!(metadata["phi3.attention.sliding_window"], Value::Unsigned(0));
+    }
+}

@@ -302,3 +302,58 @@ pub(super) fn yarn_magnitude(factor: f64, m: f64) -> f64 {
 fn attention_scale(head_dim: usize, yarn: f64) -> f32 {
     (yarn * yarn / (head_dim as f64).sqrt()) as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::checkpoint::Value;
+    use crate::model::Synthetic;
+
+    fn message(metadata: Metadata) -> String {
+        let checkpoint = Checkpoint { files: vec![], metadata, tensors: BTreeMap::new() };
+        Hyperparameters::read(&checkpoint).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn sizes_of_config_json_that_make_no_sense_are_named_by_their_key() {
+        for (key, value) in [
+            ("num_hidden_layers", 1_000_000_000_000_u64),
+            ("num_hidden_layers", 1 << 62),
+            ("num_hidden_layers", 0),
+            ("num_attention_heads", 0),
+            ("num_key_value_heads", 0),
+            ("num_experts_per_tok", 9),
+            ("n_shared_experts", 1 << 62),
+        ] {
+            let mut config = json!({
+                "model_type": "qwen3_moe", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "num_hidden_layers": 2, "max_position_embeddings": 128, "intermediate_size": 96, "vocab_size": 75,
+                "rms_norm_eps": 1e-6, "num_experts": 8, "num_experts_per_tok": 2
+            });
+            config[key] = json!(value);
+            let message = message(Metadata::HuggingFace { config, folder: "folder".into() });
+            assert!(message.contains("config.json") && message.contains(key), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_gguf_that_make_no_sense_are_named_by_their_key() {
+        let synthetic = Synthetic::new("qwen3:30b-a3b", Some(3)).unwrap();
+        for (key, value) in [
+            ("block_count", 0xffff_ffff_u64),
+            ("nextn_predict_layers", 99),
+            ("attention.head_count", 0),
+            ("attention.head_count_kv", 0),
+            ("expert_used_count", 1000),
+        ] {
+            let (mut pairs, key) = (synthetic.metadata(), format!("qwen3moe.{key}"));
+            pairs.insert(key.clone(), Value::Unsigned(value));
+            let message = message(Metadata::Gguf(pairs.into()));
+            assert!(message.contains(&key), "{key}: {message}");
+        }
+    }
+}

@@ -82,7 +82,7 @@ fn the_order_of_the_pairs_of_one_entry_means_nothing() {
     turned.swap(5, 6);
     for merges in [MERGES, turned] {
         let (json, gguf) = both(&sentencepiece(&merges, Json::Null, Json::Null)).unwrap();
-        let ids = [json, gguf].map(|tokenizer| tokenizer.encode("hello hell", Special::Text).unwrap());
+        let ids = [json, gguf].map(|tokenizer| tokenizer.encode("hellohell", Special::Text).unwrap());
         assert_eq!(ids[0], ids[1]);
     }
 }
