@@ -125,7 +125,7 @@ impl<'a> Load<'a> {
         let part = |head: usize, from: usize, len: usize| {
             both.slice(&name, head * of_head + from..head * of_head + from + len)
         };
-        let kind = turned_kind(self.conversion, &keys, l);
+        let kind = turned_kind(self.conversion, &keys, both.kind, l);
         let k: Vec<Tensor> = (0..heads).map(|head| turned(&part(head, 0, l.plain_dims), kind)).collect();
         let v = (0..heads).map(|head| part(head, l.plain_dims, l.value_dim)).collect();
         Ok((self.add(&k)?, self.matrices(&values, v)?))
@@ -377,7 +377,8 @@ pub fn made_bytes(checkpoint: &Checkpoint, h: &Hyperparameters, conversion: Opti
             return 0;
         }
         names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight")).map_or(0, |both| {
-            let made = bytes(turned_kind(conversion, &split[0], l), l.plain_dims, h.heads * l.rank);
+            let made =
+                bytes(turned_kind(conversion, &split[0], both.kind, l), l.plain_dims, h.heads * l.rank);
             let counted = loaded_kind(checkpoint, conversion, both);
             made - bytes(counted, l.rank, h.heads * l.plain_dims)
         })
@@ -416,15 +417,16 @@ pub(super) fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
     Tensor::from_bytes(&tensor.name, tensor.kind, &[rows, tensor.columns()], bytes)
 }
 
-/// How [`turned`] stores keys, which GGUF calls `name`: as F16, which loses nothing that counts, or Q8_0 where a conversion
-/// quantizes, but no coarser: they are multiplied by what all scores are made of.
-fn turned_kind(conversion: Option<&Conversion>, name: &str, l: Latent) -> BlockType {
-    let asked = conversion.map(|to| to.kind(name, &[l.rank, l.plain_dims], BlockType::F16));
-    match asked {
-        Some(kind) if kind.block_len() > 1 && l.plain_dims.is_multiple_of(BlockType::Q8_0.block_len()) => {
-            BlockType::Q8_0
-        }
-        _ => BlockType::F16,
+/// How [`turned`] stores keys, which GGUF calls `name`: as F16, which loses nothing that counts beside what is stored in 16 bits
+/// or fewer, else as F32. Where a conversion quantizes, as Q8_0 and no coarser: all scores are made of them.
+fn turned_kind(conversion: Option<&Conversion>, name: &str, stored: BlockType, l: Latent) -> BlockType {
+    let Some(to) = conversion else {
+        return if stored == BlockType::F32 { BlockType::F32 } else { BlockType::F16 };
+    };
+    let is_quantized = to.kind(name, &[l.rank, l.plain_dims], BlockType::F16).block_len() > 1;
+    match is_quantized && l.plain_dims.is_multiple_of(BlockType::Q8_0.block_len()) {
+        true => BlockType::Q8_0,
+        false => BlockType::F16,
     }
 }
 
