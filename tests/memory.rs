@@ -65,6 +65,6 @@ fn keys_that_are_cut_from_one_matrix_with_values_are_counted_once_and_no_coarser
     let keys = (h.layers * h.heads * latent.rank * latent.plain_dims) as i64;
     assert_eq!(made(None), 0, "8-bit floats are F32 once they are decoded, and their keys stay so");
     let to = Conversion::new(Mix::parse("Q4_0").unwrap(), &checkpoint, &h);
-    let q8_0 = if latent.plain_dims % 32 == 0 { keys / 32 * 34 } else { keys * 2 };
+    let q8_0 = if latent.plain_dims.is_multiple_of(32) { keys / 32 * 34 } else { keys * 2 };
     assert_eq!(made(Some(&to)), q8_0 - keys / 32 * 18, "Q4_0 is what the matrix is counted as");
 }
