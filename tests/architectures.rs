@@ -258,6 +258,41 @@ fn mistral_agrees_with_transformers() {
     agrees_with_transformers("mistral");
 }
 
+/// Magistral's second version: beside the text model there is one for images.
+#[test]
+fn a_text_model_beside_one_for_images_is_the_same_as_alone() {
+    let Some(alone) = fixture("arch/mistral") else { return };
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(alone.join("config.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(alone.join("model.safetensors")).unwrap();
+    let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let reference = Reference::open(&alone.join("reference.safetensors"));
+    let ids = reference.ids("input_ids");
+    let logits_of =
+        |folder: &Path| logits(&mut engine(&Checkpoint::open(folder).unwrap(), None, On::Cpu), &ids, 7);
+    let expected = logits_of(&alone);
+    type Rename = fn(&str) -> String;
+    let older: Rename = |name| format!("language_model.{name}");
+    let newer: Rename = |name| name.replace("model.", "model.language_model.");
+    for (rename, image) in
+        [(older, "vision_tower.x"), (newer, "model.vision_tower.x"), (newer, "model.multi_modal_projector.y")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let around = serde_json::json!({
+            "model_type": "mistral3", "text_config": config, "vision_config": { "model_type": "pixtral" }
+        });
+        std::fs::write(folder.path().join("config.json"), around.to_string()).unwrap();
+        let mut tensors: Vec<_> =
+            stored.tensors().into_iter().map(|(name, tensor)| (rename(&name), tensor)).collect();
+        let extra = tensors[0].1.clone();
+        tensors.push((image.to_owned(), extra));
+        safetensors::serialize_to_file(tensors, None, &folder.path().join("model.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(checkpoint.tensors.len(), stored.len());
+        assert!(logits_of(folder.path()) == expected, "{image}");
+    }
+}
+
 #[test]
 fn the_work_of_a_step_counts_every_matrix_once() {
     for (name, table) in [("qwen2", "model.embed_tokens.weight"), ("qwen2-tied", "")] {

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::LazyLock;
 
-use common::tiny::{Written, chat_model};
+use common::tiny::{Written, chat_model, chat_model_beyond};
 use pensive::api::{Act, ThoughtEnd};
 use pensive::text::Special;
 use pensive::{Error, Event, Finish, Message, Model, Options, Prompt, Stats, Think};
@@ -170,4 +170,26 @@ fn min_think_needs_an_end_that_begins_with_a_token() {
     assert_eq!(model.markers().end, "</think>");
     let error = model.generate("2?", &Options::new().min_think(5)).err().expect("there is no such token");
     assert!(matches!(&error, Error::Unsupported(why) if why.contains("`</think>` is no token")), "{error}");
+}
+
+const IN_VOCABULARY: [&str; 5] = ["[INST]", "[/INST]", "[THINK]", "[/THINK]", "</s>"];
+
+#[test]
+fn an_end_or_a_marker_that_the_embedding_has_no_row_for_is_refused() {
+    let without_end = ["[INST]", "[/INST]", "[THINK]", "<other>", "</s>"];
+    for (control, beyond) in [(IN_VOCABULARY, "<|eot_id|>"), (without_end, "[/THINK]")] {
+        let written = chat_model_beyond(&control, BRACKETS, &["<extra>", beyond]);
+        let error = Model::load(written.path()).map(drop).unwrap_err().to_string();
+        let expected = ["model.gguf", "token 76", beyond, "75 rows"];
+        assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+    }
+}
+
+#[test]
+fn other_tokens_beyond_the_embedding_do_no_harm() {
+    let model = load(&chat_model_beyond(&IN_VOCABULARY, BRACKETS, &["<extra>"]));
+    // blanks, until something must be seen
+    let stats = ask(&model, "2?", &says(&model, "[THINK]two.[/THINK] ").max_tokens(40));
+    assert!(!stats.answer.trim().is_empty(), "{stats:?}");
+    assert!(model.generate(Prompt::Tokens(vec![75]), &Options::new()).unwrap().any(|event| event.is_err()));
 }

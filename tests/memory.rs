@@ -1,9 +1,13 @@
 //! The memory that `show` says is the memory that is taken.
 #![cfg(target_os = "linux")]
 
+use std::path::Path;
 use std::process::Command;
 
-use pensive::model::Synthetic;
+use pensive::backend::cpu::{CpuBackend, CpuOptions};
+use pensive::checkpoint::Checkpoint;
+use pensive::model::{Conversion, Decoder, Hyperparameters, Reads, Synthetic};
+use pensive::quant::Mix;
 use pensive::{Model, Options, Prompt};
 
 const CONTEXT: usize = 512;
@@ -40,4 +44,27 @@ fn a_model_takes_the_memory_that_show_says_within_a_tenth() {
     let taken = anonymous_bytes() - before;
     println!("said {:.0} MiB, taken {:.0} MiB", said as f64 / 1048576.0, taken as f64 / 1048576.0);
     assert!(taken.abs_diff(said) * 10 <= said, "said {said}, taken {taken}");
+}
+
+/// Keys of latent attention that are stored together with values are made anew while loading.
+#[test]
+fn keys_that_are_cut_from_one_matrix_with_values_are_counted_once_and_no_coarser_than_q8_0() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arch/deepseek-v3-fp8");
+    let checkpoint = Checkpoint::open(folder).unwrap();
+    let h = Hyperparameters::read(&checkpoint).unwrap();
+    let made = |to: Option<&Conversion>| {
+        let reads = Reads::of(&checkpoint, &h, to);
+        let made = Decoder::made_bytes(&checkpoint, &h, to);
+        let counted = reads.always.values().chain(reads.experts.values()).sum::<u64>();
+        let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+        let decoder = Decoder::load_as(&checkpoint, &h, to, &mut backend, &mut |_, _| ()).unwrap();
+        assert_eq!(counted.saturating_add_signed(made), decoder.work().bytes);
+        made
+    };
+    let latent = h.latent.unwrap();
+    let keys = (h.layers * h.heads * latent.rank * latent.plain_dims) as i64;
+    assert_eq!(made(None), 0, "8-bit floats are F32 once they are decoded, and their keys stay so");
+    let to = Conversion::new(Mix::parse("Q4_0").unwrap(), &checkpoint, &h);
+    let q8_0 = if latent.plain_dims.is_multiple_of(32) { keys / 32 * 34 } else { keys * 2 };
+    assert_eq!(made(Some(&to)), q8_0 - keys / 32 * 18, "Q4_0 is what the matrix is counted as");
 }

@@ -5,16 +5,18 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use base64::Engine as _;
 use common::{Reference, SMOLLM2, fixture, kl, real_model};
 use pensive::api::{Quantized, quantize};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{KvType, Plan};
-use pensive::checkpoint::Checkpoint;
+use pensive::checkpoint::{Checkpoint, Metadata};
 use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::model::{Decoder, Hyperparameters};
 use pensive::quant::Mix;
-use pensive::text::Special;
+use pensive::text::{Special, Tokenizer};
 use pensive::{Event, Model, Options, Prompt};
+use serde_json::json;
 
 const ROWS: usize = 48;
 
@@ -125,6 +127,79 @@ fn a_real_model_answers_alike_in_other_types() {
         let answer = answer(&file);
         assert!(answer.contains("Paris"), "{mix}: {answer}");
     }
+}
+
+/// A fixture with a tokenizer beside it; the file's name is kept.
+fn with_tokenizer(fixture: &Path, tokenizer: &str, text: &[u8]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture.join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join(tokenizer), text).unwrap();
+    folder
+}
+
+fn tokenizer(path: &Path) -> Tokenizer {
+    Tokenizer::from_metadata(&Checkpoint::open(path).unwrap().metadata).unwrap()
+}
+
+#[test]
+fn published_tokenizers_cut_words_alike_from_gguf() {
+    let text = "I'LL pay 12345 €!\r\n\n  深度求索カタカナ Ωmega fn main() { x[0] += 1; }  \tend";
+    for (repository, file, pre) in [
+        ("deepseek-v3", "deepseek-v3.tokenizer.json", "deepseek-v3"),
+        ("llama3-rope", "llama3.tokenizer.json", "llama-bpe"),
+    ] {
+        let (Some(fixture), Some(file)) = (fixture(&format!("arch/{repository}")), real_model(file)) else {
+            return;
+        };
+        let folder = with_tokenizer(&fixture, "tokenizer.json", &std::fs::read(file).unwrap());
+        let gguf = folder.path().join("model.gguf");
+        assert!(write(folder.path(), &gguf, "Q8_0").has_vocabulary);
+        let Metadata::Gguf(metadata) = Checkpoint::open(&gguf).unwrap().metadata else {
+            panic!("it is GGUF")
+        };
+        assert_eq!(metadata.require::<&str>("tokenizer.ggml.pre").unwrap(), pre);
+        let ids = [folder.path(), &gguf].map(|path| tokenizer(path).encode(text, Special::Parse).unwrap());
+        assert_eq!(ids[0], ids[1], "{repository}");
+    }
+}
+
+#[test]
+fn a_repository_with_tekken_json_alone_gets_its_vocabulary_and_one_with_nothing_says_so() {
+    let Some(fixture) = fixture("arch/mistral") else { return };
+    let vocab: Vec<_> = (0..=255u8)
+        .map(|byte| vec![byte])
+        .chain(["th", "thi"].map(|word| word.as_bytes().to_vec()))
+        .map(|bytes| json!({ "token_bytes": base64::engine::general_purpose::STANDARD.encode(bytes) }))
+        .collect();
+    let tekken = |pattern: &str| {
+        json!({
+            "config": { "pattern": pattern, "default_vocab_size": 278, "default_num_special_tokens": 20 },
+            "vocab": vocab,
+        })
+        .to_string()
+    };
+    let pattern = concat!(
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
+        r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    );
+    let folder = with_tokenizer(&fixture, "tekken.json", tekken(pattern).as_bytes());
+    let gguf = folder.path().join("model.gguf");
+    assert!(write(folder.path(), &gguf, "Q8_0").has_vocabulary);
+    let [own, written] = [folder.path(), &gguf].map(tokenizer);
+    let ids = written.encode("[INST]thi this é\n</s>", Special::Parse).unwrap();
+    assert_eq!(ids, own.encode("[INST]thi this é\n</s>", Special::Parse).unwrap());
+    assert_eq!((ids[1], written.bos(), written.ends()), (20 + 257, own.bos(), own.ends()));
+
+    assert!(!write(&fixture, &gguf, "Q8_0").has_vocabulary);
+    let other = with_tokenizer(&fixture, "tekken.json", tekken(r"\p{L}+|[^\p{L}]").as_bytes());
+    let checkpoint = Checkpoint::open(other.path()).unwrap();
+    let refused =
+        quantize(&checkpoint, Mix::parse("F16").unwrap(), &gguf, &AtomicBool::new(false), |_, _| ());
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("tekken.json") && message.contains("no name"), "{message}");
 }
 
 #[test]

@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_token_takes_what_its_bytes_take_at_the_rates_of_their_types() {
         let always = BTreeMap::from([(BlockType::Q8_0, 3_000_000_000), (BlockType::F32, 1_000_000_000)]);
-        let reads = Reads { always, experts: BTreeMap::new(), all_experts: 0 };
+        let reads = Reads { always, experts: BTreeMap::new(), all_experts: 0, experts_in_file: 0 };
         let setting = Setting { threads: Some(1), room: u64::MAX, file: None };
         let rate = |kind, layout| match (kind, layout) {
             (BlockType::Q8_0, Layout::Interleaved) => Ok(30e9),

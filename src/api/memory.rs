@@ -125,7 +125,13 @@ pub(super) fn pages(context: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::model::{Conversion, Reads};
+    use crate::quant::Mix;
 
     const MIB: u64 = 1 << 20;
     const NEEDS: Needs = Needs { weights: 1000 * MIB, experts: 0, buffers: 100 * MIB, page: MIB };
@@ -158,6 +164,30 @@ mod tests {
         assert_eq!(needs.weights_in_memory(100 * PAGE_LEN, 400 * MIB), 150 * MIB);
         assert_eq!(needs.room_for_experts(50 * PAGE_LEN, 400 * MIB), 50 * MIB);
         assert_eq!(needs.room_for_experts(50 * PAGE_LEN, 100 * MIB), 0);
+    }
+
+    #[test]
+    fn only_experts_that_lie_in_the_file_as_they_are_multiplied_may_stay_there() {
+        let open = |path: &Path| {
+            let checkpoint = Checkpoint::open(path).unwrap();
+            let h = Hyperparameters::read(&checkpoint).unwrap();
+            (checkpoint, h)
+        };
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["gpt-oss-mxfp4", "deepseek-v3-fp8"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arch").join(name);
+            let (checkpoint, h) = open(&path);
+            let decoded = Reads::of(&checkpoint, &h, None);
+            assert!(decoded.all_experts > 0 && decoded.experts_in_file == 0, "{name}: {decoded:?}");
+            let [file, q4_0] = ["mxfp4_moe", "q4_0"].map(|mix| Mix::parse(mix).unwrap());
+            let gguf = folder.path().join(name);
+            crate::api::quantize(&checkpoint, file, &gguf, &AtomicBool::new(false), |_, _| ()).unwrap();
+            let (checkpoint, h) = open(&gguf);
+            let mapped = Reads::of(&checkpoint, &h, None);
+            assert!(mapped.all_experts > 0 && mapped.experts_in_file == mapped.all_experts, "{name}");
+            let to = Conversion::new(q4_0, &checkpoint, &h);
+            assert_eq!(Reads::of(&checkpoint, &h, Some(&to)).experts_in_file, 0, "{name}");
+        }
     }
 
     #[test]

@@ -195,6 +195,16 @@ impl ModelBuilder {
         let recommended = entry.map(|e| e.sampling).unwrap_or_default();
         let markers = entry.map_or_else(|| text.markers(), Entry::markers);
         let control_tokens = control_tokens(&text.tokenizer, &markers)?;
+        if let Some(id) = control_tokens.all().find(|&id| id as usize >= h.vocabulary) {
+            let file = vocabulary_file(&checkpoint.metadata).unwrap_or_else(|| found.path.clone());
+            let what = format!(
+                "token {id} ({:?}) ends texts or bounds thoughts, but the embedding has {} rows: take the vocabulary that \
+                 belongs to these weights",
+                text.tokenizer.decode(&[id]),
+                h.vocabulary
+            );
+            return Err(Error::file(file, what));
+        }
         let inner = Inner {
             name: self.name,
             weight_bytes,
@@ -336,6 +346,17 @@ fn gguf_sampling(pairs: &GgufMetadata) -> SamplingOverrides {
         min_p: number("min_p"),
         repeat_penalty: number("penalty_repeat"),
         ..SamplingOverrides::default()
+    }
+}
+
+/// The file that the vocabulary was read from.
+fn vocabulary_file(metadata: &Metadata) -> Option<PathBuf> {
+    match metadata {
+        Metadata::Gguf(pairs) => Some(pairs.file().to_owned()),
+        Metadata::HuggingFace { folder, .. } => ["tokenizer.json", "tekken.json"]
+            .map(|name| folder.join(name))
+            .into_iter()
+            .find(|path| path.exists()),
     }
 }
 
@@ -506,7 +527,8 @@ impl Model {
             let blank = |&id: &u32| {
                 tokenizer.is_control(id) || tokenizer.bytes(id).iter().all(u8::is_ascii_whitespace)
             };
-            (0..tokenizer.len() as u32).filter(blank).collect()
+            let known = tokenizer.len().min(self.vocabulary()); // no logits are given for tokens beyond the embedding
+            (0..known as u32).filter(blank).collect()
         })
     }
 

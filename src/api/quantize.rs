@@ -27,6 +27,8 @@ pub struct Quantized {
     pub bits_per_weight: f64,
     /// How many tensors each type has.
     pub types: Vec<(String, usize)>,
+    /// Whether the file has a vocabulary; without one it cannot be given text.
+    pub has_vocabulary: bool,
 }
 
 /// Writes `checkpoint` as a GGUF file with the types of `mix`, tensor by tensor: no more than one matrix of it is in memory.
@@ -114,10 +116,11 @@ pub fn quantize_by(
     }
     writer.finish().map_err(fault)?;
     file.keep().map_err(fault)?;
-    Ok(report(&specs, total))
+    let has_vocabulary = metadata.contains_key("tokenizer.ggml.tokens");
+    Ok(report(&specs, total, has_vocabulary))
 }
 
-fn report(specs: &[TensorSpec], from_bytes: u64) -> Quantized {
+fn report(specs: &[TensorSpec], from_bytes: u64, has_vocabulary: bool) -> Quantized {
     let values = |spec: &TensorSpec| spec.shape.iter().product::<usize>();
     let parameters = specs.iter().map(|spec| values(spec) as u64).sum();
     let bytes = specs.iter().map(|spec| spec.kind.row_bytes(values(spec)) as u64).sum();
@@ -129,7 +132,7 @@ fn report(specs: &[TensorSpec], from_bytes: u64) -> Quantized {
         }
     }
     let bits_per_weight = 8.0 * bytes as f64 / f64::max(parameters as f64, 1.0);
-    Quantized { tensors: specs.len(), parameters, from_bytes, bytes, bits_per_weight, types }
+    Quantized { tensors: specs.len(), parameters, from_bytes, bytes, bits_per_weight, types, has_vocabulary }
 }
 
 /// A tensor's bytes in another type, on all cores.

@@ -120,6 +120,11 @@ impl Tensor {
         matches!(*self.data, Storage::File(_))
     }
 
+    /// Whether what is multiplied with may stay in a mapped file: it lies there as blocks of its type.
+    pub fn is_ready_in_file(&self) -> bool {
+        self.is_mapped() && matches!(self.encoding, Encoding::Blocks)
+    }
+
     /// Has the tensor's pages read from the file while the caller goes on, so that its use need not wait for all of them.
     /// Does nothing where the system knows no such advice.
     pub fn read_ahead(&self) {

@@ -106,7 +106,8 @@ fn no_repository(folder: &Path) -> Error {
 
 fn open_single(folder: &Path, path: &Path) -> Result<Checkpoint> {
     let metadata = metadata(folder)?;
-    let tensors = encoded::join(open_tensors(path)?, &metadata).map_err(|what| Error::file(path, what))?;
+    let tensors = of_text(open_tensors(path)?, &metadata);
+    let tensors = encoded::join(tensors, &metadata).map_err(|what| Error::file(path, what))?;
     Ok(Checkpoint { files: vec![path.to_owned()], metadata, tensors })
 }
 
@@ -130,6 +131,7 @@ fn open_index(folder: &Path, path: &Path) -> Result<Checkpoint> {
         let missing = || Error::file(&shard, format!("has no tensor '{name}', but {INDEX} says so"));
         tensors.insert(name.clone(), tensor.ok_or_else(missing)?);
     }
+    let tensors = of_text(tensors, &metadata);
     let tensors = encoded::join(tensors, &metadata).map_err(|what| Error::file(path, what))?;
     Ok(Checkpoint { files: shards.into_keys().collect(), metadata, tensors })
 }
@@ -145,7 +147,41 @@ fn metadata(folder: &Path) -> Result<Metadata> {
     if !config.is_object() {
         return Err(Error::file(path, "is not a JSON object"));
     }
-    Ok(Metadata::HuggingFace { config, folder: folder.to_owned() })
+    Ok(Metadata::HuggingFace { config: text_config(config), folder: folder.to_owned() })
+}
+
+/// The `model_type` of Magistral's second version: a text model and one for images in one repository. Of these only the first
+/// is run.
+const WITH_IMAGES: &str = "mistral3";
+
+/// Of a repository that holds more than a text model, the part of config.json that speaks of that, before what stands around
+/// it.
+fn text_config(mut config: serde_json::Value) -> serde_json::Value {
+    if config["model_type"] == WITH_IMAGES
+        && let (Some(text), Some(all)) = (config["text_config"].as_object().cloned(), config.as_object_mut())
+    {
+        all.extend(text.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    config
+}
+
+/// The tensors of the text model under the names that they have where nothing stands beside it.
+fn of_text(tensors: BTreeMap<String, Tensor>, metadata: &Metadata) -> BTreeMap<String, Tensor> {
+    let Metadata::HuggingFace { config, .. } = metadata else { return tensors };
+    if config["text_config"].is_null() {
+        return tensors;
+    }
+    let renamed = |(name, tensor): (String, Tensor)| {
+        let name = match name.strip_prefix("language_model.") {
+            Some(rest) => rest.to_owned(),
+            None => name.replacen("model.language_model.", "model.", 1),
+        };
+        let of_images = ["vision_tower.", "multi_modal_projector."];
+        let rest = name.strip_prefix("model.").unwrap_or(&name);
+        (!of_images.iter().any(|part| rest.starts_with(part)))
+            .then(|| (name.clone(), Tensor { name, ..tensor }))
+    };
+    tensors.into_iter().filter_map(renamed).collect()
 }
 
 /// The tensors of one file. The safetensors crate compares lengths and offsets with the file.
@@ -162,6 +198,10 @@ fn open_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
             );
             Error::file(path, what)
         })?;
+        if info.shape.contains(&0) {
+            let what = format!("tensor {name} has the shape {:?}: no dimension may be 0", info.shape);
+            return Err(Error::file(path, what));
+        }
         let (begin, end) = info.data_offsets;
         let tensor = Tensor {
             name: name.clone(),

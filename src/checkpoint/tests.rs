@@ -456,3 +456,18 @@ mod safetensors_files {
         ));
     }
 }
+
+#[test]
+fn a_safetensors_file_with_a_dimension_of_0_is_refused() {
+    use ::safetensors::{Dtype, tensor::TensorView};
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    let ones = 1f32.to_le_bytes();
+    let tensors = [
+        ("a.weight", TensorView::new(Dtype::F8_E4M3, vec![0, 128], &[]).unwrap()),
+        ("a.weight_scale_inv", TensorView::new(Dtype::F32, vec![1], &ones).unwrap()),
+    ];
+    ::safetensors::serialize_to_file(tensors, None, &folder.path().join("model.safetensors")).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("a.weight") && error.contains("[0, 128]"), "{error}");
+}

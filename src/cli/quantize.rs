@@ -41,6 +41,13 @@ pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
     bar.finish();
     drop(armed);
     let written = written?;
+    if !written.has_vocabulary {
+        console.note(format!(
+            "{} has no vocabulary, as {} has none: it cannot be given text; put tokenizer.json or tekken.json beside the weights",
+            args.file.display(),
+            path.display()
+        ));
+    }
     print(if args.json {
         serde_json::to_string(&written).map_err(|e| Error::Text(e.to_string()))? + "\n"
     } else {

@@ -114,7 +114,7 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
     let own_context = Some(entry.shape.context);
     let memory = match (&synthetic, &reads, bytes) {
         (Some(synthetic), Some(reads), _) => {
-            memory_at(context, own_context, of_needs(needs(synthetic.hyperparameters(), reads, true)))
+            memory_at(context, own_context, of_needs(needs(synthetic.hyperparameters(), reads)))
         }
         (_, _, Some(weights)) => {
             memory_at(context, own_context, |context| (weights.saturating_add(entry.kv_bytes(context)), 0))
@@ -168,9 +168,9 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
     let reads = h.as_ref().map(|h| Reads::of(&checkpoint, h, conversion.as_ref()));
     let memory = match (&h, &reads, token) {
         (Some(h), Some(reads), _) => {
-            let made = Decoder::made_bytes(&checkpoint, h);
-            let needs = needs(h, reads, conversion.is_none());
-            let needs = Needs { weights: needs.weights + made, ..needs };
+            let made = Decoder::made_bytes(&checkpoint, h, conversion.as_ref());
+            let needs = needs(h, reads);
+            let needs = Needs { weights: needs.weights.saturating_add_signed(made), ..needs };
             memory_at(context, own_context, of_needs(needs))
         }
         (_, _, Some(token)) => memory_at(context, own_context, |context| {
@@ -226,10 +226,9 @@ fn kv_bytes_per_token(checkpoint: &Checkpoint, fields: &Fields) -> Option<u64> {
     }
 }
 
-/// What a model takes beside its context; experts may stay in a file that is read as it is.
-fn needs(h: &Hyperparameters, reads: &Reads, as_stored: bool) -> Needs {
-    let experts = if as_stored { reads.all_experts } else { 0 };
-    Needs::new(h, reads.matrices(), experts, Sizes::default())
+/// What a model takes beside its context.
+fn needs(h: &Hyperparameters, reads: &Reads) -> Needs {
+    Needs::new(h, reads.matrices(), reads.experts_in_file, Sizes::default())
 }
 
 /// Bytes at a context, and those of experts among them.
@@ -256,7 +255,8 @@ fn memory_at(asked: Option<usize>, own: Option<usize>, bytes: impl Fn(usize) -> 
 /// Tokens per second on this machine, where the first of these contexts fits: `file` is where experts would be read from.
 fn expected_speed(reads: &Reads, memory: &[Memory], file: Option<&Path>) -> Option<f64> {
     let (memory, available) = (memory.first()?, available_and_total_bytes().0);
-    let room = available.checked_sub(memory.least)?;
+    available.checked_sub(memory.least)?;
+    let room = available.saturating_sub(memory.bytes.saturating_sub(reads.all_experts));
     let setting = expectation::Setting { threads: None, room, file };
     expectation::tokens_per_second(reads, setting).ok().flatten()
 }

@@ -86,13 +86,14 @@ pub fn layer_bytes(
     let bytes = |tensor: &Tensor| {
         bytes_as(stores(loaded_kind(checkpoint, conversion, tensor), tensor.columns()), tensor)
     };
-    let made = made_bytes(checkpoint, h) / h.layers as u64;
-    let mut layers = vec![made; h.layers];
+    let made = made_bytes(checkpoint, h, conversion) / h.layers as i64;
+    let mut layers = vec![0; h.layers];
     for tensor in checkpoint.tensors.values() {
         if let Some(layer) = layer_of(&tensor.name).and_then(|i| layers.get_mut(i)) {
             *layer += bytes(tensor);
         }
     }
+    layers.iter_mut().for_each(|layer: &mut u64| *layer = layer.saturating_add_signed(made));
     let output = ["output.weight", "token_embd.weight"].iter().find_map(|name| names::find(checkpoint, name));
     LayerBytes { layers, output: output.map_or(0, bytes) }
 }
@@ -123,7 +124,11 @@ fn layer_of(name: &str) -> Option<usize> {
 }
 
 /// The type that a tensor is loaded as.
-fn loaded_kind(checkpoint: &Checkpoint, conversion: Option<&Conversion>, tensor: &Tensor) -> BlockType {
+pub(super) fn loaded_kind(
+    checkpoint: &Checkpoint,
+    conversion: Option<&Conversion>,
+    tensor: &Tensor,
+) -> BlockType {
     match conversion {
         Some(conversion) if tensor.shape.len() > 1 => {
             conversion.kind(&gguf_name(checkpoint, &tensor.name), &tensor.shape, tensor.kind)

@@ -145,9 +145,13 @@ impl Decoder {
         })
     }
 
-    /// Bytes of matrices that loading makes beside the checkpoint's own.
-    pub fn made_bytes(checkpoint: &Checkpoint, hyperparameters: &Hyperparameters) -> u64 {
-        made_bytes(checkpoint, hyperparameters)
+    /// Bytes of matrices that loading makes, less those of the checkpoint that they stand for.
+    pub fn made_bytes(
+        checkpoint: &Checkpoint,
+        hyperparameters: &Hyperparameters,
+        conversion: Option<&Conversion>,
+    ) -> i64 {
+        made_bytes(checkpoint, hyperparameters, conversion)
     }
 
     /// Runs a step. The logits of the rows that want them are then in [`logits`](Self::logits), in order.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::hyperparameters::yarn_magnitude;
 use super::load::{every_other, transposed};
 use super::{Hyperparameters, Scaling, names};
 use crate::backend::{Gate, RopeStyle};
@@ -122,12 +123,15 @@ pub fn export<'a>(
             });
             Ok((metadata, tensors.collect()))
         }
-        Metadata::HuggingFace { .. } => {
-            let mut metadata = metadata(h);
+        Metadata::HuggingFace { folder, .. } => {
+            let router = |i: usize| names::find(checkpoint, &format!("blk.{i}.ffn_gate_inp.weight"));
+            let dense_layers = (0..h.layers).find(|&i| router(i).is_some()).unwrap_or(h.layers);
+            let mut metadata =
+                metadata(h, dense_layers).map_err(|what| Error::file(folder.join("config.json"), what))?;
             if let Some(name) = checkpoint.name() {
                 metadata.insert("general.name".into(), Value::String(name.to_owned()));
             }
-            metadata.extend(gguf_vocabulary(&checkpoint.metadata)?);
+            metadata.extend(gguf_vocabulary(&checkpoint.metadata, &h.architecture)?);
             Ok((metadata, renamed(checkpoint, h)?))
         }
     }
@@ -206,8 +210,9 @@ fn fused_experts(tensor: &Tensor) -> Option<Vec<Export<'_>>> {
     })
 }
 
-/// Hyperparameters as GGUF names them; read back they are the same.
-pub(super) fn metadata(h: &Hyperparameters) -> BTreeMap<String, Value> {
+/// Hyperparameters as GGUF names them, of a model whose first `dense_layers` have no experts; read back they are the same, or
+/// it is said what has no place.
+pub(super) fn metadata(h: &Hyperparameters, dense_layers: usize) -> Result<BTreeMap<String, Value>, String> {
     let name = h.architecture.clone();
     let mut pairs = BTreeMap::from([("general.architecture".to_owned(), Value::String(name.clone()))]);
     let mut put = |key: &str, value: Value| drop(pairs.insert(format!("{name}.{key}"), value));
@@ -226,10 +231,13 @@ pub(super) fn metadata(h: &Hyperparameters) -> BTreeMap<String, Value> {
     put("rope.freq_base", Value::Float(h.rope_base));
     if let Some(window) = h.windows.iter().flatten().next() {
         put("attention.sliding_window", whole(*window));
+    } else if h.architecture == "phi3" {
+        put("attention.sliding_window", whole(0)); // some versions of llama.cpp want to be told
     }
     if let Some(l) = h.latent {
         put("attention.kv_lora_rank", whole(l.rank));
         l.query_rank.into_iter().for_each(|rank| put("attention.q_lora_rank", whole(rank)));
+        put("leading_dense_block_count", whole(dense_layers));
     }
     if let Some(e) = &h.experts {
         put("expert_count", whole(e.count));
@@ -247,27 +255,41 @@ pub(super) fn metadata(h: &Hyperparameters) -> BTreeMap<String, Value> {
         };
         put("expert_gating_func", whole(gate));
     }
-    scaling(h, &mut put);
-    pairs
+    scaling(h, &mut put)?;
+    Ok(pairs)
 }
 
-fn scaling(h: &Hyperparameters, put: &mut impl FnMut(&str, Value)) {
+fn scaling(h: &Hyperparameters, put: &mut impl FnMut(&str, Value)) -> Result<(), String> {
     match &h.rope_scaling {
         Scaling::Linear { factor } => {
             put("rope.scaling.type", Value::String("linear".into()));
             put("rope.scaling.factor", Value::Float(*factor));
         }
-        Scaling::Yarn { factor, beta_fast, beta_slow, original_context, .. } => {
+        Scaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, truncate } => {
+            let no_place =
+                |what: String| format!("YaRN's {what} has no place in a GGUF file of {}", h.architecture);
+            if *truncate == (h.architecture == "gpt-oss") {
+                return Err(no_place(format!("truncate, {truncate},")));
+            }
             put("rope.scaling.type", Value::String("yarn".into()));
             put("rope.scaling.factor", Value::Float(*factor));
             put("rope.scaling.original_context_length", Value::Unsigned(*original_context as u64));
             put("rope.scaling.yarn_beta_fast", Value::Float(*beta_fast));
             put("rope.scaling.yarn_beta_slow", Value::Float(*beta_slow));
+            let mut own = yarn_magnitude(*factor, 1.0);
             // attention is multiplied by (1 + m ln(factor))²
             let plain = f64::from(h.attention_scale) * (h.head_dim as f64).sqrt();
-            if h.architecture == "deepseek2" && plain > 1.0 {
+            if h.architecture == "deepseek2" && plain > 1.0 + 1e-6 {
                 let m = (plain.sqrt() - 1.0) / libm::log(*factor);
                 put("rope.scaling.yarn_log_multiplier", Value::Float(m));
+                own = 1.0;
+            }
+            let Some(magnitude) = *attention_factor else { return Ok(()) };
+            // the key is a factor on YaRN's own magnitude; with latent attention llama.cpp multiplies scores by it as well
+            if h.architecture != "deepseek2" {
+                put("rope.scaling.attn_factor", Value::Float(magnitude / own));
+            } else if (magnitude - own).abs() > 1e-6 {
+                return Err(no_place(format!("magnitude of {magnitude} beside {own}")));
             }
         }
         Scaling::Long { original_context, attention_factor, .. } => {
@@ -276,6 +298,7 @@ fn scaling(h: &Hyperparameters, put: &mut impl FnMut(&str, Value)) {
         }
         Scaling::None | Scaling::Factors(_) | Scaling::Llama3 { .. } => {}
     }
+    Ok(())
 }
 
 /// Vectors that GGUF has as tensors and config.json as numbers: what frequencies are divided by.
@@ -292,5 +315,75 @@ pub fn frequency_factors(h: &Hyperparameters) -> Vec<(&'static str, Vec<f32>)> {
             ("rope_factors_long.weight", as_floats(long)),
         ],
         _ => vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::model::Synthetic;
+
+    fn hyperparameters(name: &str) -> Hyperparameters {
+        Synthetic::new(name, None).unwrap().hyperparameters().clone()
+    }
+
+    fn yarn(attention_factor: Option<f64>, truncate: bool) -> Scaling {
+        let (beta_fast, beta_slow) = (32.0, 1.0);
+        Scaling::Yarn {
+            factor: 4.0,
+            beta_fast,
+            beta_slow,
+            original_context: 32768.0,
+            attention_factor,
+            truncate,
+        }
+    }
+
+    fn read_back(h: &Hyperparameters) -> Hyperparameters {
+        let metadata = Metadata::Gguf(metadata(h, 0).unwrap().into());
+        Hyperparameters::read(&Checkpoint { files: vec![], metadata, tensors: BTreeMap::new() }).unwrap()
+    }
+
+    #[test]
+    fn yarn_s_own_magnitude_and_a_given_one_are_read_back() {
+        let h = hyperparameters("qwen3:0.6b");
+        for attention_factor in [None, Some(1.0), Some(1.5)] {
+            let h = Hyperparameters { rope_scaling: yarn(attention_factor, true), ..h.clone() };
+            let magnitude = attention_factor.unwrap_or(0.1 * 4f64.ln() + 1.0);
+            let rope = read_back(&h).rope();
+            assert!((rope.magnitude - magnitude).abs() < 1e-12, "{attention_factor:?}: {}", rope.magnitude);
+            assert_eq!(rope.inverse_frequencies, h.rope().inverse_frequencies);
+        }
+    }
+
+    #[test]
+    fn what_gguf_cannot_say_of_yarn_is_refused() {
+        let refused = |name: &str, rope_scaling| {
+            let h = Hyperparameters { rope_scaling, ..hyperparameters(name) };
+            metadata(&h, 0).unwrap_err()
+        };
+        assert!(refused("qwen3:0.6b", yarn(None, false)).contains("truncate"));
+        assert!(refused("gpt-oss:20b", yarn(None, true)).contains("truncate"));
+        assert!(refused("deepseek-r1:671b", yarn(Some(1.2), true)).contains("magnitude"));
+    }
+
+    #[test]
+    fn layers_before_the_first_router_are_counted() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arch/deepseek-v3-fp8");
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let Metadata::HuggingFace { config, .. } = &checkpoint.metadata else { panic!("it is a folder") };
+        let dense = config["first_k_dense_replace"].as_u64().unwrap();
+        let (metadata, _) = export(&checkpoint, &Hyperparameters::read(&checkpoint).unwrap()).unwrap();
+        assert_eq!(metadata["deepseek2.leading_dense_block_count"], Value::Unsigned(dense));
+        let synthetic = Synthetic::new("deepseek-r1:671b", None).unwrap().metadata();
+        assert_eq!(synthetic["deepseek2.leading_dense_block_count"], Value::Unsigned(3));
+    }
+
+    #[test]
+    fn phi3_says_that_it_has_no_window() {
+        let metadata = metadata(&hyperparameters("phi-4-reasoning:14b"), 0).unwrap();
+        assert_eq!(metadata["phi3.attention.sliding_window"], Value::Unsigned(0));
     }
 }

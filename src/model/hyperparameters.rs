@@ -102,7 +102,12 @@ impl Hyperparameters {
         if let Some(freqs) = names::find(checkpoint, "rope_freqs.weight") {
             h.rope_scaling = Scaling::Factors(freqs.values().iter().map(|&v| f64::from(v)).collect());
         }
-        h.check().map_err(fault)?;
+        let is_gguf = matches!(checkpoint.metadata, Metadata::Gguf(_));
+        let key = |gguf: &str, config: &str| match is_gguf {
+            true => format!("{}.{gguf}", h.architecture),
+            false => config.to_owned(),
+        };
+        h.check(&key).map_err(fault)?;
         Ok(h)
     }
 
@@ -147,12 +152,15 @@ impl Hyperparameters {
         self.width + self.heads * self.kv_shape().value_dim + self.vocabulary
     }
 
-    fn check(&self) -> Result<(), String> {
-        self.check_sizes()?;
+    fn check(&self, key: Key<'_>) -> Result<(), String> {
+        self.check_sizes(key)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
-                "{} attention heads are no multiple of {} key/value heads",
-                self.heads, self.kv_heads
+                "{} is {}: no multiple of {}, which is {}",
+                key("attention.head_count", "num_attention_heads"),
+                self.heads,
+                key("attention.head_count_kv", "num_key_value_heads"),
+                self.kv_heads
             ));
         }
         if self.rope_dims > self.head_dim || !self.rope_dims.is_multiple_of(2) {
@@ -175,12 +183,12 @@ impl Hyperparameters {
             ));
         }
         if let Some(experts) = &self.experts {
-            experts.check()?;
+            experts.check(key)?;
         }
         self.check_scaling(positive)
     }
 
-    fn check_sizes(&self) -> Result<(), String> {
+    fn check_sizes(&self, key: Key<'_>) -> Result<(), String> {
         let latent = self.latent.unwrap_or(Latent {
             query_rank: None,
             rank: 1,
@@ -189,23 +197,22 @@ impl Hyperparameters {
             value_dim: 1,
         });
         let sizes = [
-            ("layers", self.layers, 1 << 12),
-            ("embedding width", self.width, 1 << 20),
-            ("attention heads", self.heads, 1 << 14),
-            ("key/value heads", self.kv_heads, 1 << 14),
-            ("head width", self.head_dim, 1 << 14),
-            ("feed-forward width", self.feed_forward, 1 << 22),
-            ("vocabulary", self.vocabulary, 1 << 26),
-            ("context", self.context, 1 << 30),
-            ("width of latent keys and values", latent.rank, 1 << 16),
-            ("width of latent queries", latent.query_rank.unwrap_or(1), 1 << 16),
-            ("width of a key's unrotated part", latent.plain_dims, 1 << 14),
-            ("value head width", latent.value_dim, 1 << 14),
+            ("block_count", "num_hidden_layers", self.layers, MOST_LAYERS),
+            ("embedding_length", "hidden_size", self.width, 1 << 20),
+            ("attention.head_count", "num_attention_heads", self.heads, 1 << 14),
+            ("attention.head_count_kv", "num_key_value_heads", self.kv_heads, 1 << 14),
+            ("attention.kv_lora_rank", "kv_lora_rank", latent.rank, 1 << 16),
+            ("attention.q_lora_rank", "q_lora_rank", latent.query_rank.unwrap_or(1), 1 << 16),
+            ("attention.key_length", "qk_nope_head_dim", latent.plain_dims, 1 << 14),
+            ("rope.dimension_count", "qk_rope_head_dim", latent.rope_dims, 1 << 14),
+            ("attention.value_length", "v_head_dim", latent.value_dim, 1 << 14),
+            ("attention.key_length", "head_dim", self.head_dim, 1 << 14),
+            ("feed_forward_length", "intermediate_size", self.feed_forward, 1 << 22),
+            ("vocab_size", "vocab_size", self.vocabulary, 1 << 26),
+            ("context_length", "max_position_embeddings", self.context, 1 << 30),
         ];
-        match sizes.into_iter().find(|&(_, value, limit)| value == 0 || value > limit) {
-            Some((name, value, limit)) => Err(format!("{name} of {value}: must be between 1 and {limit}")),
-            None => Ok(()),
-        }
+        let mut sizes = sizes.into_iter();
+        sizes.try_for_each(|(gguf, config, value, limit)| within(&key(gguf, config), value, limit).map(drop))
     }
 
     fn check_scaling(&self, positive: impl Fn(f64) -> bool) -> Result<(), String> {
@@ -232,7 +239,7 @@ impl Hyperparameters {
 }
 
 impl ExpertShape {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, key: Key<'_>) -> Result<(), String> {
         let Routing { used, groups: (groups, used_groups), scale, .. } = self.routing;
         if self.count == 0 || self.count > 1 << 14 || self.feed_forward == 0 || self.feed_forward > 1 << 22 {
             return Err(format!("{} experts of width {}: makes no sense", self.count, self.feed_forward));
@@ -243,16 +250,29 @@ impl ExpertShape {
                 self.count
             ));
         }
-        if used == 0 || used > self.count / groups * used_groups {
-            return Err(format!(
-                "{used} of {} experts used: makes no sense",
-                self.count / groups * used_groups
-            ));
+        if self.shared > 1 << 22 {
+            let key = key("expert_shared_count", "n_shared_experts");
+            return Err(format!("{key} makes a width of {}: must be at most {}", self.shared, 1 << 22));
         }
+        within(&key("expert_used_count", "num_experts_per_tok"), used, self.count / groups * used_groups)?;
         if !scale.is_finite() {
             return Err(format!("a factor of {scale} on the experts' weights makes no sense"));
         }
         Ok(())
+    }
+}
+
+/// A field's name in the file at hand, of GGUF's without the architecture and config.json's.
+type Key<'a> = &'a dyn Fn(&str, &str) -> String;
+
+/// More makes no sense; looked at before there is anything for each layer.
+const MOST_LAYERS: usize = 1 << 12;
+
+/// The value of a field that must be between 1 and `limit`.
+fn within(key: &str, value: usize, limit: usize) -> Result<usize, String> {
+    match value {
+        _ if (1..=limit).contains(&value) => Ok(value),
+        _ => Err(format!("{key} is {value}: must be between 1 and {limit}")),
     }
 }
 
@@ -274,11 +294,66 @@ fn architecture(name: &str, is_model_type: bool) -> Result<&'static str, String>
 }
 
 /// What YaRN multiplies attention by: 0.1 m ln(factor) + 1.
-fn yarn_magnitude(factor: f64, m: f64) -> f64 {
+pub(super) fn yarn_magnitude(factor: f64, m: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * m * libm::log(factor) + 1.0 }
 }
 
 /// 1 / sqrt(head width), times the square of what YaRN asks for.
 fn attention_scale(head_dim: usize, yarn: f64) -> f32 {
     (yarn * yarn / (head_dim as f64).sqrt()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::checkpoint::Value;
+    use crate::model::Synthetic;
+
+    fn message(metadata: Metadata) -> String {
+        let checkpoint = Checkpoint { files: vec![], metadata, tensors: BTreeMap::new() };
+        Hyperparameters::read(&checkpoint).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn sizes_of_config_json_that_make_no_sense_are_named_by_their_key() {
+        for (key, value) in [
+            ("num_hidden_layers", 1_000_000_000_000_u64),
+            ("num_hidden_layers", 1 << 62),
+            ("num_hidden_layers", 0),
+            ("num_attention_heads", 0),
+            ("num_key_value_heads", 0),
+            ("num_experts_per_tok", 9),
+            ("n_shared_experts", 1 << 62),
+        ] {
+            let mut config = json!({
+                "model_type": "qwen3_moe", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "num_hidden_layers": 2, "max_position_embeddings": 128, "intermediate_size": 96, "vocab_size": 75,
+                "rms_norm_eps": 1e-6, "num_experts": 8, "num_experts_per_tok": 2
+            });
+            config[key] = json!(value);
+            let message = message(Metadata::HuggingFace { config, folder: "folder".into() });
+            assert!(message.contains("config.json") && message.contains(key), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_gguf_that_make_no_sense_are_named_by_their_key() {
+        let synthetic = Synthetic::new("qwen3:30b-a3b", Some(3)).unwrap();
+        for (key, value) in [
+            ("block_count", 0xffff_ffff_u64),
+            ("nextn_predict_layers", 99),
+            ("attention.head_count", 0),
+            ("attention.head_count_kv", 0),
+            ("expert_used_count", 1000),
+        ] {
+            let (mut pairs, key) = (synthetic.metadata(), format!("qwen3moe.{key}"));
+            pairs.insert(key.clone(), Value::Unsigned(value));
+            let message = message(Metadata::Gguf(pairs.into()));
+            assert!(message.contains(&key), "{key}: {message}");
+        }
+    }
 }

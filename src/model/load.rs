@@ -1,6 +1,7 @@
 //! From a checkpoint's tensors to handles of a backend: finds them, checks their shapes, cuts and turns what is stored
 //! otherwise.
 
+use super::conversion::loaded_kind;
 use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear, Matrices};
 use super::{Conversion, ExpertShape, Hyperparameters, Latent, loaded_bytes, names, rope};
 use crate::backend::{Backend, Matrix, Rope, Vector};
@@ -124,9 +125,10 @@ impl<'a> Load<'a> {
         let part = |head: usize, from: usize, len: usize| {
             both.slice(&name, head * of_head + from..head * of_head + from + len)
         };
-        let k = (0..heads).map(|head| turned(&part(head, 0, l.plain_dims))).collect();
+        let kind = turned_kind(self.conversion, &keys, both.kind, l);
+        let k: Vec<Tensor> = (0..heads).map(|head| turned(&part(head, 0, l.plain_dims), kind)).collect();
         let v = (0..heads).map(|head| part(head, l.plain_dims, l.value_dim)).collect();
-        Ok((self.matrices(&keys, k)?, self.matrices(&values, v)?))
+        Ok((self.add(&k)?, self.matrices(&values, v)?))
     }
 
     fn gated(&mut self, i: usize, suffix: &str, width: usize) -> Result<Gated> {
@@ -245,15 +247,20 @@ impl<'a> Load<'a> {
     fn matrices(&mut self, name: &str, tensors: Vec<Tensor>) -> Result<Matrices> {
         let tensors: Vec<Tensor> =
             tensors.into_iter().map(|tensor| self.converted(name, tensor)).collect::<Result<_>>()?;
+        self.add(&tensors)
+    }
+
+    /// Matrices as they are.
+    fn add(&mut self, tensors: &[Tensor]) -> Result<Matrices> {
         let mut cost = Cost { bytes: 0, values: 0, quantized: true };
-        for tensor in &tensors {
+        for tensor in tensors {
             self.count(tensor);
             let one = Cost::of(tensor);
             cost.bytes += one.bytes;
             cost.values += one.values;
             cost.quantized &= one.quantized;
         }
-        Ok(Matrices { stack: self.backend.add_stack(&tensors)?, cost })
+        Ok(Matrices { stack: self.backend.add_stack(tensors)?, cost })
     }
 
     pub fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {
@@ -359,15 +366,24 @@ impl<'a> Load<'a> {
     }
 }
 
-/// Bytes of matrices that are made while loading, beside the checkpoint's own: keys of latent attention that are stored
-/// together with values.
-pub fn made_bytes(checkpoint: &Checkpoint, h: &Hyperparameters) -> u64 {
+/// Bytes of matrices that are made while loading, less those of the checkpoint that they stand for: keys of latent attention
+/// that are stored together with values.
+pub fn made_bytes(checkpoint: &Checkpoint, h: &Hyperparameters, conversion: Option<&Conversion>) -> i64 {
     let Some(l) = h.latent else { return 0 };
+    let bytes = |kind: BlockType, columns: usize, rows: usize| (kind.row_bytes(columns) * rows) as i64;
     let of_layer = |i: usize| {
-        let both = names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight"));
-        both.map_or(0, |tensor| h.heads * l.rank * turned_kind(tensor.kind).row_bytes(l.plain_dims))
+        let split = ["attn_k_b", "attn_v_b"].map(|part| format!("blk.{i}.{part}.weight"));
+        if split.iter().all(|name| names::find(checkpoint, name).is_some()) {
+            return 0;
+        }
+        names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight")).map_or(0, |both| {
+            let made =
+                bytes(turned_kind(conversion, &split[0], both.kind, l), l.plain_dims, h.heads * l.rank);
+            let counted = loaded_kind(checkpoint, conversion, both);
+            made - bytes(counted, l.rank, h.heads * l.plain_dims)
+        })
     };
-    (0..h.layers).map(of_layer).sum::<usize>() as u64
+    (0..h.layers).map(of_layer).sum()
 }
 
 impl Cost {
@@ -401,18 +417,22 @@ pub(super) fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
     Tensor::from_bytes(&tensor.name, tensor.kind, &[rows, tensor.columns()], bytes)
 }
 
-/// How [`turned`] stores values: F32 as it is, others as F16, which loses nothing that counts.
-const fn turned_kind(kind: BlockType) -> BlockType {
-    match kind {
-        BlockType::F32 => BlockType::F32,
-        _ => BlockType::F16,
+/// How [`turned`] stores keys, which GGUF calls `name`: as F16, which loses nothing that counts beside what is stored in 16 bits
+/// or fewer, else as F32. Where a conversion quantizes, as Q8_0 and no coarser: all scores are made of them.
+fn turned_kind(conversion: Option<&Conversion>, name: &str, stored: BlockType, l: Latent) -> BlockType {
+    let Some(to) = conversion else {
+        return if stored == BlockType::F32 { BlockType::F32 } else { BlockType::F16 };
+    };
+    let is_quantized = to.kind(name, &[l.rank, l.plain_dims], BlockType::F16).block_len() > 1;
+    match is_quantized && l.plain_dims.is_multiple_of(BlockType::Q8_0.block_len()) {
+        true => BlockType::Q8_0,
+        false => BlockType::F16,
     }
 }
 
 /// A matrix of any type, rows and columns exchanged: its values are stored anew. The same on every processor.
-fn turned(tensor: &Tensor) -> Tensor {
+fn turned(tensor: &Tensor, kind: BlockType) -> Tensor {
     let (rows, columns) = (tensor.rows(), tensor.columns());
-    let kind = turned_kind(tensor.kind);
     let values = tensor.values();
     let turned: Vec<f32> = (0..columns)
         .flat_map(|column| (0..rows).map(move |row| (row, column)))

@@ -103,6 +103,11 @@ pub(super) fn stacked(name: &str) -> Option<(String, usize)> {
     Some((format!("blk.{layer}.ffn_{part}_exps.weight"), expert.parse().ok()?))
 }
 
+/// Whether a Hugging Face checkpoint's tensor holds all experts of a layer (gpt-oss's), which are cut or turned for use.
+pub(super) fn is_fused_experts(name: &str) -> bool {
+    name.starts_with("model.layers.") && name.contains(".mlp.experts.") && stacked(name).is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use super::hugging_face;

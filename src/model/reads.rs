@@ -16,6 +16,18 @@ pub struct Reads {
     pub experts: BTreeMap<BlockType, u64>,
     /// All experts, of all types together.
     pub all_experts: u64,
+    /// Of these, what may stay in the file: what loading neither decodes, turns nor converts.
+    pub experts_in_file: u64,
+}
+
+/// A tensor as it is loaded.
+struct Matrix<'a> {
+    /// GGUF's.
+    name: String,
+    kind: BlockType,
+    shape: &'a [usize],
+    /// Whether it may stay in the file.
+    stays: bool,
 }
 
 impl Reads {
@@ -31,7 +43,9 @@ impl Reads {
         let matrices = tensors.map(|tensor| {
             let name = gguf_name(checkpoint, &tensor.name);
             let kind = conversion.map_or(tensor.kind, |to| to.kind(&name, &tensor.shape, tensor.kind));
-            (name, kind, tensor.shape.as_slice())
+            let stays =
+                conversion.is_none() && tensor.is_ready_in_file() && !names::is_fused_experts(&tensor.name);
+            Matrix { name, kind, shape: &tensor.shape, stays }
         });
         Self::sum(matrices, h)
     }
@@ -39,17 +53,19 @@ impl Reads {
     /// Of a model that is not there.
     pub fn of_synthetic(synthetic: &Synthetic) -> Reads {
         let tensors = synthetic.tensors();
-        let matrices = tensors.iter().map(|spec| (spec.name.clone(), spec.kind, spec.shape.as_slice()));
+        let matrices = tensors.iter().map(|spec| Matrix {
+            name: spec.name.clone(),
+            kind: spec.kind,
+            shape: &spec.shape,
+            stays: true,
+        });
         Self::sum(matrices, synthetic.hyperparameters())
     }
 
-    fn sum<'a>(
-        tensors: impl Iterator<Item = (String, BlockType, &'a [usize])>,
-        h: &Hyperparameters,
-    ) -> Reads {
+    fn sum<'a>(tensors: impl Iterator<Item = Matrix<'a>>, h: &Hyperparameters) -> Reads {
         let mut reads = Reads::default();
         let (mut embedding, mut has_output) = (None, false);
-        for (name, kind, shape) in tensors.filter(|(.., shape)| shape.len() > 1) {
+        for Matrix { name, kind, shape, stays } in tensors.filter(|matrix| matrix.shape.len() > 1) {
             let values: usize = shape.iter().product();
             let bytes = (values / kind.block_len() * kind.block_bytes()) as u64;
             has_output |= name == "output.weight";
@@ -59,6 +75,7 @@ impl Reads {
                     let used = bytes * experts.routing.used as u64 / experts.count as u64;
                     *reads.experts.entry(kind).or_default() += used;
                     reads.all_experts += bytes;
+                    reads.experts_in_file += if stays { bytes } else { 0 };
                 }
                 _ => *reads.always.entry(kind).or_default() += bytes,
             }

@@ -70,7 +70,8 @@ impl Synthetic {
 
     /// Metadata as of a GGUF file, with a vocabulary of bytes.
     pub fn metadata(&self) -> BTreeMap<String, Value> {
-        let mut pairs = export::metadata(&self.h);
+        let dense_layers = self.dense_layers.min(self.h.layers);
+        let mut pairs = export::metadata(&self.h, dense_layers).expect("the catalog's shapes have a place");
         pairs.insert("general.name".into(), Value::String(format!("synthetic {}", self.entry.name)));
         pairs.extend(vocabulary(self.h.vocabulary));
         pairs

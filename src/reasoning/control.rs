@@ -103,6 +103,13 @@ impl ControlTokens {
         self.markers.contains(&Some(token)) || self.headers.contains(&token)
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = u32> {
+        let ControlTokens { sentence, line_end, end, wait, repeating, markers, headers, ends } = self;
+        let lists = [ends, headers, sentence, line_end, end, wait, repeating];
+        markers.iter().flatten().chain(lists.into_iter().flatten()).copied()
+    }
+
     /// The smallest bound on generated tokens that leaves room for an answer.
     pub fn least_limit(&self) -> usize {
         self.line_end.len() + self.end.len() + LEAST_RESERVED

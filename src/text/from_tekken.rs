@@ -1,5 +1,6 @@
 //! A tokenizer from Mistral's tekken.json: byte sequences in the order in which they were merged, without the merges.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use base64::Engine;
@@ -68,26 +69,64 @@ const SPECIAL: [&str; 20] = [
     "[TOOL_CONTENT]",
 ];
 
-/// Reads the file.
+/// What the file says, in byte-level characters.
+pub(super) struct Contents {
+    /// The tokens that come before all others, by id.
+    pub special: Vec<Added>,
+    /// The entries that follow.
+    pub entries: Vec<String>,
+    /// The bytes of all of them.
+    pieces: Pieces,
+    /// Every way to put an entry together from two others, in the entries' order: the lowest rank is merged first.
+    pub merges: Merges,
+    /// Cuts a text into words.
+    pub pattern: String,
+}
+
+/// Reads the file as a tokenizer.
 pub(super) fn parts(path: &Path) -> Result<Parts> {
+    contents(path)?.parts().map_err(|what| fault(path, &what))
+}
+
+/// Reads the file.
+pub(super) fn contents(path: &Path) -> Result<Contents> {
     let text = std::fs::read(path).map_err(|source| Error::io(path, source))?;
-    let fault = |what: String| Error::file(path, format!("is not a tokenizer that can be read: {what}"));
-    let tekken: Tekken = serde_json::from_slice(&text).map_err(|error| fault(error.to_string()))?;
-    tekken.parts().map_err(fault)
+    let tekken: Tekken = serde_json::from_slice(&text).map_err(|error| fault(path, &error.to_string()))?;
+    tekken.contents().map_err(|what| fault(path, &what))
+}
+
+fn fault(path: &Path, what: &str) -> Error {
+    Error::file(path, format!("is not a tokenizer that can be read: {what}"))
+}
+
+impl Contents {
+    fn parts(self) -> std::result::Result<Parts, String> {
+        let Contents { special, entries, pieces, merges, pattern } = self;
+        let vocab: Vocab = (special.len() as u32..).zip(entries).map(|(id, entry)| (entry, id)).collect();
+        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(true).build();
+        let mut core =
+            tokenizers::Tokenizer::new(ModelWrapper::BPE(model.map_err(|error| error.to_string())?));
+        core.with_pre_tokenizer(Some(
+            pretokenizer::by_patterns(&[&pattern]).map_err(|error| error.to_string())?,
+        ));
+        let id = |literal: &str| special.iter().find(|token| token.literal == literal).map(|token| token.id);
+        let (bos, ends) = (id("<s>").map(|id| (id, true)), id("</s>").into_iter().collect());
+        Ok(Parts { core, added: special, pieces, bos, ends })
+    }
 }
 
 impl Tekken {
-    fn parts(self) -> std::result::Result<Parts, String> {
+    fn contents(self) -> std::result::Result<Contents, String> {
         let Config { pattern, default_vocab_size: size, default_num_special_tokens: first } = &self.config;
         let used = size.checked_sub(*first).filter(|used| *used <= self.vocab.len());
         let used = used.ok_or(format!(
             "{size} ids, {first} of them special, are no sizes for {} entries",
             self.vocab.len()
         ))?;
-        let (mut pieces, mut added) = (Pieces::default(), Vec::new());
+        let (mut pieces, mut special) = (Pieces::default(), Vec::new());
         for (id, token) in self.special(*first)?.into_iter().enumerate() {
             pieces.push(token.literal.bytes());
-            added.push(Added { id: id as u32, ..token });
+            special.push(Added { id: id as u32, ..token });
         }
         let mut entries = Vec::with_capacity(used);
         for entry in &self.vocab[..used] {
@@ -95,18 +134,8 @@ impl Tekken {
             entries.push(byte_level_entry(&bytes));
             pieces.push(bytes);
         }
-        let ids = (*first as u32..).zip(&entries);
-        let vocab: Vocab = ids.map(|(id, entry)| (entry.clone(), id)).collect();
-        let merges = merges(&entries, &vocab);
-        let model = BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(true).build();
-        let mut core =
-            tokenizers::Tokenizer::new(ModelWrapper::BPE(model.map_err(|error| error.to_string())?));
-        core.with_pre_tokenizer(Some(
-            pretokenizer::by_patterns(&[pattern]).map_err(|error| error.to_string())?,
-        ));
-        let id = |literal: &str| added.iter().find(|token| token.literal == literal).map(|token| token.id);
-        let (bos, ends) = (id("<s>").map(|id| (id, true)), id("</s>").into_iter().collect());
-        Ok(Parts { core, added, pieces, bos, ends })
+        let merges = merges(&entries);
+        Ok(Contents { special, entries, pieces, merges, pattern: pattern.clone() })
     }
 
     /// The special tokens by id: those that have a name, and placeholders.
@@ -131,13 +160,13 @@ impl Tekken {
     }
 }
 
-/// Every way to put an entry together from two others, in the entries' order: the lowest rank is merged first.
-fn merges(entries: &[String], vocab: &Vocab) -> Merges {
+fn merges(entries: &[String]) -> Merges {
+    let known: HashSet<&str> = entries.iter().map(String::as_str).collect();
     let mut merges = Merges::new();
     for entry in entries {
         for (at, _) in entry.char_indices().skip(1) {
             let (left, right) = entry.split_at(at);
-            if vocab.contains_key(left) && vocab.contains_key(right) {
+            if known.contains(left) && known.contains(right) {
                 merges.push((left.to_owned(), right.to_owned()));
             }
         }

@@ -43,7 +43,7 @@ const SCHEMES: &[Scheme] = &[
         add_bos: true,
     },
     Scheme {
-        // Phi-4's files say dbrx
+        // GLM-4 and GLM-Z1; Phi-4's files say dbrx
         names: &["dbrx", "glm4", "chatglm-bpe"],
         patterns: &[CL100K],
         whole_words: false,
@@ -61,6 +61,7 @@ const SCHEMES: &[Scheme] = &[
         add_bos: false,
     },
     Scheme {
+        // Magistral
         names: &["tekken"],
         patterns: &[concat!(
             r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
@@ -113,38 +114,6 @@ const SCHEMES: &[Scheme] = &[
         whole_words: false,
         add_bos: false,
     },
-    Scheme {
-        // gpt-oss, Phi-4-mini: OpenAI's o200k
-        names: &["gpt-4o"],
-        patterns: &[concat!(
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
-            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )],
-        whole_words: false,
-        add_bos: false,
-    },
-    Scheme {
-        // Magistral
-        names: &["tekken"],
-        patterns: &[concat!(
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
-            r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )],
-        whole_words: true,
-        add_bos: true,
-    },
-    Scheme {
-        // GLM-4 and GLM-Z1; Phi-4 (dbrx): cl100k's pattern, as Llama 3's
-        names: &["chatglm-bpe", "glm4", "dbrx"],
-        patterns: &[concat!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
-            r"\s*[\r\n]+|\s+(?!\S)|\s+"
-        )],
-        whole_words: false,
-        add_bos: false,
-    },
     Scheme { names: &["smollm"], patterns: &[r"\p{N}", GPT2], whole_words: false, add_bos: false },
 ];
 
@@ -153,9 +122,48 @@ pub(super) fn scheme(name: &str) -> Option<&'static Scheme> {
     SCHEMES.iter().find(|scheme| scheme.names.contains(&name))
 }
 
-/// The name of the scheme with these patterns.
-pub(super) fn name_of(patterns: &[String]) -> Option<&'static str> {
-    SCHEMES.iter().find(|scheme| scheme.patterns == patterns).map(|scheme| scheme.names[0])
+/// The name of the scheme with these patterns: of several the one that takes whole words as asked, and of its names the
+/// architecture's own.
+pub(super) fn name_of(patterns: &[String], whole_words: bool, architecture: &str) -> Option<&'static str> {
+    let literal = |patterns: &[&str]| patterns.iter().map(|pattern| unescaped(pattern)).collect::<Vec<_>>();
+    let wanted = literal(&patterns.iter().map(String::as_str).collect::<Vec<_>>());
+    let same = SCHEMES.iter().filter(|scheme| literal(scheme.patterns) == wanted);
+    let scheme = same.max_by_key(|scheme| scheme.whole_words == whole_words)?;
+    scheme.names.iter().find(|name| **name == architecture).or(scheme.names.first()).copied()
+}
+
+/// A pattern with the characters that `\r`, `\n` and `\u{4E00}` stand for: files write them either way.
+fn unescaped(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len());
+    let mut rest = pattern;
+    while let Some((before, escaped)) = rest.split_once('\\') {
+        out.push_str(before);
+        let code_point = || {
+            let (digits, after) = escaped.strip_prefix("u{")?.split_once('}')?;
+            Some((char::from_u32(u32::from_str_radix(digits, 16).ok()?)?, after))
+        };
+        let mut chars = escaped.chars();
+        rest = match (chars.next(), code_point()) {
+            (_, Some((c, after))) => {
+                out.push(c);
+                after
+            }
+            (Some('r'), _) => {
+                out.push('\r');
+                chars.as_str()
+            }
+            (Some('n'), _) => {
+                out.push('\n');
+                chars.as_str()
+            }
+            (other, _) => {
+                out.push('\\');
+                out.extend(other);
+                chars.as_str()
+            }
+        };
+    }
+    out + rest
 }
 
 /// All names that are known.
@@ -202,6 +210,32 @@ mod tests {
         for name in names() {
             assert_eq!(words(name, text).concat(), text, "{name}");
         }
+    }
+
+    #[test]
+    fn a_scheme_is_found_by_patterns_that_are_escaped_otherwise() {
+        let literal = scheme("deepseek-v3").unwrap().patterns.iter().map(|pattern| unescaped(pattern));
+        let literal: Vec<String> = literal.collect();
+        assert!(
+            literal[1].contains('\u{4E00}')
+                && literal[2].contains(r"\[\\\]")
+                && literal[2].contains("[^\r\n")
+        );
+        assert_eq!(name_of(&literal, false, "deepseek2"), Some("deepseek-v3"));
+        assert_eq!(name_of(&[r"\p{N}{1,4}".to_owned()], false, "deepseek2"), None);
+    }
+
+    #[test]
+    fn one_pattern_has_other_names_by_architecture_and_by_what_becomes_of_whole_words() {
+        let names = [(true, "llama"), (true, "glm4"), (false, "glm4"), (false, "phi3"), (false, "llama")]
+            .map(|(whole_words, architecture)| name_of(&[CL100K.to_owned()], whole_words, architecture));
+        assert_eq!(names.map(Option::unwrap), ["llama-bpe", "llama-bpe", "glm4", "dbrx", "dbrx"]);
+    }
+
+    #[test]
+    fn no_name_stands_for_two_schemes() {
+        let distinct: std::collections::BTreeSet<&str> = names().collect();
+        assert_eq!(distinct.len(), names().count());
     }
 
     #[test]

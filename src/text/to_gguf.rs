@@ -1,4 +1,4 @@
-//! A tokenizer.json as GGUF's `tokenizer.ggml.*` fields.
+//! A tokenizer.json or tekken.json as GGUF's `tokenizer.ggml.*` fields.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::from_json::optional_json;
 use super::tokenizer::byte_token;
-use super::{ChatTemplate, Tokenizer, pretokenizer, spm};
+use super::{ChatTemplate, Tokenizer, from_tekken, pretokenizer, spm};
 use crate::checkpoint::{Metadata, Value};
 use crate::{Error, Result};
 
@@ -19,19 +19,23 @@ const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 const BYTE: i64 = 6;
 
-/// The fields for a repository's tokenizer and chat template; none where it has no tokenizer.json.
+/// The fields for a repository's tokenizer (tokenizer.json, else tekken.json) and chat template; none where it has neither.
+/// `architecture`: GGUF's name of it.
 ///
 /// # Errors
 /// A file that cannot be read; a tokenizer that is no byte-pair encoding, or cuts words in a way that GGUF has no name for,
 /// or falls back to bytes with merges that no scores stand for.
-pub fn gguf_vocabulary(metadata: &Metadata) -> Result<BTreeMap<String, Value>> {
+pub fn gguf_vocabulary(metadata: &Metadata, architecture: &str) -> Result<BTreeMap<String, Value>> {
     let Metadata::HuggingFace { config, folder } = metadata else { return Ok(BTreeMap::new()) };
-    let path = folder.join("tokenizer.json");
-    if !path.is_file() {
+    let size = config["vocab_size"].as_u64().unwrap_or(0) as usize;
+    let (json, tekken) = (folder.join("tokenizer.json"), folder.join("tekken.json"));
+    let mut pairs = if json.is_file() {
+        of_json(&json, size, architecture)?
+    } else if tekken.is_file() {
+        of_tekken(&tekken, size)?
+    } else {
         return Ok(BTreeMap::new());
-    }
-    let json = optional_json(&path)?;
-    let mut pairs = fields(&path, &json, config["vocab_size"].as_u64().unwrap_or(0) as usize)?;
+    };
     let mut put = |key: &str, value: Value| drop(pairs.insert(format!("tokenizer.{key}"), value));
     let tokenizer = Tokenizer::from_metadata(metadata)?;
     if let Some((id, wanted)) = tokenizer.bos() {
@@ -47,7 +51,8 @@ pub fn gguf_vocabulary(metadata: &Metadata) -> Result<BTreeMap<String, Value>> {
     Ok(pairs)
 }
 
-fn fields(path: &Path, json: &Json, size: usize) -> Result<BTreeMap<String, Value>> {
+fn of_json(path: &Path, size: usize, architecture: &str) -> Result<BTreeMap<String, Value>> {
+    let json = optional_json(path)?;
     let model = &json["model"];
     let (Some(vocabulary), Some(merges)) = (model["vocab"].as_object(), model["merges"].as_array()) else {
         return Err(unsupported(path, "the tokenizer is no byte-pair encoding"));
@@ -55,29 +60,53 @@ fn fields(path: &Path, json: &Json, size: usize) -> Result<BTreeMap<String, Valu
     let merges: Option<Vec<(&str, &str)>> = merges.iter().map(merge).collect();
     let merges = merges.ok_or_else(|| Error::file(path, "a merge is neither a pair nor a string"))?;
     let (tokens, mut kinds) = entries(path, vocabulary, &json["added_tokens"], size)?;
-    let text = |text: &str| Value::String(text.to_owned());
-    let mut fields = if model["byte_fallback"].as_bool() == Some(true) {
+    if model["byte_fallback"].as_bool() == Some(true) {
         let scores = scores(&tokens, &mut kinds, model["unk_token"].as_str(), &merges)
             .ok_or_else(|| unsupported(path, "its merges stand in an order that no scores give"))?;
-        BTreeMap::from([
-            ("tokenizer.ggml.model".to_owned(), text("llama")),
-            ("tokenizer.ggml.pre".to_owned(), text("default")),
-            ("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(adds_space(json))),
-            ("tokenizer.ggml.scores".to_owned(), Value::Floats(scores)),
-        ])
-    } else {
-        let pre = pretokenizer::name_of(&patterns(&json["pre_tokenizer"]))
-            .ok_or_else(|| unsupported(path, "the tokenizer cuts words in a way that has no name"))?;
-        let merges = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
-        BTreeMap::from([
-            ("tokenizer.ggml.model".to_owned(), text("gpt2")),
-            ("tokenizer.ggml.pre".to_owned(), text(pre)),
-            ("tokenizer.ggml.merges".to_owned(), Value::Strings(merges)),
-        ])
-    };
-    fields.insert("tokenizer.ggml.tokens".to_owned(), Value::Strings(tokens));
-    fields.insert("tokenizer.ggml.token_type".to_owned(), Value::Integers(kinds));
+        let mut fields = fields("llama", "default", tokens, kinds);
+        fields.insert("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(adds_space(&json)));
+        fields.insert("tokenizer.ggml.scores".to_owned(), Value::Floats(scores));
+        return Ok(fields);
+    }
+    let whole_words = model["ignore_merges"].as_bool() == Some(true);
+    let pre = pretokenizer::name_of(&patterns(&json["pre_tokenizer"]), whole_words, architecture);
+    byte_level(path, pre, tokens, kinds, &merges)
+}
+
+fn of_tekken(path: &Path, size: usize) -> Result<BTreeMap<String, Value>> {
+    let contents = from_tekken::contents(path)?;
+    let kind = |control: bool| if control { CONTROL } else { USER_DEFINED };
+    let special = contents.special.into_iter().map(|token| (kind(token.control), token.literal));
+    let all = special.chain(contents.entries.into_iter().map(|entry| (NORMAL, entry)));
+    let (mut kinds, mut tokens): (Vec<i64>, Vec<String>) = all.unzip();
+    tokens.extend((tokens.len()..size).map(pad));
+    kinds.resize(tokens.len(), UNUSED);
+    let merges: Vec<(&str, &str)> = contents.merges.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    byte_level(path, pretokenizer::name_of(&[contents.pattern], true, ""), tokens, kinds, &merges)
+}
+
+fn byte_level(
+    path: &Path,
+    pre: Option<&str>,
+    tokens: Vec<String>,
+    kinds: Vec<i64>,
+    merges: &[(&str, &str)],
+) -> Result<BTreeMap<String, Value>> {
+    let no_name = || unsupported(path, "the tokenizer cuts words in a way that has no name");
+    let mut fields = fields("gpt2", pre.ok_or_else(no_name)?, tokens, kinds);
+    let merges = merges.iter().map(|(left, right)| format!("{left} {right}")).collect();
+    fields.insert("tokenizer.ggml.merges".to_owned(), Value::Strings(merges));
     Ok(fields)
+}
+
+/// What both tokenizer models have.
+fn fields(model: &str, pre: &str, tokens: Vec<String>, kinds: Vec<i64>) -> BTreeMap<String, Value> {
+    BTreeMap::from([
+        ("tokenizer.ggml.model".to_owned(), Value::String(model.to_owned())),
+        ("tokenizer.ggml.pre".to_owned(), Value::String(pre.to_owned())),
+        ("tokenizer.ggml.tokens".to_owned(), Value::Strings(tokens)),
+        ("tokenizer.ggml.token_type".to_owned(), Value::Integers(kinds)),
+    ])
 }
 
 fn unsupported(path: &Path, what: &str) -> Error {
@@ -91,6 +120,11 @@ fn merge(merge: &Json) -> Option<(&str, &str)> {
         Json::Array(two) => Some((two.first()?.as_str()?, two.get(1)?.as_str()?)),
         _ => None,
     }
+}
+
+/// The text of an id that has none.
+fn pad(id: usize) -> String {
+    format!("[PAD{id}]")
 }
 
 /// The text and kind of each id, `size` of them at least.
@@ -115,7 +149,7 @@ fn entries(
         return Err(Error::file(path, format!("a token has the number {last}")));
     }
     let count = size.max(last + 1);
-    let mut tokens: Vec<String> = (0..count).map(|id| format!("[PAD{id}]")).collect();
+    let mut tokens: Vec<String> = (0..count).map(pad).collect();
     let mut kinds = vec![UNUSED; count];
     for (text, id) in vocabulary {
         if let Some(id) = id.as_u64() {
@@ -154,7 +188,22 @@ fn scores(
     let all = tokens.iter().zip(&scores).zip(kinds.iter());
     let scored: Vec<(&str, f64)> =
         all.filter(|&(_, &kind)| is_text(kind)).map(|((token, &score), _)| (token.as_str(), score)).collect();
-    (spm::merges(&scored) == merges).then_some(scores)
+    (pairs_by_entry(&spm::merges(&scored)) == pairs_by_entry(merges)).then_some(scores)
+}
+
+/// The entries that merges make, in order, and the left parts of each one's pairs. In which order these stand means nothing:
+/// they have one score, and conversions differ.
+fn pairs_by_entry<'a>(merges: &[(&'a str, &'a str)]) -> Vec<(String, Vec<&'a str>)> {
+    let mut entries: Vec<(String, Vec<&str>)> = Vec::new();
+    for (left, right) in merges {
+        let entry = format!("{left}{right}");
+        match entries.last_mut().filter(|(last, _)| *last == entry) {
+            Some((_, lefts)) => lefts.push(left),
+            None => entries.push((entry, vec![left])),
+        }
+    }
+    entries.iter_mut().for_each(|(_, lefts)| lefts.sort_unstable());
+    entries
 }
 
 /// Whether a space is put before a text: by a normalizer, or as newer files have it.

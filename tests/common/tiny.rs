@@ -233,6 +233,12 @@ fn write(architecture: Architecture, kind: BlockType, seed: u64, extra: Extra) -
 /// A model that can be talked to: control tokens (the last one ends a text) and the letters and marks that thoughts are
 /// closed with. It knows nothing; what it says is up to the caller's logits hook.
 pub fn chat_model(control: &[&str], template: &str) -> Written {
+    chat_model_beyond(control, template, &[])
+}
+
+/// [`chat_model`] with control tokens that the embedding has no rows for.
+#[allow(dead_code)]
+pub fn chat_model_beyond(control: &[&str], template: &str, beyond: &[&str]) -> Written {
     // spaces and line ends as byte-level vocabularies write them
     let letters = "abcdefghijklmnopqrstuvwxyzIMW,;.?0123456789ĠĊ".chars().map(String::from);
     let mut tokens: Vec<String> = control.iter().map(|token| token.to_string()).collect();
@@ -244,6 +250,8 @@ pub fn chat_model(control: &[&str], template: &str) -> Written {
         kinds.push(5);
     }
     assert_eq!(tokens.len(), VOCABULARY, "the vocabulary is full");
+    tokens.extend(beyond.iter().map(|token| token.to_string()));
+    kinds.resize(tokens.len(), 3);
     let text = |text: &str| Value::String(text.to_owned());
     let extra = [
         ("llama.context_length", Value::Unsigned(1024)),

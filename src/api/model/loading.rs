@@ -70,17 +70,18 @@ impl ModelBuilder {
             Some(_) => loaded_bytes(checkpoint, None), // the embedding lies in memory too
             None => reads.matrices(),
         };
-        let weights = matrices + Decoder::made_bytes(checkpoint, h);
-        let experts = if is_made { 0 } else { reads.all_experts };
-        let needs = Needs::new(h, weights, experts, self.sizes);
+        let weights = matrices.saturating_add_signed(Decoder::made_bytes(checkpoint, h, conversion));
+        let needs = Needs::new(h, weights, reads.experts_in_file, self.sizes);
         let available = memory::available_and_total_bytes().0;
         let context = self.plan_context(h, &needs, available)?;
         let in_memory = needs.weights_in_memory(context, available);
         if in_memory < weights && !is_made {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-            let speed = match experts {
+            let all_experts = Needs { experts: reads.all_experts, ..needs };
+            let room = all_experts.room_for_experts(context, available);
+            let speed = match needs.experts {
                 0 => None,
-                _ => self.expected_speed(checkpoint, &reads, needs.room_for_experts(context, available))?,
+                _ => self.expected_speed(checkpoint, &reads, room)?,
             };
             self.notice(Some(format!(
                 "{:.1} of {:.1} GiB of weights are read from the file as they are needed: expect {}",

@@ -1,7 +1,9 @@
 //! From a Hugging Face repository's config.json.
 
 use super::gguf::long_magnitude;
-use super::{ExpertShape, Hyperparameters, Latent, architecture, attention_scale, yarn_magnitude};
+use super::{
+    ExpertShape, Hyperparameters, Latent, MOST_LAYERS, architecture, attention_scale, within, yarn_magnitude,
+};
 use crate::backend::{Activation, Gate, RopeStyle, Routing};
 use crate::model::rope::Scaling;
 use serde_json::Value;
@@ -109,11 +111,11 @@ impl Fields<'_> {
         let (width, heads) = (self.config.need("hidden_size")?, self.config.need("num_attention_heads")?);
         let latent = self.latent()?;
         let head_dim = match latent {
-            Some(l) => l.plain_dims + l.rope_dims,
+            Some(l) => l.plain_dims.saturating_add(l.rope_dims),
             None => self.config.whole("head_dim")?.or(width.checked_div(heads)).unwrap_or_default(),
         };
         let context = self.config.need("max_position_embeddings")?;
-        let layers = self.config.need("num_hidden_layers")?;
+        let layers = within("num_hidden_layers", self.config.need("num_hidden_layers")?, MOST_LAYERS)?;
         let partial = self.rope_or_config("partial_rotary_factor")?;
         let rope_scaling = self.scaling(context)?;
         let context_limit = match &rope_scaling {
@@ -201,7 +203,7 @@ impl Fields<'_> {
         Ok(Some(ExpertShape {
             count,
             feed_forward,
-            shared: self.config.whole("n_shared_experts")?.unwrap_or(0) * feed_forward,
+            shared: self.config.whole("n_shared_experts")?.unwrap_or(0).saturating_mul(feed_forward),
             routing: Routing {
                 used: self.config.need("num_experts_per_tok")?,
                 gate,
@@ -255,7 +257,6 @@ impl Fields<'_> {
                 high: number("high_freq_factor")?,
                 original_context: original,
             },
-            // `attn_factor` (R1-0528-Qwen3-8B has one) is left aside, as transformers does: it reads `attention_factor`
             "yarn" => {
                 let factor = number("factor")?;
                 let ratio = match (optional("mscale")?, optional("mscale_all_dim")?) {
@@ -264,12 +265,16 @@ impl Fields<'_> {
                     }
                     _ => None,
                 };
+                // R1-0528-Qwen3-8B has one that takes YaRN's magnitude back to 1. transformers does not know the key, but
+                // llama.cpp and vLLM, which the model was published for, multiply by it
+                let attn_factor = optional("attn_factor")?;
+                let multiplied = attn_factor.map(|own| own * ratio.unwrap_or(yarn_magnitude(factor, 1.0)));
                 Scaling::Yarn {
                     factor,
                     beta_fast: optional("beta_fast")?.unwrap_or(32.0),
                     beta_slow: optional("beta_slow")?.unwrap_or(1.0),
                     original_context: original,
-                    attention_factor: optional("attention_factor")?.or(ratio),
+                    attention_factor: optional("attention_factor")?.or(multiplied).or(ratio),
                     truncate: self.rope.flag("truncate")?.unwrap_or(true),
                 }
             }
@@ -304,6 +309,26 @@ mod tests {
             "n_routed_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": true, "layer_types": ["a", "b"],
             "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0}
         })
+    }
+
+    #[test]
+    fn attn_factor_multiplies_yarn_s_magnitude_unless_attention_factor_says_what_it_is() {
+        let magnitude = |scaling: Value| {
+            let mut config = deepseek();
+            config["rope_scaling"] = scaling;
+            match read(&config).unwrap().rope_scaling {
+                Scaling::Yarn { attention_factor, .. } => attention_factor,
+                other => panic!("{other:?}"),
+            }
+        };
+        // DeepSeek-R1-0528-Qwen3-8B
+        let mut published = json!({
+            "type": "yarn", "factor": 4, "original_max_position_embeddings": 32768, "attn_factor": 0.8782488562869419
+        });
+        assert!((magnitude(published.clone()).unwrap() - 1.0).abs() < 1e-12);
+        published["attention_factor"] = json!(1.5);
+        assert_eq!(magnitude(published), Some(1.5));
+        assert_eq!(magnitude(json!({"type": "yarn", "factor": 4})), None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! From the metadata of a GGUF file.
 
-use super::{ExpertShape, Hyperparameters, Latent, architecture, attention_scale};
+use super::{
+    ExpertShape, Hyperparameters, Latent, MOST_LAYERS, architecture, attention_scale, within, yarn_magnitude,
+};
 use crate::backend::{Activation, Gate, RopeStyle, Routing};
 use crate::checkpoint::{Checkpoint, GgufMetadata, Value};
 use crate::model::{names, rope::Scaling};
@@ -25,7 +27,7 @@ impl Fields<'_> {
         let (width, heads) = (self.need("embedding_length")?, self.need("attention.head_count")?);
         let latent = self.latent()?;
         let head_dim = match latent {
-            Some(l) => l.plain_dims + l.rope_dims,
+            Some(l) => l.plain_dims.saturating_add(l.rope_dims),
             None => self.whole("attention.key_length").or(width.checked_div(heads)).unwrap_or_default(),
         };
         let context = self.need("context_length")?;
@@ -35,7 +37,7 @@ impl Fields<'_> {
             Scaling::Long { original_context, .. } => *original_context,
             _ => context,
         };
-        let layers = self.need("block_count")? - self.whole("nextn_predict_layers").unwrap_or(0);
+        let layers = self.layers()?;
         let experts = self.experts()?;
         let shape = |experts: &ExpertShape| experts.feed_forward;
         Ok(Hyperparameters {
@@ -77,6 +79,15 @@ impl Fields<'_> {
                 _ => RopeStyle::Halves,
             },
         })
+    }
+
+    /// Layers, without those that predict further tokens.
+    fn layers(&self) -> Result<usize, String> {
+        let (all, further) = (self.need("block_count")?, self.whole("nextn_predict_layers").unwrap_or(0));
+        let layers = all.checked_sub(further).filter(|&layers| layers > 0 || further == 0);
+        let key = || self.key("nextn_predict_layers");
+        let layers = layers.ok_or_else(|| format!("{} is {further}, of {all} layers", key()))?;
+        within(&self.key("block_count"), layers, MOST_LAYERS)
     }
 
     fn vocabulary(&self, checkpoint: &Checkpoint) -> Option<usize> {
@@ -131,7 +142,7 @@ impl Fields<'_> {
         Ok(Some(ExpertShape {
             count,
             feed_forward,
-            shared: self.whole("expert_shared_count").unwrap_or(0) * feed_forward,
+            shared: self.whole("expert_shared_count").unwrap_or(0).saturating_mul(feed_forward),
             routing: Routing {
                 used: self.need("expert_used_count")?,
                 gate,
@@ -171,14 +182,15 @@ impl Fields<'_> {
         let scaling = match kind {
             "none" | "" => Scaling::None,
             "linear" => Scaling::Linear { factor },
-            // rope.scaling.attn_factor is left aside, as transformers leaves `attn_factor` aside in the config
-            // of R1-0528-Qwen3-8B: the magnitude is YaRN's own 0.1 ln(factor) + 1
             "yarn" => Scaling::Yarn {
                 factor,
                 beta_fast: self.number("rope.scaling.yarn_beta_fast").unwrap_or(32.0),
                 beta_slow: self.number("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
                 original_context: original,
-                attention_factor: log_multiplier.map(|_| 1.0),
+                // attn_factor is a factor on YaRN's own magnitude, 0.1 ln(factor) + 1
+                attention_factor: log_multiplier
+                    .map(|_| 1.0)
+                    .or_else(|| Some(yarn_magnitude(factor, 1.0) * self.number("rope.scaling.attn_factor")?)),
                 truncate: self.architecture != "gpt-oss",
             },
             other => return Err(format!("rope scaling '{other}' is not supported")),

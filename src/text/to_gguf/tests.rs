@@ -48,7 +48,7 @@ fn both(tokenizer: &Json) -> crate::Result<(Tokenizer, Tokenizer)> {
     let config = json!({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true});
     std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     let metadata = Metadata::HuggingFace { config: Json::Null, folder: folder.path().to_owned() };
-    let fields = gguf_vocabulary(&metadata)?;
+    let fields = gguf_vocabulary(&metadata, "llama")?;
     assert_eq!(fields["tokenizer.ggml.model"], Value::String("llama".into()));
     Ok((Tokenizer::from_metadata(&metadata)?, Tokenizer::from_metadata(&Metadata::Gguf(fields.into()))?))
 }
@@ -73,6 +73,17 @@ fn merges_with_bytes_to_fall_back_to_become_scores_and_mean_the_same() {
         assert_eq!(gguf.decode(&gguf.encode("hello", Special::Text).unwrap()[..1]), first);
         assert_eq!((gguf.bos(), gguf.ends()), (Some((1, true)), &[2][..]));
         assert!((0..3).all(|id| gguf.is_control(id)) && !gguf.is_control(3));
+    }
+}
+
+#[test]
+fn the_order_of_the_pairs_of_one_entry_means_nothing() {
+    let mut turned = MERGES;
+    turned.swap(5, 6);
+    for merges in [MERGES, turned] {
+        let (json, gguf) = both(&sentencepiece(&merges, Json::Null, Json::Null)).unwrap();
+        let ids = [json, gguf].map(|tokenizer| tokenizer.encode("hellohell", Special::Text).unwrap());
+        assert_eq!(ids[0], ids[1]);
     }
 }
 
