@@ -166,6 +166,7 @@ impl ModelBuilder {
     /// pensive does not run; too little memory.
     pub fn load(mut self) -> Result<Model> {
         let began = Instant::now();
+        self.check_context()?;
         let (found, checkpoint) = match self.synthetic {
             Some(layers) => {
                 let synthetic = Synthetic::new(&self.name, layers)?;

@@ -56,8 +56,7 @@ impl Reads {
             match &h.experts {
                 _ if name == "token_embd.weight" => embedding = Some((kind, bytes)), // only looked up
                 Some(experts) if name.contains("_exps.") || name.contains(".mlp.experts.") => {
-                    let used = bytes * experts.routing.used as u64 / experts.count as u64;
-                    *reads.experts.entry(kind).or_default() += used;
+                    *reads.experts.entry(kind).or_default() += experts.share(bytes, 1);
                     reads.all_experts += bytes;
                 }
                 _ => *reads.always.entry(kind).or_default() += bytes,

@@ -17,7 +17,20 @@ use crate::model::{Conversion, Decoder, Hyperparameters, Reads, layer_bytes, loa
 use crate::quant::Mix;
 use crate::{Error, Result};
 
+/// Most tokens of context: what a checkpoint's header may say too.
+const MOST_CONTEXT: usize = 1 << 30;
+
 impl ModelBuilder {
+    /// Whether the context is one.
+    pub(super) fn check_context(&self) -> Result<()> {
+        match self.context.filter(|tokens| !(1..=MOST_CONTEXT).contains(tokens)) {
+            Some(tokens) => {
+                Err(Error::Usage(format!("a context of {tokens} tokens: must be from 1 to {MOST_CONTEXT}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The backend with the weights on it, and the context it is planned for.
     pub(super) fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<Loaded> {
         let Chosen { gpus, notice } = match self.gpu_layers {
@@ -180,9 +193,6 @@ impl ModelBuilder {
 
     /// The context: as asked for, or what fits.
     fn plan_context(&mut self, h: &Hyperparameters, needs: &Needs, available: u64) -> Result<usize> {
-        if self.context == Some(0) {
-            return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
-        }
         let context = needs.context(self.context, h.context_limit, available, self.force)?;
         if self.context.is_none() && context < h.context_limit {
             self.notice(Some(format!(
