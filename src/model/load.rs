@@ -117,7 +117,10 @@ impl<'a> Load<'a> {
         if let (Some(k), Some(v)) = (self.find(&keys), self.find(&values)) {
             let k = self.cut(&k.decoded(), heads, l.rank, l.plain_dims)?;
             let v = self.cut(&v.decoded(), heads, l.value_dim, l.rank)?;
-            return Ok((self.matrices(&keys, k, Stacked::Heads)?, self.matrices(&values, v, Stacked::Heads)?));
+            return Ok((
+                self.matrices(&keys, k, Stacked::Heads)?,
+                self.matrices(&values, v, Stacked::Heads)?,
+            ));
         }
         let (name, of_head) = (format!("blk.{i}.attn_kv_b.weight"), l.plain_dims + l.value_dim);
         let both = self.tensor(&name, heads * of_head, l.rank)?;

@@ -55,7 +55,7 @@ impl Reads {
             has_output |= name == "output.weight";
             match &h.experts {
                 _ if name == "token_embd.weight" => embedding = Some((kind, bytes)), // only looked up
-                Some(experts) if name.contains("_exps.") || name.contains(".mlp.experts.") => {
+                Some(experts) if names::is_expert(&name) => {
                     *reads.experts.entry(kind).or_default() += experts.share(bytes, 1);
                     reads.all_experts += bytes;
                 }

@@ -35,9 +35,7 @@ impl Workspace {
         Workspace {
             // each its own zeros of the system: memory is committed for threads that get a head
             inputs: (0..threads).map(|_| vec![0.0; rows * columns]).collect(),
-            activations: (0..threads)
-                .map(|_| Activations::new(ActivationKind::I8, rows, columns))
-                .collect(),
+            activations: (0..threads).map(|_| Activations::new(ActivationKind::I8, rows, columns)).collect(),
         }
     }
 
