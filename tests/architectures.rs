@@ -4,6 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
+use common::tiny::{self, Architecture};
 use common::{Reference, fixture};
 #[cfg(feature = "candle")]
 use pensive::backend::candle::{Accelerator, CandleBackend};
@@ -14,6 +15,7 @@ use pensive::backend::{Backend, KvType, Plan};
 use pensive::checkpoint::Checkpoint;
 use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::model::{Decoder, Hyperparameters};
+use pensive::quant::BlockType;
 
 const ROWS: usize = 64;
 
@@ -302,7 +304,33 @@ fn the_work_of_a_step_counts_every_matrix_once() {
         let (values, bytes) = matrices.fold((0, 0), |(values, bytes), t| {
             (values + (t.rows() * t.columns()) as u64, bytes + t.bytes().len() as u64)
         });
-        let work = engine(&checkpoint, None, On::Cpu).decoder().work();
-        assert_eq!((work.row + work.logits_row, work.bytes, work.int8), (values, bytes, false), "{name}");
+        let work = engine(&checkpoint, None, On::Cpu).decoder().work(1, 1);
+        assert_eq!((work.products, work.bytes, work.int8), (values, bytes, false), "{name}");
     }
+}
+
+#[test]
+fn the_work_of_a_step_counts_the_experts_that_its_rows_may_go_to() {
+    let model = tiny::model_of(Architecture::Deepseek2, BlockType::Q8_0, 1);
+    let engine = tiny::engine(&model, CpuOptions::default(), KvType::F16);
+    let bytes = |rows| engine.decoder().work(rows, rows).bytes;
+    let one = (bytes(2) - bytes(1)) / 3;
+    assert!(one > 0, "a row goes to three of eight experts");
+    assert_eq!([bytes(3), bytes(80)], [bytes(1) + 5 * one; 2], "all experts, each once");
+    assert_eq!(engine.decoder().work(80, 80).products, 80 * engine.decoder().work(1, 1).products);
+    let without_logits = engine.decoder().work(80, 0).bytes;
+    assert!(without_logits < bytes(1), "the last layer's experts are for rows that want logits");
+}
+
+#[test]
+fn a_layer_with_a_window_reads_the_keys_that_its_rows_see() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/arch/gpt-oss-mxfp4");
+    let engine = engine(&Checkpoint::open(&folder).unwrap(), None, On::Cpu);
+    let windows = &engine.decoder().hyperparameters().windows;
+    let window = windows.iter().flatten().next().copied().expect("gpt-oss has windows");
+    let (layers, short) = (windows.len(), windows.iter().flatten().count());
+    let position = (engine.kv_bytes() / layers) as u64;
+    let of_windows = (short * (window + 3) + (layers - short) * 500) as u64;
+    assert_eq!(engine.kv_read_bytes(4, 500), position * of_windows);
+    assert_eq!(engine.kv_read_bytes(1, 1), position * layers as u64);
 }

@@ -124,6 +124,27 @@ fn wrong_usage_exits_with_2() {
 }
 
 #[test]
+fn a_context_that_no_machine_holds_is_wrong_usage() {
+    for context in ["18446744073709551615", "1073741825"] {
+        let command = ["run", "pocket", "hi", "--force", "--context", context];
+        Home::new().run(&command).fails(2, &["context", context]);
+    }
+}
+
+#[test]
+fn layers_for_a_gpu_that_is_not_there_are_told_once() {
+    let home = Home::new();
+    for device in ["auto", "cpu"] {
+        let command = ["run", "pocket", "hi", "-n", "2", "--think", "off", "-ngl", "99", "--device", device];
+        let answer = home.run(&command);
+        answer.succeeds();
+        assert_eq!(answer.stderr.matches("--gpu-layers 99").count(), 1, "{answer:?}");
+    }
+    let none = home.run(&["run", "pocket", "hi", "-n", "2", "--think", "off", "-ngl", "0"]);
+    assert!(none.code == Some(0) && !none.stderr.contains("gpu-layers"), "{none:?}");
+}
+
+#[test]
 fn a_model_in_place_of_a_command_is_told_how_to_chat() {
     let answer = Home::new().run(&["deepseek-r1:7b"]);
     assert_eq!(answer.code, Some(2));

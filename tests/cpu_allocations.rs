@@ -2,19 +2,28 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use common::tiny::{self, Architecture};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{
     Activation, Attention, Backend, Heads, KvShape, KvType, Plan, Projection, Rope, RopeStyle, Row, Source,
     Step,
 };
 use pensive::checkpoint::Tensor;
+use pensive::engine::sampling::{Sampler, Sampling};
+use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::quant::BlockType;
+
+mod common;
 
 /// The system's allocator, counting.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// One test at a time: they share the count.
+static ALONE: Mutex<()> = Mutex::new(());
 
 // SAFETY: hands everything on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
@@ -38,6 +47,7 @@ fn tensor(kind: BlockType, rows: usize, columns: usize) -> Tensor {
 
 #[test]
 fn a_step_allocates_nothing_whatever_its_shape() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (threads, kv_type) in [(1, KvType::F16), (2, KvType::Q8_0), (3, KvType::F16)] {
         let options = CpuOptions { threads: Some(threads), ..Default::default() };
         let mut backend = CpuBackend::new(options).expect("threads start");
@@ -86,5 +96,48 @@ fn a_step_allocates_nothing_whatever_its_shape() {
             after - before
         });
         assert_eq!(rounds.iter().min(), Some(&0), "{threads} threads, {kv_type} cache");
+    }
+}
+
+/// A prompt, tokens one by one, a draft, and another sequence beside it.
+fn generate(engine: &mut Engine, sequences: &mut [Sequence; 2], sampler: &mut Sampler) {
+    let [first, second] = sequences;
+    engine.step(&mut [Feed { sequence: first, tokens: &[1, 2, 3, 4, 5], wants: Wants::Nothing }]).unwrap();
+    let mut token = 6;
+    for index in 0..70 {
+        let feed = Feed { sequence: first, tokens: &[token], wants: Wants::Last };
+        let logits = engine.step(&mut [feed]).unwrap();
+        token = sampler.sample(logits, first.tokens(), index);
+    }
+    let draft = Feed { sequence: first, tokens: &[token, 1, 2], wants: Wants::All };
+    let other = Feed { sequence: second, tokens: &[1, 2], wants: Wants::Last };
+    engine.step(&mut [draft, other]).unwrap();
+}
+
+/// From the first step on: nothing grows to its size on the way.
+#[test]
+fn tokens_are_generated_without_an_allocation() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let types = [BlockType::Q8_0, BlockType::F16];
+    for (architecture, kind) in
+        [Architecture::Llama, Architecture::Deepseek2].into_iter().flat_map(|a| types.map(|t| (a, t)))
+    {
+        let model = tiny::model_of(architecture, kind, 1);
+        // matrices that are copied to where they are interleaved take memory in the first steps: they stay in the file
+        let options = CpuOptions { threads: Some(2), interleaved_bytes: 0, ..Default::default() };
+        let sampling = Sampling { temperature: 0.8, ..Sampling::default() };
+        let (mut sequences, mut sampler) = ([Sequence::new(), Sequence::new()], Sampler::new(sampling, 1, 0));
+        generate(&mut tiny::engine(&model, options, KvType::F16), &mut sequences, &mut sampler);
+        // sequences and sampler have the memory that they came to; the test's harness has a thread of its own, which may
+        // allocate meanwhile: the least of three rounds counts
+        let rounds = [(); 3].map(|()| {
+            sequences.iter_mut().for_each(|sequence| sequence.truncate(0));
+            let mut engine = tiny::engine(&model, options, KvType::F16);
+            std::thread::sleep(std::time::Duration::from_millis(50)); // its threads allocate when they start
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            generate(&mut engine, &mut sequences, &mut sampler);
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        });
+        assert_eq!(rounds.iter().min(), Some(&0), "{architecture:?} in {kind}: {rounds:?}");
     }
 }

@@ -102,6 +102,38 @@ fn a_receipt_of_the_device_is_replayed_there_token_by_token() {
 }
 
 #[test]
+fn a_receipt_of_a_split_run_says_where_the_layers_were_and_is_replayed_there() {
+    let split =
+        |layers| Model::builder("pocket").device(DeviceChoice::Candle).gpu_layers(layers).load().unwrap();
+    let model = split(2);
+    let stats = done(model.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap());
+    let receipt = Receipt::new(&model, &[stats], |_, _| ()).unwrap();
+    assert_eq!(receipt.placement().unwrap(), Some((DeviceChoice::Candle, Some(2))));
+    let read = Receipt::parse(&receipt.to_json()).unwrap();
+    assert!(read.verify(&split(2), true, |_, _| ()).unwrap().is_identical());
+    let Err(Error::Saved(what)) = read.verify(&split(1), true, |_, _| ()) else { panic!("other layers") };
+    assert!(what.contains("2 on candle") && what.contains("--gpu-layers"), "{what}");
+}
+
+#[test]
+fn a_receipt_without_layers_is_still_read_and_a_vote_on_the_device_is_not_replayable() {
+    let recorded = Options::new().seed(1).temperature(0.8).record(true);
+    let votes = POCKET.vote(QUESTION, &recorded, VoteOptions::new(2)).unwrap();
+    let Some(Ok(VoteEvent::Done(outcome))) = votes.last() else { panic!("a vote ends") };
+    let receipt = Receipt::new(&POCKET, &outcome.traces, |_, _| ()).unwrap();
+    assert!(!receipt.replayable);
+    assert!(receipt.verify(&POCKET, true, |_, _| ()).is_err());
+
+    let stats = done(POCKET.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap());
+    let mut old = Receipt::new(&POCKET, &[stats], |_, _| ()).unwrap();
+    old.device.as_mut().unwrap().layers.clear();
+    assert!(!old.to_json().contains("layers"), "as it was written before");
+    let read = Receipt::parse(&old.to_json()).unwrap();
+    assert_eq!(read.placement().unwrap(), Some((DeviceChoice::Candle, None)));
+    assert!(read.verify(&POCKET, true, |_, _| ()).unwrap().differs.is_none());
+}
+
+#[test]
 fn layers_are_split_between_the_cpu_and_the_device() {
     let split = Model::builder("pocket").device(DeviceChoice::Candle).gpu_layers(2).load().unwrap();
     assert_eq!(split.device().kind, "cpu+candle");

@@ -88,6 +88,26 @@ fn bench_measures_a_model_that_is_not_there() {
 }
 
 #[test]
+fn bench_prints_what_it_measured_before_something_failed() {
+    let home = Home::new();
+    let broken = home.file("broken.gguf", "these are notes, not weights\n");
+    for format in ["md", "json", "jsonl", "csv"] {
+        let answer = home.run(&["bench", "pocket", &broken, "-p", "0", "-n", "2", "-r", "1", "-o", format]);
+        assert_eq!(answer.code, Some(1), "{answer:?}");
+        assert!(answer.stdout.contains("pocket") && answer.stdout.contains("tg2"), "{format}: {answer:?}");
+        assert!(answer.stderr.lines().last().is_some_and(|line| line.contains("broken.gguf")), "{answer:?}");
+    }
+}
+
+#[test]
+fn bench_looks_for_all_models_before_it_measures_the_first() {
+    let home = Home::new();
+    home.run(&["bench", "pocket", "./no/such.gguf", "-n", "2", "-r", "1"]).fails(1, &["no/such.gguf"]);
+    home.run(&["bench", "pocket", "deepseek-r1:7b", "-n", "2", "-r", "1"]).fails(1, &["deepseek-r1:7b"]);
+    home.run(&["bench", "pocket", "--synthetic", "no-such:1b"]).fails(2, &["no-such:1b"]);
+}
+
+#[test]
 fn perplexity_compares_with_a_reference() {
     let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
     let Some(reference) = common::fixture("real/smollm2-135m.safetensors") else { return };

@@ -56,10 +56,10 @@ fn every_architecture_stays_near_when_it_is_quantized_to_q8_0_while_it_is_loaded
         let mut engine = engine(&checkpoint, Some("Q8_0"));
         let got = logits(&mut engine, ids);
         let kl = median_kl(&expected, &got, got.len() / ids.len());
-        let (name, work) = (folder.file_name().unwrap().display(), engine.decoder().work());
+        let (name, work) = (folder.file_name().unwrap().display(), engine.decoder().work(1, 1));
         println!("{name}: KL {kl:.1e}");
         assert!(kl < 1e-2, "{name}: KL {kl}");
-        let plain = self::engine(&checkpoint, None).decoder().work();
+        let plain = self::engine(&checkpoint, None).decoder().work(1, 1);
         assert!(work.bytes < plain.bytes, "{name}: {} bytes, {} as stored", work.bytes, plain.bytes);
     }
 }

@@ -166,6 +166,7 @@ impl ModelBuilder {
     /// pensive does not run; too little memory.
     pub fn load(mut self) -> Result<Model> {
         let began = Instant::now();
+        self.check_context()?;
         let (found, checkpoint) = match self.synthetic {
             Some(layers) => {
                 let synthetic = Synthetic::new(&self.name, layers)?;
@@ -189,7 +190,7 @@ impl ModelBuilder {
             let engine = self.engine(&checkpoint, &hyperparameters);
             (text.join().expect("building the vocabulary does not panic"), engine)
         });
-        let (text, Loaded { engine, context, quantized, weight_bytes }) = (text?, engine?);
+        let (text, Loaded { engine, context, placed, quantized, weight_bytes }) = (text?, engine?);
         let h = engine.decoder().hyperparameters();
         let own = generation_config(&checkpoint.metadata);
         let recommended = entry.map(|e| e.sampling).unwrap_or_default();
@@ -213,6 +214,7 @@ impl ModelBuilder {
             files: checkpoint.files,
             architecture: h.architecture.clone(),
             device: engine.device(),
+            placed,
             context,
             rope_context: matches!(h.rope_scaling, Scaling::Long { .. }).then_some(h.context_limit),
             vocabulary: h.vocabulary,
@@ -383,6 +385,7 @@ pub(crate) struct Inner {
     files: Vec<PathBuf>,
     architecture: String,
     device: Device,
+    placed: Vec<(String, usize)>,
     weight_bytes: u64,
     quantized: Option<Mix>,
     parameters: u64,
@@ -635,6 +638,11 @@ impl Model {
     /// The device and its kernels: "cpu (avx512, 2 threads)".
     pub fn device(&self) -> Device {
         self.inner.device.clone()
+    }
+
+    /// Devices in the order of their layers, and how many each has: "cpu" 12, "cuda:0" 20.
+    pub fn placed(&self) -> &[(String, usize)] {
+        &self.inner.placed
     }
 
     /// Bytes of all its tensors, as they were loaded.

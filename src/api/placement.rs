@@ -1,5 +1,6 @@
 //! Which layers go to which device.
 
+use super::memory::Needs;
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::devices::Gpu;
@@ -14,10 +15,18 @@ const RESERVE: u64 = 512 << 20;
 pub(super) struct Demand {
     /// Weights as GPUs hold them.
     pub weights: LayerBytes,
-    /// Keys and values of a layer.
-    pub kv: u64,
-    /// Activations, on each device.
+    /// Weights as the CPU holds them; of experts those count that may stay in the file.
+    pub on_cpu: LayerBytes,
+    /// Keys and values of a layer, for each page of the context.
+    pub page: u64,
+    /// Activations on the CPU.
+    pub cpu_buffers: u64,
+    /// Activations and what operations make on the way, on each GPU.
     pub buffers: u64,
+    /// The same that grows with the context: for each page.
+    pub page_buffers: u64,
+    /// The context.
+    pub pages: usize,
 }
 
 /// A number of last layers on GPUs, in order; the others are the CPU's.
@@ -29,19 +38,51 @@ pub(super) struct Placement {
 }
 
 impl Demand {
-    /// Bytes of layer i and its keys and values; the last one has the output matrix beside it.
-    fn layer(&self, i: usize) -> u64 {
-        let output = if i + 1 == self.weights.layers.len() { self.weights.output } else { 0 };
-        self.weights.layers[i] + self.kv + output
+    fn layers(&self) -> usize {
+        self.weights.layers.len()
     }
 
-    /// Bytes of GPUs that layers may take.
-    pub fn room(&self, gpus: &[Gpu]) -> u64 {
-        gpus.iter().map(|gpu| self.capacity(gpu)).sum()
+    /// Bytes of layer i and its keys and values; the last one has the output matrix beside it.
+    fn layer(&self, i: usize) -> u64 {
+        let output = if i + 1 == self.layers() { self.weights.output } else { 0 };
+        self.weights.layers[i] + output + (self.pages as u64).saturating_mul(self.page)
     }
 
     fn capacity(&self, gpu: &Gpu) -> u64 {
-        gpu.free_bytes.saturating_sub(RESERVE + self.buffers)
+        let on_the_way = (self.pages as u64).saturating_mul(self.page_buffers);
+        gpu.free_bytes.saturating_sub((RESERVE + self.buffers).saturating_add(on_the_way))
+    }
+
+    /// How many of the last layers fit into GPUs.
+    pub fn fitting(&self, gpus: &[Gpu]) -> usize {
+        let capacities: Vec<u64> = gpus.iter().map(|gpu| self.capacity(gpu)).collect();
+        self.fill(&capacities, self.layers()).iter().sum()
+    }
+
+    /// Gives the context the most pages, up to `most`, beside which `wanted` layers fit into GPUs: layers go before a
+    /// longer context, where they fit at all.
+    pub fn grow(&mut self, gpus: &[Gpu], wanted: usize, most: usize) {
+        let (mut least, mut most) = (self.pages, most);
+        while least < most {
+            self.pages = least + (most - least).div_ceil(2);
+            if self.fitting(gpus) >= wanted {
+                least = self.pages;
+            } else {
+                most = self.pages - 1;
+            }
+        }
+        self.pages = least;
+    }
+
+    /// What the CPU needs for the first layers.
+    pub fn of_cpu(&self, layers: usize) -> Needs {
+        let LayerBytes { layers: weights, experts, .. } = &self.on_cpu;
+        Needs {
+            weights: weights[..layers].iter().sum(),
+            experts: experts[..layers].iter().sum(),
+            buffers: self.cpu_buffers,
+            page: layers as u64 * self.page,
+        }
     }
 
     /// Shares the layers out: as many as fit, or `wanted`.
@@ -49,9 +90,8 @@ impl Demand {
     /// # Errors
     /// [`Error::Memory`] where `wanted` do not fit, unless `force`.
     pub fn place(&self, gpus: Vec<Gpu>, wanted: Option<usize>, force: bool) -> Result<Placement> {
-        let layers = self.weights.layers.len();
-        let capacities: Vec<u64> = gpus.iter().map(|gpu| self.capacity(gpu)).collect();
-        let fitting = self.fill(&capacities, layers).iter().sum::<usize>();
+        let layers = self.layers();
+        let fitting = self.fitting(&gpus);
         let wanted = wanted.map_or(fitting, |wanted| wanted.min(layers));
         if wanted > fitting && !force {
             return Err(Error::Memory(format!(
@@ -60,6 +100,7 @@ impl Demand {
                 gpus.iter().map(|gpu| gpu.label.as_str()).collect::<Vec<_>>().join(", ")
             )));
         }
+        let capacities: Vec<u64> = gpus.iter().map(|gpu| self.capacity(gpu)).collect();
         let counts = self.shares(&capacities, wanted);
         let gpus = gpus.into_iter().zip(counts).filter(|(_, layers)| *layers > 0).collect();
         Ok(Placement { gpus, on_cpu: layers - wanted })
@@ -67,7 +108,7 @@ impl Demand {
 
     /// Layers for each GPU if they are filled up one by one, the last layers first.
     fn fill(&self, capacities: &[u64], most: usize) -> Vec<usize> {
-        let mut next = self.weights.layers.len();
+        let mut next = self.layers();
         let first = next - most;
         let mut counts = vec![0; capacities.len()];
         for (count, &capacity) in counts.iter_mut().zip(capacities).rev() {
@@ -84,7 +125,7 @@ impl Demand {
     /// The last `wanted` layers by the GPUs' shares of free memory, so that each computes a part; filled up one by one
     /// where that does not come out even.
     fn shares(&self, capacities: &[u64], wanted: usize) -> Vec<usize> {
-        let layers = self.weights.layers.len();
+        let layers = self.layers();
         let bytes = |range: std::ops::Range<usize>| range.map(|i| self.layer(i)).sum::<u64>();
         let (all, room) = (bytes(layers - wanted..layers), capacities.iter().sum::<u64>().max(1));
         let mut counts = Vec::new();
@@ -118,12 +159,18 @@ impl Placement {
         let part = |(gpu, layers): &(Gpu, usize)| format!("{layers} on {}", gpu.label);
         let mut parts: Vec<String> = self.gpus.iter().map(part).collect();
         match (parts.len(), self.on_cpu) {
-            (0 | 1, 0) => return None,
-            (0, _) => return Some("no layer fits into the GPU's memory: all are on the CPU".into()),
+            (0 | 1, 0) | (0, _) => return None,
             (_, 0) => {}
             (_, rest) => parts.push(format!("{rest} on the CPU")),
         }
         Some(format!("of {all} layers {}", parts.join(", ")))
+    }
+
+    /// Devices in the order of their layers, and how many each has.
+    pub fn placed(&self) -> Vec<(String, usize)> {
+        let first = Some(("cpu".to_owned(), self.on_cpu)).filter(|_| self.on_cpu > 0);
+        let rest = self.gpus.iter().map(|(gpu, layers)| (gpu.label.clone(), *layers));
+        first.into_iter().chain(rest).collect()
     }
 
     /// The backends as one, without weights.
@@ -150,8 +197,21 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn demand(layers: usize) -> Demand {
-        let weights = LayerBytes { layers: vec![90 * MIB; layers], output: 50 * MIB };
-        Demand { weights, kv: 10 * MIB, buffers: 88 * MIB }
+        let weights = |layer| LayerBytes {
+            layers: vec![layer; layers],
+            experts: vec![60 * MIB; layers],
+            output: 50 * MIB,
+            widened: 0,
+        };
+        Demand {
+            weights: weights(90 * MIB),
+            on_cpu: weights(70 * MIB),
+            page: MIB,
+            cpu_buffers: 30 * MIB,
+            buffers: 68 * MIB,
+            page_buffers: 2 * MIB,
+            pages: 10,
+        }
     }
 
     /// With room for so many MiB of layers.
@@ -188,6 +248,32 @@ mod tests {
         assert_eq!(counts(&placement), (0, vec![("a", 9), ("b", 3)]));
         let tight = demand(4).place(vec![gpu("a", 200), gpu("b", 250)], None, false).unwrap();
         assert_eq!(counts(&tight), (0, vec![("a", 2), ("b", 2)]));
+    }
+
+    #[test]
+    fn layers_go_before_a_longer_context() {
+        let grown = |room, wanted| {
+            let mut demand = demand(10);
+            demand.grow(&[gpu("a", room)], wanted, 1000);
+            demand.pages
+        };
+        assert_eq!(grown(1049, 10), 10, "nine layers fit, and no more context");
+        assert_eq!(
+            grown(1050 + 5 * 12, 10),
+            15,
+            "a page more takes a MiB for each layer, and two on the way"
+        );
+        assert_eq!(grown(449, 3), 29, "99 MiB are left beside three layers");
+        assert_eq!(grown(1 << 20, 10), 1000, "no more than asked for");
+    }
+
+    #[test]
+    fn on_the_cpu_layers_have_their_own_types_and_experts_may_stay_in_the_file() {
+        let needs = demand(10).of_cpu(4);
+        assert_eq!((needs.weights, needs.experts, needs.page), (280 * MIB, 240 * MIB, 4 * MIB));
+        // 40 MiB beside the experts, 30 of buffers, 40 of keys and values
+        assert_eq!(needs.context(None, 640, 110 * MIB, false).unwrap(), 640);
+        assert!(needs.context(Some(640), 640, 109 * MIB, false).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::generation::{Finish, Slot, Start, lock};
 use super::trace::Trace;
 use super::{Model, Options, Stats};
+use crate::backend::devices::DeviceChoice;
 use crate::engine::Sequence;
 use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::reasoning::ThoughtParser;
@@ -93,7 +94,8 @@ pub struct Receipt {
     pub limit_is: Act,
     /// Strings that end the answer.
     pub stop: Vec<String>,
-    /// False if a program's hook edited the logits; and on a GPU if keys and values of an earlier run were used.
+    /// False if a program's hook edited the logits; on a GPU also for a vote, and if keys and values of an earlier run were
+    /// used.
     pub replayable: bool,
     /// One, or those of a vote.
     pub sequences: Vec<RecordedSequence>,
@@ -125,6 +127,9 @@ pub struct ReceiptDevice {
     /// Of a GPU its name. Of a CPU none: on all of them receipts are equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Where a GPU takes part: the devices in the order of their layers ("cpu", "cuda:0"), and how many each has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<(String, usize)>,
 }
 
 /// The tokens of a sequence.
@@ -299,6 +304,7 @@ impl Receipt {
             device: Some(ReceiptDevice {
                 kind: device.kind.clone(),
                 name: (!device.is_exact()).then(|| device.name.clone()),
+                layers: if device.is_exact() { Vec::new() } else { model.placed().to_vec() },
             }),
             prompt: model.tokenizer().decode(&first.prompt),
             prompt_tokens: first.prompt.clone(),
@@ -313,7 +319,7 @@ impl Receipt {
             limit_is: first.limit_is,
             stop: first.stop.clone(),
             replayable: records.iter().all(|record| !record.hooked)
-                && (device.is_exact() || traces.iter().all(|stats| stats.cached_tokens == 0)),
+                && (device.is_exact() || traces.len() == 1 && traces[0].cached_tokens == 0),
             sequences: traces.iter().zip(&records).map(sequence).collect(),
             sha256: String::new(),
         };
@@ -365,7 +371,8 @@ impl Receipt {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Verdict> {
         if !self.replayable {
-            let what = "a program's hook edited the logits, or a GPU went on from an earlier run: it cannot be replayed";
+            let what = "a program's hook edited the logits, or a GPU computed a vote or went on from an earlier run: it cannot \
+                        be replayed";
             return Err(Error::Saved(what.into()));
         }
         self.check_device(model, decode)?;
@@ -428,6 +435,28 @@ impl Receipt {
         self.device.as_ref().is_some_and(|device| device.kind != "cpu")
     }
 
+    /// The device to replay it on, and the layers that go to GPUs; none: the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Saved`] for devices that have no name together.
+    pub fn placement(&self) -> Result<Option<(DeviceChoice, Option<usize>)>> {
+        let Some(device) = self.device.as_ref().filter(|_| self.is_of_gpu()) else { return Ok(None) };
+        let gpus: Vec<&(String, usize)> = device.layers.iter().filter(|(name, _)| name != "cpu").collect();
+        let layers = (!gpus.is_empty()).then(|| gpus.iter().map(|(_, layers)| layers).sum());
+        // of several GPUs: "cuda:0,1"
+        let name = match gpus.split_first() {
+            None => device.kind.clone(),
+            Some(((first, _), others)) => {
+                let numbers = others.iter().map(|(name, _)| name.split(':').nth(1).unwrap_or(name));
+                numbers.fold(first.clone(), |all, number| format!("{all},{number}"))
+            }
+        };
+        let choice = name.parse().map_err(|_| {
+            Error::Saved(format!("the device `{name}` of the receipt is none: name one with --device"))
+        })?;
+        Ok(Some((choice, layers)))
+    }
+
     /// Logits are equal to the bit on all CPUs; on a GPU only on the same one, in the same steps.
     fn check_device(&self, model: &Model, decode: bool) -> Result<()> {
         let device = model.device();
@@ -436,6 +465,19 @@ impl Receipt {
                 let (kind, name) = (&recorded.kind, recorded.name.as_deref().unwrap_or("unknown"));
                 if (kind.as_str(), name) != (device.kind.as_str(), device.name.as_str()) {
                     format!("it was made on {kind} ({name}), whose bits {device} has not")
+                } else if !recorded.layers.is_empty() && shares(&recorded.layers) != shares(model.placed()) {
+                    let shown = |layers: &[(String, usize)]| {
+                        layers
+                            .iter()
+                            .map(|(device, n)| format!("{n} on {device}"))
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    };
+                    format!(
+                        "of its layers {} were computed, now {}: --device and --gpu-layers say where",
+                        shown(&recorded.layers),
+                        shown(model.placed())
+                    )
                 } else if self.pensive != env!("CARGO_PKG_VERSION") {
                     format!("it was made on a GPU by pensive {}, whose steps may be others", self.pensive)
                 } else if self.sequences.len() > 1 {
@@ -517,6 +559,11 @@ impl Receipt {
         }
         Ok(trace.stats())
     }
+}
+
+/// Kinds of devices and their layers: which of several equal GPUs it was makes no difference.
+fn shares(layers: &[(String, usize)]) -> Vec<(&str, usize)> {
+    layers.iter().map(|(device, n)| (device.split(':').next().unwrap_or(device), *n)).collect()
 }
 
 /// What the user wrote, and where.

@@ -4,9 +4,9 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::Backend;
 #[cfg(feature = "candle")]
 use super::candle::{self, Accelerator, CandleBackend};
+use super::{Backend, KvShape, PAGE_LEN};
 #[cfg(any(test, not(feature = "candle")))]
 use crate::Error;
 use crate::Result;
@@ -78,6 +78,19 @@ pub struct Gpu {
     pub total_bytes: u64,
     /// Without weights.
     pub backend: Box<dyn Backend>,
+}
+
+/// Attention scores that a GPU holds at once where it does not read pages where they are: rows are taken in blocks.
+pub const MOST_SCORES: usize = 1 << 24;
+
+/// Bytes of a GPU that blocks of scores take: before and after they are scaled, and the softmax.
+pub const SCORE_BYTES: u64 = 3 * 4 * MOST_SCORES as u64;
+
+/// Bytes of a GPU that attention of many rows takes for each page of a sequence: keys and values of a layer as f32, and
+/// once more while one of them is put together as f16.
+pub const fn gathered_page_bytes(kv: KvShape) -> u64 {
+    let widest = if kv.key_dim > kv.value_dim { kv.key_dim } else { kv.value_dim };
+    (4 * PAGE_LEN * kv.heads * (kv.key_dim + kv.value_dim + widest)) as u64
 }
 
 /// What a choice comes to.

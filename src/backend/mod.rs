@@ -26,6 +26,18 @@ pub struct Matrix(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stack(pub usize);
 
+/// What the matrices of a stack are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stacked {
+    /// One for each head: [`Backend::linear_by_head`].
+    Heads,
+    /// Experts, of which each row goes to `used`: [`Backend::experts`].
+    Experts {
+        /// See [`Routing::used`].
+        used: usize,
+    },
+}
+
 /// Handle of an f32 vector (a norm's weight, a bias).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vector(pub usize);
@@ -407,7 +419,7 @@ pub trait Backend: Send {
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix>;
 
     /// Takes matrices of one shape: those of the heads, or the experts.
-    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack>;
+    fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack>;
 
     /// Takes a matrix whose rows are only looked up by [`embed`](Backend::embed).
     fn add_embedding(&mut self, tensor: &Tensor) -> Result<Matrix>;

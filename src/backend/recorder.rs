@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan, Projection, Rope,
-    Source, Stack, Step, Vector,
+    Source, Stack, Stacked, Step, Vector,
 };
 use crate::Result;
 use crate::checkpoint::Tensor;
@@ -68,8 +68,8 @@ impl<B: Backend> Backend for Recorder<B> {
         Ok(matrix)
     }
 
-    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
-        let stack = self.inner.add_stack(tensors)?;
+    fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack> {
+        let stack = self.inner.add_stack(tensors, of)?;
         self.stacks.insert(stack.0, tensors.iter().map(|tensor| tensor.name.clone()).collect());
         Ok(stack)
     }

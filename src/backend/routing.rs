@@ -17,6 +17,12 @@ pub struct Router {
 }
 
 impl Router {
+    /// With room for so many experts, of which a row goes to `used`.
+    pub fn new(experts: usize, used: usize) -> Self {
+        let [gates, choice, groups] = [(); 3].map(|()| Vec::with_capacity(experts));
+        Router { gates, choice, groups, chosen: Vec::with_capacity(used) }
+    }
+
     /// The experts of a row and their weights, in ascending order of experts. Of equals the first is chosen.
     pub fn route(
         &mut self,

@@ -6,7 +6,7 @@
 
 use super::{
     Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan, Projection, Rope,
-    Source, Stack, Step, Vector,
+    Source, Stack, Stacked, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::BlockType;
@@ -197,8 +197,8 @@ impl Backend for SplitBackend {
         Ok(Matrix(self.matrices.len() - 1))
     }
 
-    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
-        let own = self.backend().add_stack(tensors)?;
+    fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack> {
+        let own = self.backend().add_stack(tensors, of)?;
         self.stacks.push((self.current, own));
         Ok(Stack(self.stacks.len() - 1))
     }
@@ -405,11 +405,11 @@ mod tests {
         let [from, scores, sum] = [8, 4, 8].map(|width| split.add_buffer(width));
         let stacks = [0, 1].map(|layer| {
             split.enter(Some(layer));
-            split.add_stack(&mapped).unwrap()
+            split.add_stack(&mapped, Stacked::Experts { used: 1 }).unwrap()
         });
         let made: Vec<Tensor> =
             (0..4).map(|_| Tensor::from_bytes("made", kind, &[8, 8], vec![0; 256])).collect();
-        let in_memory = split.add_stack(&made).unwrap();
+        let in_memory = split.add_stack(&made, Stacked::Experts { used: 1 }).unwrap();
         let plan = Plan { rows: 1, logit_rows: 1, sequences: 1, pages: 1, kv_type: KvType::F16 };
         let rope = Rope { inverse_frequencies: Vec::new(), magnitude: 1.0, style: RopeStyle::Halves };
         split.prepare(plan, &rope).unwrap();

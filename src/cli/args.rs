@@ -349,9 +349,12 @@ pub struct ReplayArgs {
     /// Model to replay on [default: the receipt's]
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
-    /// What to run on [default: the kind of device that the receipt names]
+    /// What to run on [default: the devices that the receipt names]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceChoice>,
+    /// Layers that go to the GPU, the last ones [default: as many as the receipt says]
+    #[arg(long, value_name = "N", alias = "ngl", value_parser = parse_whole::<usize>)]
+    pub gpu_layers: Option<usize>,
     /// Threads to compute with [default: one per fast core]
     #[arg(short, long, value_name = "N", value_parser = parse_count)]
     pub threads: Option<usize>,

@@ -21,30 +21,36 @@ pub(super) fn run(args: &BenchArgs, console: &Console) -> Result<ExitCode> {
         let synthetic = args.synthetic.iter().map(|name| Synthetic::new(name, args.layers)?.write(path));
         return synthetic.collect::<Result<()>>().map(|()| ExitCode::SUCCESS);
     }
-    let (mut rows, mut known) = (Vec::new(), Known::default());
     let files = args.models.iter().map(|name| Named { name, synthetic: false });
     let synthetic = args.synthetic.iter().map(|name| Named { name, synthetic: true });
-    for named in files.chain(synthetic) {
+    let named: Vec<Named> = files.chain(synthetic).collect();
+    // a name that means nothing is told before hours of measuring
+    named.iter().try_for_each(|named| resolve(args, *named, console))?;
+    let (mut rows, mut known) = (Vec::new(), Known::default());
+    let measured = named.iter().try_for_each(|named| {
         let mut sha256 = None;
-        for &threads in &plan.threads {
-            let loaded = load(args, named, threads, plan.context, console)?;
-            let subject = Subject::new(named, loaded, &mut sha256, &mut known, console)?;
+        plan.threads.iter().try_for_each(|&threads| {
+            let loaded = load(args, *named, threads, plan.context, console)?;
+            let subject = Subject::new(*named, loaded, &mut sha256, &mut known, console)?;
             subject.measure(&plan, console, |row| {
                 if args.format == BenchFormat::Jsonl {
                     print(json_line(&row)?)?; // each as soon as it is known
                 }
                 rows.push(row);
                 Ok(())
-            })?;
+            })
+        })
+    });
+    // what was measured before something failed is worth having
+    if !rows.is_empty() {
+        match args.format {
+            BenchFormat::Md => print(markdown(&rows) + &known.lines())?,
+            BenchFormat::Json => print(pretty_json(&rows)?)?,
+            BenchFormat::Jsonl => {}
+            BenchFormat::Csv => print(csv(&rows)?)?,
         }
     }
-    match args.format {
-        BenchFormat::Md => print(markdown(&rows) + &known.lines())?,
-        BenchFormat::Json => print(pretty_json(&rows)?)?,
-        BenchFormat::Jsonl => {}
-        BenchFormat::Csv => print(csv(&rows)?)?,
-    }
-    Ok(ExitCode::SUCCESS)
+    measured.map(|()| ExitCode::SUCCESS)
 }
 
 /// What is to be measured of each model.
@@ -95,6 +101,14 @@ struct Named<'a> {
     synthetic: bool,
 }
 
+/// Sees to it that a model's files are here, or that its shapes are known.
+fn resolve(args: &BenchArgs, model: Named, console: &Console) -> Result<()> {
+    if model.synthetic {
+        return Synthetic::new(model.name, args.layers).map(drop);
+    }
+    session::ensure(&settings(args, model, None, None)?, console)
+}
+
 fn load(
     args: &BenchArgs,
     model: Named,
@@ -102,16 +116,23 @@ fn load(
     context: usize,
     console: &Console,
 ) -> Result<Model> {
-    let BenchArgs { ref device, gpu_layers, kv_type, quantize, force, yes, offline, .. } = *args;
-    let device = device.clone();
-    let context = Some(context);
-    let load = LoadArgs { device, gpu_layers, threads, context, kv_type, quantize, force, yes, offline };
-    let flags = Flags { model: Some(model.name.to_owned()), load, ..Flags::default() };
-    let settings = Settings::from_env(flags)?;
+    let settings = settings(args, model, threads, Some(context))?;
     match model.synthetic {
         true => session::build(settings.builder()?.synthetic(args.layers), console),
         false => session::load_once(&settings, console),
     }
+}
+
+fn settings(
+    args: &BenchArgs,
+    model: Named,
+    threads: Option<usize>,
+    context: Option<usize>,
+) -> Result<Settings> {
+    let BenchArgs { ref device, gpu_layers, kv_type, quantize, force, yes, offline, .. } = *args;
+    let device = device.clone();
+    let load = LoadArgs { device, gpu_layers, threads, context, kv_type, quantize, force, yes, offline };
+    Settings::from_env(Flags { model: Some(model.name.to_owned()), load, ..Flags::default() })
 }
 
 /// The limits of the devices that were met.

@@ -72,16 +72,16 @@ fn load(receipt: &Receipt, args: &ReplayArgs, console: &Console) -> Result<Model
     let quantize = quantized.map_or(Ok(Quantize::Never), |mix| {
         mix.parse().map_err(|what| Error::file(&args.file, format!("quantized: {what}")))
     })?;
-    let device = match (&args.device, &receipt.device) {
-        (Some(device), _) => device.clone(),
-        (None, Some(recorded)) if receipt.is_of_gpu() => recorded.kind.parse().map_err(|_| {
-            let what = "layers were split between devices: name them with --device";
-            Error::file(&args.file, format!("device {}: {what}", recorded.kind))
-        })?,
-        _ => DeviceChoice::Cpu,
+    let (device, gpu_layers) = match (&args.device, receipt.placement()) {
+        (Some(device), recorded) => (device.clone(), recorded.ok().flatten().and_then(|(_, layers)| layers)),
+        (None, recorded) => {
+            let recorded = recorded.map_err(|e| Error::file(&args.file, e.to_string()))?;
+            recorded.unwrap_or((DeviceChoice::Cpu, None))
+        }
     };
     let load = LoadArgs {
         device: Some(device),
+        gpu_layers: args.gpu_layers.or(gpu_layers),
         quantize: Some(quantize),
         context: Some(receipt.context()),
         kv_type: Some(kv_type),

@@ -27,8 +27,16 @@ pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
 /// # Errors
 /// As [`load`].
 pub fn load_once(settings: &Settings, console: &Console) -> Result<Model> {
-    pull::ensure(settings.model_name()?, &settings.flags.load, console)?;
+    ensure(settings, console)?;
     build(settings.builder()?, console)
+}
+
+/// Sees to it that the files of the settings' model are here.
+///
+/// # Errors
+/// No model is named, or it cannot be pulled or must not be without `--yes`.
+pub fn ensure(settings: &Settings, console: &Console) -> Result<()> {
+    pull::ensure(settings.model_name()?, &settings.flags.load, console)
 }
 
 /// Loads what a builder says, with a bar.

@@ -148,6 +148,18 @@ impl Engine {
         h.layers * h.kv_shape().position_bytes(self.plan.kv_type)
     }
 
+    /// Bytes of keys and values that a step of so many rows of one sequence reads, which then has `filled` positions: in a
+    /// layer with a window no more than its rows see.
+    pub fn kv_read_bytes(&self, rows: usize, filled: usize) -> u64 {
+        let h = self.decoder.hyperparameters();
+        let seen = |layer: usize| match h.windows.get(layer).copied().flatten() {
+            Some(window) => filled.min(window + rows.saturating_sub(1)),
+            None => filled,
+        };
+        let positions: usize = (0..h.layers).map(seen).sum();
+        (positions * h.kv_shape().position_bytes(self.plan.kv_type)) as u64
+    }
+
     /// Most rows in a step: the size of a prefill chunk.
     pub fn max_rows(&self) -> usize {
         self.plan.rows

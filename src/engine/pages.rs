@@ -1,63 +1,82 @@
-//! Which KV pages are free: reference counting by `Arc`.
+//! Which KV pages are free: owners are counted, and no page costs an allocation.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::PAGE_LEN;
 use crate::{Error, Result};
 
 /// The ids of a fixed number of pages.
 #[derive(Debug)]
-pub(super) struct PagePool {
-    free: Arc<Mutex<Vec<u32>>>,
-    pages: usize,
-}
+pub(super) struct PagePool(Arc<Mutex<Pages>>);
 
 /// One owner of a page; the page is free again when the last owner is dropped.
-#[derive(Clone, Debug)]
-pub(super) struct Page(Arc<Held>);
+#[derive(Debug)]
+pub(super) struct Page {
+    id: u32,
+    pages: Arc<Mutex<Pages>>,
+}
 
 #[derive(Debug)]
-struct Held {
-    id: u32,
-    free: Arc<Mutex<Vec<u32>>>,
+struct Pages {
+    free: Vec<u32>,
+    /// By page.
+    owners: Vec<u32>,
+}
+
+fn lock(pages: &Mutex<Pages>) -> MutexGuard<'_, Pages> {
+    pages.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl PagePool {
     pub fn new(pages: usize) -> Self {
         // the lowest id is taken first, so that memory is touched from the front
         let free = (0..pages as u32).rev().collect();
-        PagePool { free: Arc::new(Mutex::new(free)), pages }
+        PagePool(Arc::new(Mutex::new(Pages { free, owners: vec![0; pages] })))
     }
 
     /// How many pages nobody owns.
     pub fn free(&self) -> usize {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.0).free.len()
     }
 
     pub fn take(&self) -> Result<Page> {
-        let id = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or_else(|| {
+        let mut pages = lock(&self.0);
+        let id = pages.free.pop().ok_or_else(|| {
             Error::Memory(format!(
                 "the KV cache of {} tokens is full: end another conversation with this model, or load it with a larger context",
-                self.pages * PAGE_LEN
+                pages.owners.len() * PAGE_LEN
             ))
         })?;
-        Ok(Page(Arc::new(Held { id, free: self.free.clone() })))
+        pages.owners[id as usize] = 1;
+        Ok(Page { id, pages: self.0.clone() })
     }
 }
 
 impl Page {
     pub fn id(&self) -> u32 {
-        self.0.id
+        self.id
     }
 
     pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        lock(&self.pages).owners[self.id as usize] > 1
     }
 }
 
-impl Drop for Held {
+impl Clone for Page {
+    fn clone(&self) -> Page {
+        lock(&self.pages).owners[self.id as usize] += 1;
+        Page { id: self.id, pages: self.pages.clone() }
+    }
+}
+
+impl Drop for Page {
     fn drop(&mut self) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
+        let mut pages = lock(&self.pages);
+        let owners = &mut pages.owners[self.id as usize];
+        *owners -= 1;
+        if *owners == 0 {
+            pages.free.push(self.id);
+        }
     }
 }
 

@@ -213,6 +213,7 @@ impl Sampler {
     /// Candidates whose logit is at least `floor`, in order of falling logit; of more than top-k only these.
     fn collect(&mut self, logits: &[f32], floor: f32) {
         self.candidates.clear();
+        self.candidates.reserve(logits.len()); // once: memory is committed as far as there are candidates
         for (block, _) in self.largest.iter().enumerate().filter(|(_, largest)| **largest >= floor) {
             let first = block * BLOCK;
             let logits = logits[first..].iter().take(BLOCK).copied();

@@ -72,30 +72,59 @@ pub fn loaded_bytes(checkpoint: &Checkpoint, conversion: Option<&Conversion>) ->
 pub struct LayerBytes {
     /// Of each layer.
     pub layers: Vec<u64>,
+    /// Of each layer's experts, a part of it.
+    pub experts: Vec<u64>,
     /// Of the output matrix, which is the embedding's where they are tied.
     pub output: u64,
+    /// Of the largest matrix of 16-bit floats, as f32: a GPU widens it for each product.
+    pub widened: u64,
 }
 
-/// What layers take on a device that holds a matrix of a type and row length as `stores` says.
+/// What layers take: on a GPU, which holds a matrix of a type and row length as `stores` says and matrices of heads as
+/// 16-bit floats; without it on the CPU.
 pub fn layer_bytes(
     checkpoint: &Checkpoint,
     conversion: Option<&Conversion>,
     h: &Hyperparameters,
-    stores: impl Fn(BlockType, usize) -> BlockType,
+    gpu: Option<&dyn Fn(BlockType, usize) -> BlockType>,
 ) -> LayerBytes {
-    let bytes = |tensor: &Tensor| {
-        bytes_as(stores(loaded_kind(checkpoint, conversion, tensor), tensor.columns()), tensor)
+    let of_heads = |tensor: &Tensor| {
+        ["attn_k_b.", "attn_v_b.", "attn_kv_b.", "kv_b_proj."].iter().any(|part| tensor.name.contains(part))
     };
-    let made = made_bytes(checkpoint, h, conversion) / h.layers as i64;
-    let mut layers = vec![0; h.layers];
+    let held = |tensor: &Tensor| {
+        let kind = loaded_kind(checkpoint, conversion, tensor);
+        match gpu {
+            Some(_) if of_heads(tensor) && kind != BlockType::F32 => BlockType::F16,
+            Some(stores) => stores(kind, tensor.columns()),
+            None => kind,
+        }
+    };
+    let bytes = |tensor: &Tensor| bytes_as(held(tensor), tensor);
+    let made = if gpu.is_some() { 0 } else { made_bytes(checkpoint, h, conversion) / h.layers as i64 };
+    let (mut layers, mut experts, mut widened) = (vec![0; h.layers], vec![0; h.layers], 0);
+    let output = ["output.weight", "token_embd.weight"].iter().find_map(|name| names::find(checkpoint, name));
     for tensor in checkpoint.tensors.values() {
-        if let Some(layer) = layer_of(&tensor.name).and_then(|i| layers.get_mut(i)) {
-            *layer += bytes(tensor);
+        let layer = layer_of(&tensor.name).filter(|&i| i < h.layers);
+        let is_output = output.is_some_and(|output| output.name == tensor.name);
+        if tensor.shape.len() > 1
+            && (layer.is_some() || is_output)
+            && matches!(held(tensor), BlockType::F16 | BlockType::BF16)
+        {
+            // stacked experts are widened one by one
+            let count = if names::is_expert(&tensor.name) {
+                tensor.shape[..tensor.shape.len() - 2].iter().product()
+            } else {
+                1
+            };
+            widened = (4 * tensor.shape.iter().product::<usize>() as u64 / count as u64).max(widened);
+        }
+        if let Some(layer) = layer {
+            layers[layer] += bytes(tensor);
+            experts[layer] += if names::is_expert(&tensor.name) { bytes(tensor) } else { 0 };
         }
     }
     layers.iter_mut().for_each(|layer: &mut u64| *layer = layer.saturating_add_signed(made));
-    let output = ["output.weight", "token_embd.weight"].iter().find_map(|name| names::find(checkpoint, name));
-    LayerBytes { layers, output: output.map_or(0, bytes) }
+    LayerBytes { layers, experts, output: output.map_or(0, bytes), widened }
 }
 
 /// Types of matrices that a device holds as others, and these, each once.

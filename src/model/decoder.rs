@@ -11,14 +11,21 @@ use sha2::{Digest, Sha256};
 /// What a step takes at least, by its matrices (attention and what is done value by value are not counted).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Bytes of all matrices: what a step that gives logits reads. The embedding table is only looked up.
+    /// Bytes of the matrices that are read. The embedding table is only looked up.
     pub bytes: u64,
-    /// Multiply-adds of each row of a step.
-    pub row: u64,
-    /// Further ones of a row that wants logits.
-    pub logits_row: u64,
-    /// Whether all of them are of quantized matrices, so in int8.
+    /// Multiply-adds of all rows.
+    pub products: u64,
+    /// Whether all matrices are quantized, so that the products are in int8.
     pub int8: bool,
+}
+
+impl Work {
+    /// So many rows are multiplied with a matrix.
+    fn add(&mut self, cost: Cost, rows: usize) {
+        self.bytes += if rows > 0 { cost.bytes } else { 0 };
+        self.products += cost.values * rows as u64;
+        self.int8 &= cost.quantized;
+    }
 }
 
 /// Activation buffers, named by what they hold; widths in the comments.
@@ -349,46 +356,45 @@ impl Decoder {
         }
     }
 
-    /// What a step takes at least. Of experts those that one row goes to.
-    pub fn work(&self) -> Work {
+    /// What a step of so many rows, `logits` of which want logits, takes at least. Of experts those count that the rows go
+    /// to where no two go to the same one, as far as there are so many.
+    pub fn work(&self, rows: usize, logits: usize) -> Work {
         let mut work = Work { int8: true, ..Work::default() };
-        let share = |cost: Cost| match &self.hyperparameters.experts {
-            Some(e) => {
-                let part = |n: u64| n / e.count as u64 * e.routing.used as u64;
-                Cost { bytes: part(cost.bytes), values: part(cost.values), ..cost }
-            }
-            None => cost,
-        };
-        let mut count = |cost: Cost, wants_logits: bool| {
-            work.bytes += cost.bytes;
-            *if wants_logits { &mut work.logits_row } else { &mut work.row } += cost.values;
-            work.int8 &= cost.quantized;
-        };
         for (i, layer) in self.layers.iter().enumerate() {
-            let last = i + 1 == self.layers.len();
             match &layer.attention {
                 AttentionWeights::Grouped { query, key, value, .. } => {
-                    [query, key, value].into_iter().for_each(|linear| count(linear.cost, false));
+                    [query, key, value].into_iter().for_each(|linear| work.add(linear.cost, rows));
                 }
-                AttentionWeights::Latent { query, expand_query, latent, absorb, expand_value, .. } => {
-                    [query.cost, latent.cost, absorb.cost].into_iter().for_each(|cost| count(cost, false));
-                    expand_query.iter().for_each(|(_, linear)| count(linear.cost, false));
-                    count(expand_value.cost, last);
+                AttentionWeights::Latent { query, expand_query, latent, absorb, .. } => {
+                    [query.cost, latent.cost, absorb.cost].into_iter().for_each(|cost| work.add(cost, rows));
+                    expand_query.iter().for_each(|(_, linear)| work.add(linear.cost, rows));
                 }
             }
-            count(layer.output.cost, last);
-            let mut gated =
-                |g: &Gated| [g.gate, g.up, g.down].into_iter().for_each(|linear| count(linear.cost, last));
+            // what comes after the last layer's keys and values is for the rows that want logits
+            let rows = if i + 1 == self.layers.len() { logits } else { rows };
+            if let AttentionWeights::Latent { expand_value, .. } = &layer.attention {
+                work.add(expand_value.cost, rows);
+            }
+            work.add(layer.output.cost, rows);
+            let gated = |work: &mut Work, g: &Gated| {
+                [g.gate, g.up, g.down].into_iter().for_each(|linear| work.add(linear.cost, rows));
+            };
             match &layer.feed_forward {
-                FeedForward::Dense(dense) => gated(dense),
+                FeedForward::Dense(dense) => gated(&mut work, dense),
                 FeedForward::Experts { router, gate, up, down, shared, .. } => {
-                    shared.iter().for_each(gated);
-                    count(router.cost, last);
-                    [gate, up, down].into_iter().for_each(|m| count(share(m.cost), last));
+                    shared.iter().for_each(|shared| gated(&mut work, shared));
+                    work.add(router.cost, rows);
+                    let share = |of_all, rows| {
+                        self.hyperparameters.experts.as_ref().map_or(of_all, |e| e.share(of_all, rows))
+                    };
+                    for Cost { bytes, values, quantized } in [gate, up, down].map(|stack| stack.cost) {
+                        let cost = Cost { bytes: share(bytes, rows), values: share(values, 1), quantized };
+                        work.add(cost, rows);
+                    }
                 }
             }
         }
-        count(self.output.cost, true);
+        work.add(self.output.cost, logits);
         work
     }
 

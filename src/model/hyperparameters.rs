@@ -132,9 +132,11 @@ impl Hyperparameters {
             Some(_) => kv.key_dim,
             None => kv.heads * (kv.key_dim + kv.value_dim),
         };
-        let of_latent = self
-            .latent
-            .map_or(0, |l| 2 * l.query_rank.unwrap_or(0) + self.heads * (kv.key_dim + l.value_dim));
+        let of_latent = self.latent.map_or(0, |l| {
+            // the last: inputs of products by head, of which a thread keeps one at a time
+            let of_heads = self.heads * (kv.key_dim + l.value_dim + l.rank.max(l.plain_dims));
+            2 * l.query_rank.unwrap_or(0) + of_heads
+        });
         let of_experts = self
             .experts
             .as_ref()
@@ -239,6 +241,13 @@ impl Hyperparameters {
 }
 
 impl ExpertShape {
+    /// What a step of so many rows takes of something that all experts of a layer have `of_all` of: that of the experts
+    /// that the rows go to, where no two go to the same one, as far as there are so many.
+    pub fn share(&self, of_all: u64, rows: usize) -> u64 {
+        let experts = self.count.min(rows.saturating_mul(self.routing.used));
+        of_all * experts as u64 / self.count as u64
+    }
+
     fn check(&self, key: Key<'_>) -> Result<(), String> {
         let Routing { used, groups: (groups, used_groups), scale, .. } = self.routing;
         if self.count == 0 || self.count > 1 << 14 || self.feed_forward == 0 || self.feed_forward > 1 << 22 {

@@ -4,7 +4,7 @@
 use super::conversion::loaded_kind;
 use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear, Matrices};
 use super::{Conversion, ExpertShape, Hyperparameters, Latent, loaded_bytes, names, rope};
-use crate::backend::{Backend, Matrix, Rope, Vector};
+use crate::backend::{Backend, Matrix, Rope, Stacked, Vector};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor};
 use crate::quant::{self, BlockType};
 use crate::{Error, Result};
@@ -118,7 +118,10 @@ impl<'a> Load<'a> {
         if let (Some(k), Some(v)) = (self.find(&keys), self.find(&values)) {
             let k = self.cut(&k.decoded(), heads, l.rank, l.plain_dims)?;
             let v = self.cut(&v.decoded(), heads, l.value_dim, l.rank)?;
-            return Ok((self.matrices(&keys, k)?, self.matrices(&values, v)?));
+            return Ok((
+                self.matrices(&keys, k, Stacked::Heads)?,
+                self.matrices(&values, v, Stacked::Heads)?,
+            ));
         }
         let (name, of_head) = (format!("blk.{i}.attn_kv_b.weight"), l.plain_dims + l.value_dim);
         let both = self.tensor(&name, heads * of_head, l.rank)?;
@@ -128,7 +131,7 @@ impl<'a> Load<'a> {
         let kind = turned_kind(self.conversion, &keys, both.kind, l);
         let k: Vec<Tensor> = (0..heads).map(|head| turned(&part(head, 0, l.plain_dims), kind)).collect();
         let v = (0..heads).map(|head| part(head, l.plain_dims, l.value_dim)).collect();
-        Ok((self.add(&k)?, self.matrices(&values, v)?))
+        Ok((self.add(&k, Stacked::Heads)?, self.matrices(&values, v, Stacked::Heads)?))
     }
 
     fn gated(&mut self, i: usize, suffix: &str, width: usize) -> Result<Gated> {
@@ -146,12 +149,13 @@ impl<'a> Load<'a> {
         let name = |part: &str| format!("blk.{i}.{part}");
         let [gate, up] = self.gates(i, count, feed_forward, width)?;
         let down = self.stack(i, "down", count, width, feed_forward)?;
+        let of = Stacked::Experts { used: shape.routing.used };
         Ok(FeedForward::Experts {
             router: self.linear(&name("ffn_gate_inp"), count, width)?,
             correction: self.optional_vector(&name("exp_probs_b.bias"), count)?,
-            gate: self.matrices(&name("ffn_gate_exps.weight"), gate)?,
-            up: self.matrices(&name("ffn_up_exps.weight"), up)?,
-            down: self.matrices(&name("ffn_down_exps.weight"), down)?,
+            gate: self.matrices(&name("ffn_gate_exps.weight"), gate, of)?,
+            up: self.matrices(&name("ffn_up_exps.weight"), up, of)?,
+            down: self.matrices(&name("ffn_down_exps.weight"), down, of)?,
             biases: self.expert_biases(i, count, feed_forward)?,
             shared: if shared > 0 { Some(self.gated(i, "_shexp", shared)?) } else { None },
         })
@@ -244,14 +248,14 @@ impl<'a> Load<'a> {
     }
 
     /// The matrices of what GGUF calls `name`.
-    fn matrices(&mut self, name: &str, tensors: Vec<Tensor>) -> Result<Matrices> {
+    fn matrices(&mut self, name: &str, tensors: Vec<Tensor>, of: Stacked) -> Result<Matrices> {
         let tensors: Vec<Tensor> =
             tensors.into_iter().map(|tensor| self.converted(name, tensor)).collect::<Result<_>>()?;
-        self.add(&tensors)
+        self.add(&tensors, of)
     }
 
     /// Matrices as they are.
-    fn add(&mut self, tensors: &[Tensor]) -> Result<Matrices> {
+    fn add(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Matrices> {
         let mut cost = Cost { bytes: 0, values: 0, quantized: true };
         for tensor in tensors {
             self.count(tensor);
@@ -260,7 +264,7 @@ impl<'a> Load<'a> {
             cost.values += one.values;
             cost.quantized &= one.quantized;
         }
-        Ok(Matrices { stack: self.backend.add_stack(tensors)?, cost })
+        Ok(Matrices { stack: self.backend.add_stack(tensors, of)?, cost })
     }
 
     pub fn vector(&mut self, name: &str, len: usize) -> Result<Vector> {

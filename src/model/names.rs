@@ -43,6 +43,11 @@ const LAYER: [(&str, &str); 26] = [
 const LAYER_WHOLE: [(&str, &str); 2] =
     [("exp_probs_b.bias", "mlp.gate.e_score_correction_bias"), ("attn_sinks.weight", "self_attn.sinks")];
 
+/// Whether a tensor is of experts that rows are sent to: one of them, or all in a stack.
+pub fn is_expert(name: &str) -> bool {
+    name.contains("_exps.") || name.contains(".mlp.experts.")
+}
+
 /// The names that the tensor which GGUF calls `name` may have in a Hugging Face checkpoint.
 fn hugging_face(name: &str) -> Vec<String> {
     if let Some((_, other)) = TOP.iter().find(|(gguf, _)| *gguf == name) {

@@ -71,9 +71,8 @@ impl Reads {
             has_output |= name == "output.weight";
             match &h.experts {
                 _ if name == "token_embd.weight" => embedding = Some((kind, bytes)), // only looked up
-                Some(experts) if name.contains("_exps.") || name.contains(".mlp.experts.") => {
-                    let used = bytes * experts.routing.used as u64 / experts.count as u64;
-                    *reads.experts.entry(kind).or_default() += used;
+                Some(experts) if names::is_expert(&name) => {
+                    *reads.experts.entry(kind).or_default() += experts.share(bytes, 1);
                     reads.all_experts += bytes;
                     reads.experts_in_file += if stays { bytes } else { 0 };
                 }

@@ -41,20 +41,26 @@ impl SpeedTest {
         prompt.chain((1..=self.generate).map(move |token| (1, 1, before + token)))
     }
 
-    /// Seconds that it takes at least. Each step reads all matrices and the keys and values that are in the cache,
-    /// and multiplies each row with the matrices; it takes the longer of the two. None where that is not known:
-    /// for prompts, if matrices are not quantized, so that their products are not int8.
-    fn least_seconds(self, work: Work, kv_bytes: usize, max_rows: usize, limits: &Limits) -> Option<f64> {
-        if self.prompt > 0 && !work.int8 {
-            return None;
-        }
+    /// Seconds that it takes at least. Each step, of so many rows and rows with logits, reads matrices, and of the so many
+    /// positions in the cache keys and values; it multiplies each row with the matrices; it takes the longer of the two.
+    /// None where that is not known: for prompts, if matrices are not quantized, so that their products are not int8.
+    fn least_seconds(
+        self,
+        max_rows: usize,
+        limits: &Limits,
+        work: impl Fn(usize, usize) -> Work,
+        kv_bytes: impl Fn(usize, usize) -> u64,
+    ) -> Option<f64> {
         let seconds = self.steps(max_rows).map(|(rows, logits, filled)| {
-            let bytes = work.bytes as f64 + kv_bytes as f64 * filled as f64;
-            let products = work.row as f64 * rows as f64 + work.logits_row as f64 * logits as f64;
-            let products = if work.int8 { products } else { 0.0 };
-            (bytes / limits.read_bandwidth).max(products / limits.int8_rate)
+            let work = work(rows, logits);
+            if self.prompt > 0 && !work.int8 {
+                return None;
+            }
+            let bytes = (work.bytes + kv_bytes(rows, filled)) as f64;
+            let products = if work.int8 { work.products as f64 } else { 0.0 };
+            Some((bytes / limits.read_bandwidth).max(products / limits.int8_rate))
         });
-        Some(seconds.sum())
+        seconds.sum()
     }
 }
 
@@ -144,8 +150,9 @@ impl Stopwatch {
     /// None for prompts if matrices are not quantized.
     pub fn limit(&self, test: SpeedTest, limits: &Limits) -> Option<f64> {
         let engine = lock(&self.model.inner.engine);
-        let work = engine.decoder().work();
-        let seconds = test.least_seconds(work, engine.kv_bytes(), engine.max_rows(), limits)?;
+        let work = |rows, logits| engine.decoder().work(rows, logits);
+        let kv_bytes = |rows, filled| engine.kv_read_bytes(rows, filled);
+        let seconds = test.least_seconds(engine.max_rows(), limits, work, kv_bytes)?;
         Some(test.tokens() as f64 / seconds)
     }
 
@@ -239,7 +246,11 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits = Limits { read_bandwidth: 100.0, int8_rate: 1000.0 };
-    const WORK: Work = Work { bytes: 300, row: 50, logits_row: 10, int8: true };
+
+    /// 300 bytes, 50 products for each row, 10 for its logits.
+    fn work(rows: usize, logits: usize) -> Work {
+        Work { bytes: 300, products: (50 * rows + 10 * logits) as u64, int8: true }
+    }
 
     fn test(prompt: usize, generate: usize, depth: usize) -> SpeedTest {
         SpeedTest { prompt, generate, depth }
@@ -266,23 +277,23 @@ mod tests {
     #[test]
     fn generation_is_limited_by_reading_weights_and_the_cache() {
         // 300 bytes of weights, and 2 for each of 6, 7 and 8 positions, at 100 a second
-        let seconds = test(0, 3, 5).least_seconds(WORK, 2, 512, &LIMITS);
+        let seconds = test(0, 3, 5).least_seconds(512, &LIMITS, work, |_, filled| 2 * filled as u64);
         assert!((seconds.unwrap() - 9.42).abs() < 1e-12, "{seconds:?}");
     }
 
     #[test]
     fn a_long_prompt_is_limited_by_products() {
         // 100 rows of 50 products and 10 for the logits, at 1000 a second
-        let seconds = test(100, 0, 0).least_seconds(WORK, 0, 512, &LIMITS);
+        let seconds = test(100, 0, 0).least_seconds(512, &LIMITS, work, |_, _| 0);
         assert!((seconds.unwrap() - 5.01).abs() < 1e-12, "{seconds:?}");
     }
 
     #[test]
     fn of_float_matrices_only_what_is_read_is_known() {
-        let floats = Work { int8: false, ..WORK };
-        assert_eq!(test(100, 0, 0).least_seconds(floats, 0, 512, &LIMITS), None);
+        let floats = |rows, logits| Work { int8: false, ..work(rows, logits) };
+        assert_eq!(test(100, 0, 0).least_seconds(512, &LIMITS, floats, |_, _| 0), None);
         let slow = Limits { int8_rate: 1.0, ..LIMITS };
-        assert_eq!(test(0, 1, 0).least_seconds(floats, 0, 512, &slow), Some(3.0));
+        assert_eq!(test(0, 1, 0).least_seconds(512, &slow, floats, |_, _| 0), Some(3.0));
     }
 
     #[test]

@@ -9,29 +9,58 @@ use super::super::placement::Demand;
 use super::super::quantize_on_load::ROOM;
 use super::{ModelBuilder, Progress};
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::devices::{Chosen, DeviceChoice, Gpu};
-use crate::backend::{Backend, KvType, Plan};
+use crate::backend::devices::{self, Chosen, DeviceChoice, Gpu};
+use crate::backend::{Backend, KvType, PAGE_LEN, Plan};
 use crate::checkpoint::Checkpoint;
 use crate::engine::Engine;
 use crate::model::{Conversion, Decoder, Hyperparameters, Reads, layer_bytes, loaded_bytes, restored_types};
-use crate::quant::Mix;
+use crate::quant::{BlockType, Mix};
 use crate::{Error, Result};
 
+/// Most tokens of context: what a checkpoint's header may say too.
+const MOST_CONTEXT: usize = 1 << 30;
+
 impl ModelBuilder {
+    /// Whether the context is one.
+    pub(super) fn check_context(&self) -> Result<()> {
+        match self.context.filter(|tokens| !(1..=MOST_CONTEXT).contains(tokens)) {
+            Some(tokens) => {
+                Err(Error::Usage(format!("a context of {tokens} tokens: must be from 1 to {MOST_CONTEXT}")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The backend with the weights on it, and the context it is planned for.
     pub(super) fn engine(&mut self, checkpoint: &Checkpoint, h: &Hyperparameters) -> Result<Loaded> {
         let Chosen { gpus, notice } = match self.gpu_layers {
             Some(0) => DeviceChoice::Cpu.open()?,
             _ => self.device.open()?,
         };
+        let notice = match self.gpu_layers {
+            Some(layers @ 1..) if gpus.is_empty() => {
+                let why = notice.unwrap_or_else(|| match self.device {
+                    DeviceChoice::Cpu => "the device is the CPU".into(),
+                    _ => "there is no GPU that can be used (`pensive doctor`)".into(),
+                });
+                Some(format!("--gpu-layers {layers} does nothing: {why}"))
+            }
+            _ => notice,
+        };
         self.notice(notice);
         let of_gpus: u64 = gpus.iter().map(|gpu| gpu.free_bytes).sum();
         let conversion = self.conversion(checkpoint, h, of_gpus);
         let weight_bytes = loaded_bytes(checkpoint, conversion.as_ref());
-        let (mut backend, context) = if gpus.is_empty() {
-            self.on_cpu(checkpoint, h, conversion.as_ref())?
-        } else {
-            self.on_gpus(checkpoint, h, conversion.as_ref(), gpus)?
+        let is_free = self.device == DeviceChoice::Auto && self.gpu_layers.is_none();
+        let Planned { mut backend, context, placed } = match gpus.is_empty() {
+            true => self.on_cpu(checkpoint, h, conversion.as_ref())?,
+            false => match self.on_gpus(checkpoint, h, conversion.as_ref(), gpus) {
+                Err(Error::Memory(why)) if is_free => {
+                    self.notice(Some(format!("the GPU is not used: {why}")));
+                    self.on_cpu(checkpoint, h, conversion.as_ref())?
+                }
+                planned => planned?,
+            },
         };
         let h = &Hyperparameters { context_limit: context, ..h.clone() };
         let progress = &mut self.progress;
@@ -47,7 +76,8 @@ impl ModelBuilder {
             kv_type: self.sizes.kv_type,
         };
         let engine = Engine::new(backend, decoder, plan)?;
-        Ok(Loaded { engine, context, quantized: conversion.map(|conversion| conversion.mix), weight_bytes })
+        let quantized = conversion.map(|conversion| conversion.mix);
+        Ok(Loaded { engine, context, placed, quantized, weight_bytes })
     }
 
     fn notice(&mut self, text: Option<String>) {
@@ -56,13 +86,13 @@ impl ModelBuilder {
         }
     }
 
-    /// All layers on the CPU; the backend and the context.
+    /// All layers on the CPU.
     fn on_cpu(
         &mut self,
         checkpoint: &Checkpoint,
         h: &Hyperparameters,
         conversion: Option<&Conversion>,
-    ) -> Result<(Box<dyn Backend>, usize)> {
+    ) -> Result<Planned> {
         let reads = Reads::of(checkpoint, h, conversion);
         // what was converted or never was in a file lies in memory once, interleaved or not
         let is_made = conversion.is_some() || self.synthetic.is_some();
@@ -92,7 +122,8 @@ impl ModelBuilder {
         }
         let interleaved_bytes = if is_made { u64::MAX } else { in_memory };
         let options = CpuOptions { threads: self.threads, isa: None, interleaved_bytes };
-        Ok((Box::new(CpuBackend::new(options)?), context))
+        let placed = vec![("cpu".to_owned(), h.layers)];
+        Ok(Planned { backend: Box::new(CpuBackend::new(options)?), context, placed })
     }
 
     /// Tokens per second to expect of the CPU with so much room for experts.
@@ -102,14 +133,14 @@ impl ModelBuilder {
         expectation::tokens_per_second(reads, setting)
     }
 
-    /// Layers on GPUs as far as they fit, the others on the CPU; the backend and the context.
+    /// Layers on GPUs as far as they fit, the others on the CPU.
     fn on_gpus(
         &mut self,
         checkpoint: &Checkpoint,
         h: &Hyperparameters,
         conversion: Option<&Conversion>,
         gpus: Vec<Gpu>,
-    ) -> Result<(Box<dyn Backend>, usize)> {
+    ) -> Result<Planned> {
         if self.sizes.kv_type == KvType::Q8_0 {
             return Err(Error::Usage(format!(
                 "keys and values in q8_0 are for the CPU: on {} use f16 or f32, or --device cpu",
@@ -117,25 +148,34 @@ impl ModelBuilder {
             )));
         }
         let stores = |kind, columns| gpus[0].backend.stores(kind, columns);
-        let weights = layer_bytes(checkpoint, conversion, h, stores);
         let restored = restored_types(checkpoint, conversion, stores);
-        let all = weights.layers.iter().sum::<u64>() + weights.output;
-        let needs = Needs::new(h, all, 0, self.sizes);
-        let mut demand = Demand { weights, kv: 0, buffers: needs.buffers };
-        // a context that fits beside all layers goes before layers on the CPU, as long as it is of use
-        let (room, available) = (demand.room(&gpus), memory::available_and_total_bytes().0);
         let of_use = self.context.unwrap_or(h.context_limit.min(ROOM));
-        let all_fit = self.gpu_layers.is_none_or(|layers| layers >= h.layers)
-            && Needs { buffers: 0, ..needs }.total(of_use) <= room;
-        let context = match all_fit {
-            true => self.plan_context(h, &Needs { buffers: 0, ..needs }, room)?,
-            false => self.plan_context(h, &needs, room.saturating_add(available))?,
+        let mut demand = self.demand(checkpoint, h, conversion, &stores);
+        demand.pages = memory::pages(of_use);
+        let most = self.context.unwrap_or(h.context_limit);
+        demand.grow(
+            &gpus,
+            self.gpu_layers.map_or(h.layers, |wanted| wanted.min(h.layers)),
+            memory::pages(most),
+        );
+        let fitting = self.gpu_layers.map_or_else(|| demand.fitting(&gpus), |wanted| wanted.min(h.layers));
+        if fitting == 0 {
+            self.notice(Some("no layer fits into the GPU's memory: all are on the CPU".into()));
+            return self.on_cpu(checkpoint, h, conversion);
+        }
+        let beside = most.min(demand.pages * PAGE_LEN);
+        let available = memory::available_and_total_bytes().0;
+        let context = match h.layers - fitting {
+            0 => beside,
+            on_cpu => demand.of_cpu(on_cpu).context(self.context, beside, available, self.force)?,
         };
-        demand.kv = memory::pages(context) as u64 * needs.page / h.layers as u64;
+        demand.pages = memory::pages(context);
         let placement = demand.place(gpus, self.gpu_layers, self.force)?;
+        self.context_notice(h, context);
         self.notice(placement.notice());
-        if !restored.is_empty() && !placement.gpus.is_empty() {
+        if !restored.is_empty() {
             let types = restored.iter().map(|(from, to)| format!("{from} as {to}")).collect::<Vec<_>>();
+            let all = demand.weights.layers.iter().sum::<u64>() + demand.weights.output;
             self.notice(Some(format!(
                 "{} does not know some types of the weights and holds {}: the layers take {:.1} GiB",
                 placement.gpus[0].0.label,
@@ -143,14 +183,37 @@ impl ModelBuilder {
                 all as f64 / f64::from(1 << 30)
             )));
         }
-        let on_cpu: u64 = demand.weights.layers[..placement.on_cpu].iter().sum();
-        let beside = placement.on_cpu as u64 * demand.kv + needs.buffers;
-        let interleaved_bytes = match conversion {
-            None if on_cpu + beside > available => (available - available / 8).saturating_sub(beside),
-            _ => u64::MAX,
-        };
+        let is_made = conversion.is_some() || self.synthetic.is_some();
+        let needs = demand.of_cpu(placement.on_cpu);
+        let interleaved_bytes = if is_made { u64::MAX } else { needs.weights_in_memory(context, available) };
         let options = CpuOptions { threads: self.threads, isa: None, interleaved_bytes };
-        Ok((placement.backend(options)?, context))
+        let placed = placement.placed();
+        Ok(Planned { backend: placement.backend(options)?, context, placed })
+    }
+
+    /// What layers take on GPUs, which store matrices as told, and on the CPU; without a context yet.
+    fn demand(
+        &self,
+        checkpoint: &Checkpoint,
+        h: &Hyperparameters,
+        conversion: Option<&Conversion>,
+        stores: &dyn Fn(BlockType, usize) -> BlockType,
+    ) -> Demand {
+        let weights = layer_bytes(checkpoint, conversion, h, Some(stores));
+        let mut on_cpu = layer_bytes(checkpoint, conversion, h, None);
+        if self.synthetic.is_some() || Reads::of(checkpoint, h, conversion).experts_in_file == 0 {
+            on_cpu.experts.fill(0); // none may stay in a file
+        }
+        let Needs { buffers, page, .. } = Needs::new(h, 0, 0, self.sizes);
+        Demand {
+            page: page.div_ceil(h.layers as u64),
+            cpu_buffers: buffers,
+            buffers: buffers + weights.widened + devices::SCORE_BYTES,
+            page_buffers: devices::gathered_page_bytes(h.kv_shape()),
+            pages: 0,
+            weights,
+            on_cpu,
+        }
     }
 
     /// What weights are converted to, and says so if nobody asked for it. `of_gpus`: bytes of GPUs that are free.
@@ -181,10 +244,12 @@ impl ModelBuilder {
 
     /// The context: as asked for, or what fits.
     fn plan_context(&mut self, h: &Hyperparameters, needs: &Needs, available: u64) -> Result<usize> {
-        if self.context == Some(0) {
-            return Err(Error::Usage("a context of 0 tokens: must be at least 1".into()));
-        }
         let context = needs.context(self.context, h.context_limit, available, self.force)?;
+        self.context_notice(h, context);
+        Ok(context)
+    }
+
+    fn context_notice(&mut self, h: &Hyperparameters, context: usize) {
         if self.context.is_none() && context < h.context_limit {
             self.notice(Some(format!(
                 "the context is {context} tokens, what fits into memory (the model's own is {})",
@@ -196,14 +261,22 @@ impl ModelBuilder {
                 h.context
             )));
         }
-        Ok(context)
     }
+}
+
+/// A backend without weights, and what it was made for.
+struct Planned {
+    backend: Box<dyn Backend>,
+    context: usize,
+    placed: Vec<(String, usize)>,
 }
 
 /// What [`ModelBuilder::engine`] made.
 pub(super) struct Loaded {
     pub engine: Engine,
     pub context: usize,
+    /// See [`Model::placed`](super::Model::placed).
+    pub placed: Vec<(String, usize)>,
     pub quantized: Option<Mix>,
     pub weight_bytes: u64,
 }

@@ -7,13 +7,11 @@ use candle_nn::ops;
 use super::CandleBackend;
 use super::cache::{Layer, gathered};
 use super::ops::PagedAttention;
+use crate::backend::devices::MOST_SCORES;
 use crate::backend::{Attention, Buffer, KvShape, PAGE_LEN, Row};
 
 /// Rows of a step up to which each reads the cache for itself.
 const FEW_ROWS: usize = 64;
-
-/// Scores that are held at once: rows are taken in blocks of so many.
-const MOST_SCORES: usize = 1 << 24;
 
 impl CandleBackend {
     /// Attention of all rows, [rows, heads * value_dim].

@@ -21,7 +21,7 @@ use candle_nn::{ops as nn, rotary_emb};
 
 use crate::backend::{
     Activation, Attention, Backend, Buffer, Device, Experts, Heads, KvShape, KvType, Limits, Matrix,
-    PAGE_LEN, Plan, Projection, Rope, RopeStyle, Row, Source, Stack, Step, Vector,
+    PAGE_LEN, Plan, Projection, Rope, RopeStyle, Row, Source, Stack, Stacked, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
@@ -330,8 +330,12 @@ impl Backend for CandleBackend {
         Ok(Matrix(self.weights.len() - 1))
     }
 
-    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
-        let matrices = Matrices::new(tensors, self.device()).map_err(|e| self.error(&e))?;
+    fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack> {
+        let matrices = match of {
+            Stacked::Heads => Matrices::of_heads(tensors, self.device()),
+            Stacked::Experts { .. } => Matrices::of_experts(tensors, self.device()),
+        };
+        let matrices = matrices.map_err(|e| self.error(&e))?;
         self.stacks.push(matrices);
         Ok(Stack(self.stacks.len() - 1))
     }

@@ -121,8 +121,16 @@ pub enum Matrices {
 }
 
 impl Matrices {
-    /// Puts them there.
-    pub fn new(tensors: &[Tensor], device: &Device) -> Result<Matrices> {
+    /// Those of heads. They are kept as f16, but F32, which loses nothing that counts; each product widens all of them.
+    pub fn of_heads(tensors: &[Tensor], device: &Device) -> Result<Matrices> {
+        let kept = if tensors[0].kind == BlockType::F32 { DType::F32 } else { DType::F16 };
+        let dense = |tensor| Held::new(tensor, device)?.dense()?.to_dtype(kept);
+        let all = tensors.iter().map(dense).collect::<Result<Vec<_>>>()?;
+        Ok(Matrices::Dense(Values::stack(&all, 0)?))
+    }
+
+    /// Experts.
+    pub fn of_experts(tensors: &[Tensor], device: &Device) -> Result<Matrices> {
         let first = &tensors[0];
         let alike = tensors.iter().all(|t| t.shape == first.shape && t.kind == first.kind);
         assert!(alike, "matrices of one shape");
@@ -148,25 +156,14 @@ impl Matrices {
                 let ids = Values::full(matrix as u32, (n, 1), x.device())?;
                 blocks.indexed_moe_forward(&x.reshape((n, 1, columns))?, &ids)?.squeeze(1)
             }
-            Matrices::Dense(values) => x.matmul(&values.get(matrix)?.to_dtype(DType::F32)?.t()?),
+            Matrices::Dense(_) => panic!("matrices of heads are multiplied all at once"),
         }
     }
 
-    /// All values as f32, [matrices, rows, columns]. Those of 16 bits stay so; others are kept as f16 from the first call
-    /// on, which loses nothing that counts.
-    pub fn dense(&mut self) -> Result<Values> {
-        let made = match self {
-            Matrices::Dense(values) => return values.to_dtype(DType::F32),
-            Matrices::Single(matrices) => {
-                let exact = matches!(matrices[0], Held::Floats(ref values) if values.dtype() == DType::F32);
-                let all = matrices.iter().map(Held::dense).collect::<Result<Vec<_>>>()?;
-                let all = Values::stack(&all, 0)?;
-                if exact { all } else { all.to_dtype(DType::F16)? }
-            }
-            Matrices::Blocks(blocks) => blocks.dequantize_f16(&blocks.device())?,
-        };
-        *self = Matrices::Dense(made);
-        self.dense()
+    /// All values of those of heads, f32, [matrices, rows, columns].
+    pub fn dense(&self) -> Result<Values> {
+        let Matrices::Dense(values) = self else { panic!("experts are not multiplied by head") };
+        values.to_dtype(DType::F32)
     }
 }
 

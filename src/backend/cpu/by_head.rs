@@ -1,12 +1,12 @@
 //! Matrices by head: what latent attention has on its way into the cache's space and back.
 
-use super::kernels::{ActivationKind, Activations, CHUNK, Input, Isa, Output, WeightMatrix};
+use super::kernels::{ActivationKind, Activations, Input, Isa, Output, WeightMatrix};
 use super::linear;
 use super::memory::Shared;
 use super::pool::{Pool, Tasks};
+use crate::backend::Stacked;
 
-/// Memory for them, kept from step to step: by thread, a head of all rows.
-#[derive(Default)]
+/// Memory for them, allocated once: by thread, a head of all rows.
 pub struct Workspace {
     inputs: Vec<Vec<f32>>,
     activations: Vec<Activations>,
@@ -22,6 +22,23 @@ pub struct HeadRows {
 }
 
 impl Workspace {
+    /// For up to `rows` rows and these stacks.
+    pub fn new<'a>(
+        rows: usize,
+        stacks: impl Iterator<Item = (&'a [WeightMatrix], Stacked)>,
+        threads: usize,
+    ) -> Self {
+        let of_heads = stacks.filter(|(_, of)| *of == Stacked::Heads);
+        let Some(columns) = of_heads.map(|(matrices, _)| matrices[0].columns()).max() else {
+            return Workspace { inputs: Vec::new(), activations: Vec::new() };
+        };
+        Workspace {
+            // each its own zeros of the system: memory is committed for threads that get a head
+            inputs: (0..threads).map(|_| vec![0.0; rows * columns]).collect(),
+            activations: (0..threads).map(|_| Activations::new(ActivationKind::I8, rows, columns)).collect(),
+        }
+    }
+
     /// Multiplies head h of each row of `from` by matrix h, into head h of `to`; what a head has behind the matrix's
     /// columns is copied behind its rows. A head belongs to one thread.
     #[allow(clippy::too_many_arguments)]
@@ -35,8 +52,7 @@ impl Workspace {
         to: HeadRows,
         linear: &mut linear::Workspace,
     ) {
-        let (heads, columns) = (matrices.len(), matrices[0].columns());
-        self.make_room(rows, columns, pool.threads());
+        let heads = matrices.len();
         let tasks = Tasks::new(heads, 1, pool.threads());
         for matrix in matrices {
             // SAFETY: each matrix is multiplied once below, by one thread, and `finish` follows.
@@ -86,16 +102,5 @@ impl Workspace {
         });
         // SAFETY: the job has ended.
         matrices.iter().for_each(|matrix| unsafe { matrix.finish() });
-    }
-
-    fn make_room(&mut self, rows: usize, columns: usize, threads: usize) {
-        if self.inputs.first().is_none_or(|input| input.len() < rows * columns) {
-            self.inputs = vec![vec![0.0; rows * columns]; threads];
-        }
-        let chunks = rows * columns.div_ceil(CHUNK);
-        if self.activations.first().is_none_or(|a| a.room() < chunks) {
-            self.activations =
-                (0..threads).map(|_| Activations::new(ActivationKind::I8, rows, columns)).collect();
-        }
     }
 }

@@ -10,7 +10,7 @@ use super::memory::Shared;
 use super::pool::Pool;
 use super::step::SERIAL;
 use crate::backend::routing::Router;
-use crate::backend::{Activation, Routing};
+use crate::backend::{Activation, Routing, Stacked};
 use crate::checkpoint::Tensor;
 
 /// Experts whose matrices are read ahead: as many as a token goes to and some more, few enough that they do not drive one
@@ -25,14 +25,13 @@ struct Assignment {
     weight: f32,
 }
 
-/// Memory, kept from step to step.
-#[derive(Default)]
+/// Memory, allocated once.
 pub struct Workspace {
     assignments: Vec<Assignment>,
     router: Router,
     /// [rows, width]
     input: Vec<f32>,
-    /// [rows or experts, feed-forward]
+    /// [rows or experts of a row, feed-forward]
     gate: Vec<f32>,
     up: Vec<f32>,
     /// [rows, width]
@@ -112,21 +111,30 @@ pub struct Call<'a> {
 }
 
 impl Workspace {
+    /// For up to `rows` rows and these stacks.
+    pub fn new<'a>(rows: usize, stacks: impl Iterator<Item = (&'a [WeightMatrix], Stacked)>) -> Self {
+        let (mut count, mut used, mut widest) = (0, 0, 0);
+        for (matrices, of) in stacks {
+            let Stacked::Experts { used: own } = of else { continue };
+            (count, used) = (matrices.len().max(count), own.max(used));
+            widest = matrices[0].rows().max(matrices[0].columns()).max(widest);
+        }
+        // zeros of the system: of a narrow part's memory only the beginning is committed
+        let memory = || vec![0.0; rows.max(used) * widest];
+        Workspace {
+            assignments: Vec::with_capacity(rows * used),
+            router: Router::new(count, used),
+            input: memory(),
+            gate: memory(),
+            up: memory(),
+            output: memory(),
+            guesses: Guesses { last: Vec::with_capacity(count), ..Guesses::default() },
+        }
+    }
+
     /// Executes a call.
     pub fn run(&mut self, isa: Isa, pool: &Pool, linear: &mut linear::Workspace, call: &Call) {
         self.route(call);
-        let (width, feed_forward) = (call.gate[0].columns(), call.gate[0].rows());
-        let rows = call.rows.max(call.routing.used);
-        for (memory, width) in [
-            (&mut self.input, width),
-            (&mut self.gate, feed_forward),
-            (&mut self.up, feed_forward),
-            (&mut self.output, width),
-        ] {
-            if memory.len() < rows * width {
-                memory.resize(rows * width, 0.0);
-            }
-        }
         if call.rows == 1 {
             self.one_row(isa, pool, linear, call);
         } else {

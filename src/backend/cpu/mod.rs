@@ -19,7 +19,7 @@ mod tests;
 
 use crate::backend::{
     Attention, Backend, Buffer, Device, Experts, Heads, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan,
-    Projection, Rope, Source, Stack, Step, Vector,
+    Projection, Rope, Source, Stack, Stacked, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
@@ -67,6 +67,8 @@ pub struct CpuBackend {
     weights: Vec<Weight>,
     /// Matrices of heads, or of experts.
     stacks: Vec<Vec<WeightMatrix>>,
+    /// By stack.
+    stacked: Vec<Stacked>,
     vectors: Vec<Vec<f32>>,
     /// Widths of the buffers, in order of declaration.
     widths: Vec<usize>,
@@ -127,6 +129,7 @@ impl CpuBackend {
             pool: Pool::new(options.threads)?,
             weights: Vec::new(),
             stacks: Vec::new(),
+            stacked: Vec::new(),
             vectors: Vec::new(),
             widths: Vec::new(),
             shapes: Vec::new(),
@@ -307,7 +310,7 @@ impl Backend for CpuBackend {
         Ok(Matrix(self.weights.len() - 1))
     }
 
-    fn add_stack(&mut self, tensors: &[Tensor]) -> Result<Stack> {
+    fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack> {
         // Where memory is short, it is for what every token needs: experts stay mapped, and the system keeps the hot ones.
         let is_short = self.interleaved_bytes < u64::MAX - (1 << 62);
         let left =
@@ -320,6 +323,7 @@ impl Backend for CpuBackend {
         let alike = matrices.windows(2).all(|pair| shape(&pair[0]) == shape(&pair[1]));
         assert!(alike && !matrices.is_empty(), "matrices of one shape");
         self.stacks.push(matrices);
+        self.stacked.push(of);
         Ok(Stack(self.stacks.len() - 1))
     }
 
@@ -353,14 +357,18 @@ impl Backend for CpuBackend {
                 Ok(Rows { memory, width, rows: 0 })
             })
             .collect::<Result<_>>()?;
-        self.step = StepRows::new(&plan);
         let matrices = self.weights.iter().filter_map(|weight| match weight {
             Weight::Matrix(matrix) => Some(matrix),
             Weight::Table(_) => None,
         });
         let matrices = matrices.chain(self.stacks.iter().flatten());
         let linear = linear::Workspace::new(plan.rows, matrices, self.pool.threads());
+        let stacks = || self.stacks.iter().map(Vec::as_slice).zip(self.stacked.iter().copied());
+        let by_head = by_head::Workspace::new(plan.rows, stacks(), self.pool.threads());
+        let experts = experts::Workspace::new(plan.rows, stacks());
         let cache = KvCache::new(&self.shapes, plan.pages, plan.kv_type)?;
+        // after the cache: what is too large for the system is refused there, with an error
+        self.step = StepRows::new(&plan);
         self.ready = Some(Ready {
             plan,
             buffers,
@@ -368,8 +376,8 @@ impl Backend for CpuBackend {
             attention: attention::Scratch::new(&cache, self.pool.threads(), plan.rows, plan.pages)?,
             cache,
             linear,
-            by_head: by_head::Workspace::default(),
-            experts: experts::Workspace::default(),
+            by_head,
+            experts,
             next_copies: 0,
         });
         Ok(())

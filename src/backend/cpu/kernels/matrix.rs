@@ -424,11 +424,6 @@ impl Activations {
         self.rows
     }
 
-    /// Chunks that there is room for.
-    pub fn room(&self) -> usize {
-        self.chunks.len()
-    }
-
     /// Quantizes a row.
     ///
     /// # Safety
