@@ -58,7 +58,11 @@ fn keys_that_are_cut_from_one_matrix_with_values_are_counted_once_and_no_coarser
         let counted = reads.always.values().chain(reads.experts.values()).sum::<u64>();
         let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
         let decoder = Decoder::load_as(&checkpoint, &h, to, &mut backend, &mut |_, _| ()).unwrap();
-        assert_eq!(counted.saturating_add_signed(made), decoder.work().bytes);
+        assert_eq!(
+            counted.saturating_add_signed(made),
+            decoder.work(1 << 10, 1).bytes,
+            "all experts of so many rows"
+        );
         made
     };
     let latent = h.latent.unwrap();
