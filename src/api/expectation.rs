@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::Result;
 use crate::backend::cpu::kernels::{ActivationKind, Isa, Layout};
@@ -80,6 +80,7 @@ fn by_rates(
 #[cfg(target_os = "linux")]
 fn disk_bandwidth(file: &Path) -> Option<f64> {
     use std::os::unix::fs::{FileExt, OpenOptionsExt};
+    use std::time::Instant;
     const PIECE: usize = 1 << 20;
     const PAGE: usize = 4096;
     const READERS: u64 = 4;
