@@ -78,7 +78,7 @@ fn read(path: &Path) {
     for tensor in checkpoint.tensors.values() {
         assert_eq!(tensor.values().len(), tensor.shape.iter().product::<usize>());
     }
-    let _ = gguf_vocabulary(&checkpoint.metadata);
+    let _ = gguf_vocabulary(&checkpoint.metadata, "llama");
     let _ = ChatTemplate::from_metadata(&checkpoint.metadata);
     let Ok(tokenizer) = Tokenizer::from_metadata(&checkpoint.metadata) else { return };
     let Ok(ids) = tokenizer.encode("ab <s> b", Special::Parse) else { return };
