@@ -43,9 +43,7 @@ pub enum Error {
         what: String,
     },
     /// The model's arithmetic overflowed, or its weights are no numbers.
-    #[error(
-        "the model computes what is no number: its file may be damaged (`pensive pull` checks and mends a pulled one)"
-    )]
+    #[error("the model computes what is no number: its file may be damaged: remove and pull it again")]
     Numbers,
     /// The prompt leaves no room in the context.
     #[error("the prompt has {prompt} tokens and the context holds {context}: shorten it, or raise --context")]

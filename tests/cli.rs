@@ -3,12 +3,10 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use command::{Answer, Home, setting};
+use common::command::{Answer, Home, setting};
 use pensive::checkpoint::{Value, write::GgufWriter};
 use server::Server;
 
-#[path = "common/command.rs"]
-mod command;
 mod common;
 #[allow(dead_code)]
 #[path = "hub/server.rs"]

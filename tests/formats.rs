@@ -6,10 +6,12 @@
 mod common;
 
 use common::tiny::{Architecture, engine, feed, model_of};
+use pensive::Error;
 use pensive::backend::KvType;
 use pensive::backend::cpu::CpuOptions;
 use pensive::backend::cpu::kernels::Isa;
-use pensive::engine::Sequence;
+use pensive::checkpoint::Checkpoint;
+use pensive::engine::{Feed, Sequence, Wants};
 use pensive::quant::BlockType;
 
 const TOKENS: [u32; 11] = [3, 74, 0, 31, 31, 8, 55, 2, 1, 70, 12];
@@ -36,6 +38,28 @@ fn latent_attention_and_experts_give_the_same_bits_whatever_the_way() {
     .enumerate()
     {
         all_ways_agree(Architecture::Deepseek2, kind, 77 + 1000 * i as u64);
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_an_error_on_every_instruction_set() {
+    for kind in [BlockType::Q8_0, BlockType::Q4_K, BlockType::F16] {
+        let model = model_of(Architecture::Llama, kind, 5);
+        let mut bytes = std::fs::read(model.path()).unwrap();
+        let checkpoint = Checkpoint::open(std::path::Path::new(model.path())).unwrap();
+        let norm = checkpoint.tensor("blk.0.attn_norm.weight").unwrap().bytes().to_vec();
+        drop(checkpoint);
+        let at = bytes.windows(norm.len()).position(|window| window == norm).unwrap();
+        bytes[at..at + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(model.path(), bytes).unwrap();
+        for isa in Isa::available() {
+            let options = CpuOptions { isa: Some(isa), ..Default::default() };
+            let mut sequence = Sequence::new();
+            let feed = Feed { sequence: &mut sequence, tokens: &TOKENS, wants: Wants::Last };
+            let mut engine = engine(&model, options, KvType::F16);
+            let error = engine.step(&mut [feed]).map(|_| ()).unwrap_err();
+            assert!(matches!(error, Error::Numbers) && sequence.is_empty(), "{kind}, {isa}: {error}");
+        }
     }
 }
 

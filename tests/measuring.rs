@@ -1,9 +1,7 @@
 //! `pensive bench` and `pensive perplexity`, as a user meets them.
 
-use command::{Answer, Home, setting};
+use common::command::{Answer, Home, setting};
 
-#[path = "common/command.rs"]
-mod command;
 mod common;
 
 /// `bench` of a small real model, briefly; none (with a printed reason) where the model is absent.

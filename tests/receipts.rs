@@ -193,36 +193,36 @@ fn receipts_of_a_real_model_replay_over_threads_and_vector_widths() {
     replays_everywhere(path.to_str().unwrap(), "Name three rivers.", "12", &["2", "1", "4"]);
 }
 
-#[test]
-fn other_weights_are_named() {
+/// What a replay says of pocket's file with a change in it; it must fail.
+fn replayed_on_another_file(change: impl FnOnce(&mut Vec<u8>)) -> String {
     let folder = tempfile::tempdir().unwrap();
     let (file, model) = (folder.path().join("receipt.json"), folder.path().join("changed.gguf"));
     let made = pensive(Isa::detect().unwrap(), &["run", "pocket", "-q", QUESTION, "--receipt", path(&file)]);
     assert!(made.status.success(), "{made:?}");
     let mut bytes = include_bytes!("../models/pocket/pocket.gguf").to_vec();
-    let at = bytes.len() - 100_001;
-    bytes[at] ^= 0x10;
+    change(&mut bytes);
     std::fs::write(&model, bytes).unwrap();
     let replayed = pensive(Isa::detect().unwrap(), &["replay", path(&file), "--model", path(&model)]);
     assert_eq!(replayed.status.code(), Some(1), "{replayed:?}");
-    let said = String::from_utf8_lossy(&replayed.stdout).into_owned();
+    String::from_utf8_lossy(&replayed.stdout).into_owned()
+}
+
+#[test]
+fn other_weights_are_named() {
+    let said = replayed_on_another_file(|bytes| {
+        let at = bytes.len() - 100_001;
+        bytes[at] ^= 0x10;
+    });
     assert!(said.contains("logits of token") && said.contains("weights are others"), "{said}");
 }
 
 #[test]
 fn another_file_is_told_even_if_it_says_the_same() {
-    let folder = tempfile::tempdir().unwrap();
-    let (file, model) = (folder.path().join("receipt.json"), folder.path().join("changed.gguf"));
-    let made = pensive(Isa::detect().unwrap(), &["run", "pocket", "-q", QUESTION, "--receipt", path(&file)]);
-    assert!(made.status.success(), "{made:?}");
-    let mut bytes = include_bytes!("../models/pocket/pocket.gguf").to_vec();
-    let author = b"the authors of pensive";
-    let at = bytes.windows(author.len()).position(|window| window == author).unwrap();
-    bytes[at] = b'T';
-    std::fs::write(&model, bytes).unwrap();
-    let replayed = pensive(Isa::detect().unwrap(), &["replay", path(&file), "--model", path(&model)]);
-    assert_eq!(replayed.status.code(), Some(1), "{replayed:?}");
-    let said = String::from_utf8_lossy(&replayed.stdout).into_owned();
+    let said = replayed_on_another_file(|bytes| {
+        let author = b"the authors of pensive";
+        let at = bytes.windows(author.len()).position(|window| window == author).unwrap();
+        bytes[at] = b'T';
+    });
     assert!(said.contains("though tokens and logits are the same"), "{said}");
 }
 

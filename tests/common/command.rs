@@ -1,5 +1,4 @@
 //! The binary as a test runs it.
-#![allow(dead_code)]
 
 use std::io::Write;
 use std::path::Path;

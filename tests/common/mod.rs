@@ -1,6 +1,8 @@
 //! What the behaviour tests share: where real models and reference fixtures are, and models loaded once.
 #![allow(dead_code)]
 
+#[cfg(feature = "cli")]
+pub mod command;
 pub mod repository;
 pub mod tiny;
 

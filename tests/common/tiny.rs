@@ -237,7 +237,6 @@ pub fn chat_model(control: &[&str], template: &str) -> Written {
 }
 
 /// [`chat_model`] with control tokens that the embedding has no rows for.
-#[allow(dead_code)]
 pub fn chat_model_beyond(control: &[&str], template: &str, beyond: &[&str]) -> Written {
     // spaces and line ends as byte-level vocabularies write them
     let letters = "abcdefghijklmnopqrstuvwxyzIMW,;.?0123456789ĠĊ".chars().map(String::from);
