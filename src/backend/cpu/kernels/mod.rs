@@ -103,6 +103,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// The same for signed w (-128..=127); see [`SIGNED_BIAS`](Simd::SIGNED_BIAS).
     unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// Lane by lane: acc + the sum of two products of a's and b's 16-bit halves, signed.
+    unsafe fn dot_pairs(acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// Four [`dot`](Simd::dot)s, where w's bytes have at most `BITS` bits: a chance to add up in 16 bits first.
     #[inline(always)]
     unsafe fn dot4<const BITS: u32>(acc: Self::I, w: [Self::I; 4], x: [Self::I; 4]) -> Self::I {

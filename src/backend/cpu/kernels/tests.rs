@@ -59,6 +59,7 @@ unsafe fn every_operation<S: Simd>(x: *const Lanes, out: *mut Results) {
                 S::f_bits(S::f_from_bits(i)),
                 S::dot(i, small, k),
                 S::dot_signed(start, j, k),
+                S::dot_pairs(i, j, k),
                 S::dot4::<7>(i, [small; 4], [k; 4]),
                 S::dot4::<6>(i, [S::i_and(j, S::i_splat(0x3f3f_3f3f)); 4], [k; 4]),
                 S::dot4::<5>(i, [S::i_and(j, S::i_splat(0x1f1f_1f1f)); 4], [k; 4]),

@@ -215,6 +215,15 @@ impl Simd for Neon {
         }
         acc
     }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        unsafe {
+            let (a, b) = (vreinterpretq_s16_u32(a), vreinterpretq_s16_u32(b));
+            let low = vmull_s16(vget_low_s16(a), vget_low_s16(b));
+            let sums = vpaddq_s32(low, vmull_high_s16(a, b));
+            vaddq_u32(acc, vreinterpretq_u32_s32(sums))
+        }
+    }
 
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {

@@ -7,8 +7,7 @@
 use super::super::Simd;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, starts, starts_shifted, store_tile,
-    times_power,
+    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile,
 };
 
 /// Most tokens that a tile is read for more than once: then the quants are better unpacked for all of them.
@@ -140,6 +139,9 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
             let b = Block::new::<F>(start, part);
             let mut scales = Scales::zero();
             F::scales::<S>(b, &mut scales);
+            if F::MINIMA && powers::<F>() {
+                *into = multiply_minima::<S, F, T>(&scales, chunk.x);
+            }
             for unit in 0..block_len / F::UNIT {
                 unrolled!(F::UNIT / PAIR, pair => {
                     let pair_of_block = unit * (F::UNIT / PAIR) + pair;
@@ -162,6 +164,26 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
     }
 }
 
+/// The products of a super-block's minima, which its sums begin with.
+#[inline(always)]
+unsafe fn multiply_minima<S: Simd, F: Format, const T: usize>(
+    scales: &Scales<S>,
+    x: *const QuantizedChunk,
+) -> [S::F; T] {
+    unsafe {
+        let mut of_chunk = [S::f_splat(0.0); T];
+        for t in 0..T {
+            let mut integers = S::i_splat(0);
+            for i in 0..CHUNK / F::SCALE_LEN / 2 {
+                let of_token = (*x.add(t)).integer_sums::<S, F>(i);
+                integers = S::dot_pairs(integers, scales.minima[i], of_token);
+            }
+            of_chunk[t] = S::f_mul(scales.minimum, S::f_from_i(integers));
+        }
+        of_chunk
+    }
+}
+
 /// Adds the products of two groups of columns to the sums: pair `pair` of the block, pair `at` of the chunk.
 #[inline(always)]
 unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
@@ -173,40 +195,31 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
     starts: &[[u32; CHUNK / GROUP]; T],
     sums: &mut [S::F; T],
 ) {
-    let per_pair = PAIR / F::SCALE_LEN;
+    let parts = PAIR / F::SCALE_LEN;
     unsafe {
         for t in 0..T {
-            let x = x.add(t);
-            let mut scaled = S::f_splat(0.0);
-            let mut dot = S::i_splat(0);
-            for i in 0..2 {
-                let group = 2 * at + i;
-                let start = S::i_splat(if starts_shifted::<S, F>() { starts[t][group] } else { 0 });
-                if powers::<F>() {
-                    let start = if i == 0 || per_pair == 2 { start } else { S::i_add(dot, start) };
-                    dot = dot_group::<S, F>(start, quants[i], (*x).group::<S>(group));
-                    if i == 1 || per_pair == 2 {
-                        let dot = times_power::<S>(dot, (*x).exponents[at]);
-                        sums[t] = S::f_fma(scales.scales[per_pair * pair + i % per_pair], dot, sums[t]);
+            let x = &*x.add(t);
+            for part in 0..parts {
+                let scale = scales.scales[parts * pair + part];
+                let (mut dot, mut scaled) = (S::i_splat(0), S::f_splat(0.0));
+                for i in 2 / parts * part..2 / parts * (part + 1) {
+                    let (group, first) = (2 * at + i, i == 0 || parts == 2);
+                    if first || !powers::<F>() {
+                        dot = S::i_splat(start::<S, F>(x, &starts[t], group));
                     }
-                    continue;
+                    dot = dot_group::<S, F>(dot, quants[i], x.group::<S>(group));
+                    if !powers::<F>() {
+                        let (x_scale, dot) = (S::f_splat(x.scales[group]), S::f_from_i(dot));
+                        scaled = if first { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled) };
+                    }
                 }
-                let dot = S::f_from_i(dot_group::<S, F>(start, quants[i], (*x).group::<S>(group)));
-                let x_scale = S::f_splat((*x).scales[group]);
-                scaled = if i == 0 || per_pair == 2 {
-                    S::f_mul(x_scale, dot)
-                } else {
-                    S::f_fma(x_scale, dot, scaled)
-                };
-                if i == 1 || per_pair == 2 {
-                    sums[t] = S::f_fma(scales.scales[per_pair * pair + i % per_pair], scaled, sums[t]);
+                if powers::<F>() {
+                    scaled = x.times_power::<S>(dot, 2 * at);
                 }
+                sums[t] = S::f_fma(scale, scaled, sums[t]);
             }
-            if F::MINIMA {
-                for i in 0..per_pair {
-                    let sum = if per_pair == 1 { (*x).pair_sums[at] } else { (*x).sums[2 * at + i] };
-                    sums[t] = S::f_fma(scales.minima[per_pair * pair + i], S::f_splat(sum), sums[t]);
-                }
+            if F::MINIMA && !powers::<F>() {
+                sums[t] = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums[t]);
             }
             // eight tokens interleaved need more registers than there are: half the speed, measured with Q6_K
             if T > 4 {

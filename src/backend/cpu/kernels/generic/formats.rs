@@ -5,7 +5,8 @@
 //! part (scales) of row 0..15, then each 32-bit word of row 0..15. So word i of a block is one vector over the rows.
 //!
 //! **Unpacked.** Quants are unsigned bytes, four columns of a row to a lane; scales and minima are f32 vectors over the
-//! rows. The value is `scale * (quant - offset) + minimum`. All unpacking is and, or, shift and multiply by lane.
+//! rows. The value is `scale * (quant - offset) + minimum`; the minima of super-blocks are a float times integers, which
+//! stay integers. All unpacking is and, or, shift and multiply by lane.
 
 use super::super::Simd;
 pub use super::codebooks::*;
@@ -30,8 +31,10 @@ pub struct Unpacked {
     pub quants: [u32; CHUNK / 4 * TILE],
     /// [columns / SCALE_LEN][16 rows]
     pub scales: [f32; CHUNK / GROUP * TILE],
-    /// [columns / SCALE_LEN][16 rows], for formats that have minima.
-    pub minima: [f32; CHUNK / GROUP * TILE],
+    /// [columns / 32][16 rows]: minima of blocks of 32; of a super-block, what the integers are times, in the first row.
+    pub minima: [f32; CHUNK / PAIR * TILE],
+    /// [columns / SCALE_LEN / 2][16 rows]: the integers, see [`Scales`].
+    pub integer_minima: [u32; CHUNK / PAIR * TILE],
 }
 
 impl Unpacked {
@@ -39,7 +42,8 @@ impl Unpacked {
     pub const ZERO: Self = Self {
         quants: [0; CHUNK / 4 * TILE],
         scales: [0.0; CHUNK / GROUP * TILE],
-        minima: [0.0; CHUNK / GROUP * TILE],
+        minima: [0.0; CHUNK / PAIR * TILE],
+        integer_minima: [0; CHUNK / PAIR * TILE],
     };
 }
 
@@ -78,9 +82,18 @@ impl Block {
 pub struct Scales<S: Simd> {
     /// One for each SCALE_LEN columns.
     pub scales: [S::F; 16],
-    /// The same, if the format has minima.
-    pub minima: [S::F; 16],
+    /// A block of 32's minimum, or what the integer minima of a super-block are times, over [`SUM_UNIT`].
+    pub minimum: S::F,
+    /// Two 16-bit integers to a word, in the order of [`MINIMA_ORDER`].
+    pub minima: [S::I; 8],
 }
+
+/// Which minima of each four stand together in a word: what and and shift by 8 bring there from four bytes.
+pub const MINIMA_ORDER: [usize; 4] = [0, 2, 1, 3];
+
+/// What the integer sums of activations are multiples of that super-blocks' minima multiply: of the greatest power of two of
+/// a chunk, 2^-3, so that 32 activations fit 16 bits.
+pub const SUM_UNIT: f32 = (1 << 13) as f32;
 
 impl<S: Simd> Scales<S> {
     /// All zero.
@@ -90,8 +103,8 @@ impl<S: Simd> Scales<S> {
     #[inline(always)]
     pub unsafe fn zero() -> Self {
         // SAFETY: the caller's promise.
-        let zeros = [unsafe { S::f_splat(0.0) }; 16];
-        Self { scales: zeros, minima: zeros }
+        let (zero, zeros) = unsafe { (S::f_splat(0.0), [S::i_splat(0); 8]) };
+        Self { scales: [zero; 16], minimum: zero, minima: zeros }
     }
 }
 
@@ -117,10 +130,16 @@ pub(super) unsafe fn byte<S: Simd>(v: S::I, i: usize) -> S::F {
     unsafe { S::f_from_i(bits::<S>(v, 8 * i, 0xff)) }
 }
 
-/// The negative of v.
+/// What integer minima are times that are taken off in multiples of a half.
 #[inline(always)]
-unsafe fn negative<S: Simd>(v: S::F) -> S::F {
-    unsafe { S::f_from_bits(S::i_xor(S::f_bits(v), S::i_splat(0x8000_0000))) }
+unsafe fn minimum<S: Simd>(half: S::F) -> S::F {
+    unsafe { S::f_mul(half, S::f_splat(-SUM_UNIT)) }
+}
+
+/// Four bytes as two words of [`Scales::minima`].
+#[inline(always)]
+unsafe fn minima<S: Simd>(four: S::I) -> [S::I; 2] {
+    unsafe { [bits::<S>(four, 0, 0x00ff_00ff), bits::<S>(four, 8, 0x00ff_00ff)] }
 }
 
 /// A block format.
@@ -245,7 +264,7 @@ unsafe impl Format for Q4_1 {
     unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
             to.scales[0] = half::<S>(b, 0);
-            to.minima[0] = half::<S>(b, 1);
+            to.minimum = half::<S>(b, 1);
         }
     }
     #[inline(always)]
@@ -292,7 +311,7 @@ unsafe impl Format for Q5_1 {
     unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
             to.scales[0] = half::<S>(b, 0);
-            to.minima[0] = half::<S>(b, 1);
+            to.minimum = half::<S>(b, 1);
         }
     }
     #[inline(always)]
@@ -338,14 +357,15 @@ unsafe impl Format for Q2K {
     #[inline(always)]
     unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
-            let (scale, minimum) = (half::<S>(b, 0), negative::<S>(half::<S>(b, 1)));
+            let scale = half::<S>(b, 0);
+            to.minimum = minimum::<S>(half::<S>(b, 1));
             for i in 0..4 {
                 let both = word::<S>(b, i);
                 let (low, high) = (bits::<S>(both, 0, 0x0f0f_0f0f), bits::<S>(both, 4, 0x0f0f_0f0f));
                 for j in 0..4 {
                     to.scales[4 * i + j] = S::f_mul(scale, byte::<S>(low, j));
-                    to.minima[4 * i + j] = S::f_mul(minimum, byte::<S>(high, j));
                 }
+                [to.minima[2 * i], to.minima[2 * i + 1]] = minima::<S>(high);
             }
         }
     }
@@ -399,16 +419,17 @@ unsafe impl Format for Q3K {
 #[inline(always)]
 unsafe fn scales_and_minima<S: Simd>(b: Block, to: &mut Scales<S>) {
     unsafe {
-        let (scale, minimum) = (half::<S>(b, 0), negative::<S>(half::<S>(b, 1)));
+        let scale = half::<S>(b, 0);
+        to.minimum = minimum::<S>(half::<S>(b, 1));
         let (w0, w1, w2) = (word::<S>(b, 0), word::<S>(b, 1), word::<S>(b, 2));
         let top0 = bits::<S>(w0, 2, 0x3030_3030);
         let top1 = bits::<S>(w1, 2, 0x3030_3030);
         let scales = [bits::<S>(w0, 0, 0x3f3f_3f3f), S::i_or(bits::<S>(w2, 0, 0x0f0f_0f0f), top0)];
-        let minima = [bits::<S>(w1, 0, 0x3f3f_3f3f), S::i_or(bits::<S>(w2, 4, 0x0f0f_0f0f), top1)];
         for i in 0..8 {
             to.scales[i] = S::f_mul(scale, byte::<S>(scales[i / 4], i % 4));
-            to.minima[i] = S::f_mul(minimum, byte::<S>(minima[i / 4], i % 4));
         }
+        [to.minima[0], to.minima[1]] = minima::<S>(bits::<S>(w1, 0, 0x3f3f_3f3f));
+        [to.minima[2], to.minima[3]] = minima::<S>(S::i_or(bits::<S>(w2, 4, 0x0f0f_0f0f), top1));
     }
 }
 

@@ -6,8 +6,7 @@
 use super::super::Simd;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE, Unpacked};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, starts, starts_shifted, store_tile,
-    times_power,
+    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile,
 };
 
 /// Tiles that are unpacked together when there are many tokens, so that each token's activations are read
@@ -77,12 +76,18 @@ unsafe fn unpack_block<S: Simd, F: Format>(b: Block, out: *mut Unpacked, first: 
     unsafe {
         let mut all = Scales::zero();
         F::scales::<S>(b, &mut all);
-        let (scales, minima) = ((*out).scales.as_mut_ptr(), (*out).minima.as_mut_ptr());
+        let scales = (*out).scales.as_mut_ptr();
         for i in 0..block_len / F::SCALE_LEN {
             let at = (first / F::SCALE_LEN + i) * TILE + part;
             S::f_store(scales.add(at), all.scales[i]);
-            if F::MINIMA {
-                S::f_store(minima.add(at), all.minima[i]);
+        }
+        if F::MINIMA {
+            S::f_store((*out).minima.as_mut_ptr().add(first / PAIR * TILE + part), all.minimum);
+        }
+        if F::MINIMA && powers::<F>() {
+            let minima = (*out).integer_minima.as_mut_ptr().add(part);
+            for i in 0..CHUNK / F::SCALE_LEN / 2 {
+                S::i_store(minima.add(i * TILE), all.minima[i]);
             }
         }
         let quants = (*out).quants.as_mut_ptr().add(first / 4 * TILE + part);
@@ -180,6 +185,9 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
                 }
             }
         }
+        if F::MINIMA && powers::<F>() {
+            multiply_minima::<S, F, V, T>(&weights, &parts, x, &mut sums);
+        }
         let scales = PAIR / F::SCALE_LEN;
         // All at once would fill the queue of misses and hold up the loads.
         let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
@@ -195,21 +203,6 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
             for i in 0..scales {
                 multiply_scale::<S, F, V, T>(&weights, &parts, scales * pair + i, x, starts, &mut sums);
             }
-            if F::MINIMA && scales == 2 {
-                for i in scales * pair..scales * (pair + 1) {
-                    let mut minimum = [S::f_splat(0.0); V];
-                    for v in 0..V {
-                        minimum[v] = S::f_load((*weights[v]).minima.as_ptr().add(i * TILE + parts[v]));
-                    }
-                    for t in 0..T {
-                        let x = &*x.add(t);
-                        let sum = S::f_splat(x.sums[i]);
-                        for v in 0..V {
-                            sums[t][v] = S::f_fma(minimum[v], sum, sums[t][v]);
-                        }
-                    }
-                }
-            }
         }
         for t in 0..T {
             for v in 0..V {
@@ -218,6 +211,37 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
                     sums[t][v] = S::f_fma(scale, sums[t][v], S::f_load(at[t][v]));
                 }
                 S::f_store(at[t][v], sums[t][v]);
+            }
+        }
+    }
+}
+
+/// The products of a super-block's minima, which its sums begin with.
+#[inline(always)]
+unsafe fn multiply_minima<S: Simd, F: Format, const V: usize, const T: usize>(
+    weights: &[*mut Unpacked; V],
+    parts: &[usize; V],
+    x: *const QuantizedChunk,
+    sums: &mut [[S::F; V]; T],
+) {
+    unsafe {
+        let mut integers = [[S::i_splat(0); V]; T];
+        for i in 0..CHUNK / F::SCALE_LEN / 2 {
+            let mut minima = [S::i_splat(0); V];
+            for v in 0..V {
+                minima[v] = S::i_load((*weights[v]).integer_minima.as_ptr().add(i * TILE + parts[v]));
+            }
+            for t in 0..T {
+                let of_token = (*x.add(t)).integer_sums::<S, F>(i);
+                for v in 0..V {
+                    integers[t][v] = S::dot_pairs(integers[t][v], minima[v], of_token);
+                }
+            }
+        }
+        for v in 0..V {
+            let minimum = S::f_load((*weights[v]).minima.as_ptr().add(parts[v]));
+            for t in 0..T {
+                sums[t][v] = S::f_mul(minimum, S::f_from_i(integers[t][v]));
             }
         }
     }
@@ -241,7 +265,9 @@ unsafe fn multiply_scale<S: Simd, F: Format, const V: usize, const T: usize>(
         for v in 0..V {
             let at = scale * TILE + parts[v];
             scales[v] = S::f_load((*weights[v]).scales.as_ptr().add(at));
-            minima[v] = S::f_load((*weights[v]).minima.as_ptr().add(at));
+            if F::MINIMA && !powers::<F>() {
+                minima[v] = S::f_load((*weights[v]).minima.as_ptr().add(at));
+            }
             for i in 0..4 * groups {
                 let quants = (*weights[v]).quants.as_ptr().add((4 * groups * scale + i) * TILE + parts[v]);
                 w[v][i / 4][i % 4] = S::i_load(quants);
@@ -249,34 +275,65 @@ unsafe fn multiply_scale<S: Simd, F: Format, const V: usize, const T: usize>(
         }
         for t in 0..T {
             let x = &*x.add(t);
-            let mut scaled = [S::f_splat(0.0); V];
-            let mut dots = [S::i_splat(0); V];
-            for i in 0..groups {
-                let group = groups * scale + i;
-                let four = x.group::<S>(group);
-                let start = S::i_splat(if starts_shifted::<S, F>() { starts[t][group] } else { 0 });
-                if powers::<F>() {
-                    for v in 0..V {
-                        let start = if i == 0 { start } else { S::i_add(dots[v], start) };
-                        dots[v] = dot_group::<S, F>(start, w[v][i], four);
-                        scaled[v] = times_power::<S>(dots[v], x.exponents[group / 2]);
-                    }
-                    continue;
-                }
-                let x_scale = S::f_splat(x.scales[group]);
-                for v in 0..V {
-                    let dot = S::f_from_i(dot_group::<S, F>(start, w[v][i], four));
-                    scaled[v] =
-                        if i == 0 { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled[v]) };
-                }
-            }
+            let scaled = if powers::<F>() {
+                scaled_by_power::<S, F, V>(&w, x, groups * scale, &starts[t])
+            } else {
+                scaled_by_groups::<S, F, V>(&w, x, groups * scale, &starts[t])
+            };
             for v in 0..V {
                 sums[t][v] = S::f_fma(scales[v], scaled[v], sums[t][v]);
-                if F::MINIMA && groups == 2 {
+                if F::MINIMA && !powers::<F>() {
                     sums[t][v] = S::f_fma(minima[v], S::f_splat(x.pair_sums[scale]), sums[t][v]);
                 }
                 sums[t][v] = S::pin(sums[t][v]);
             }
         }
+    }
+}
+
+/// 2^e times the dot products of the one or two groups from `first` on.
+#[inline(always)]
+unsafe fn scaled_by_power<S: Simd, F: Format, const V: usize>(
+    w: &[[[S::I; 4]; 2]; V],
+    x: &QuantizedChunk,
+    first: usize,
+    starts: &[u32; CHUNK / GROUP],
+) -> [S::F; V] {
+    unsafe {
+        let mut dots = [S::i_splat(start::<S, F>(x, starts, first)); V];
+        for i in 0..F::SCALE_LEN / GROUP {
+            let four = x.group::<S>(first + i);
+            for v in 0..V {
+                dots[v] = dot_group::<S, F>(dots[v], w[v][i], four);
+            }
+        }
+        let mut scaled = [S::f_splat(0.0); V];
+        for v in 0..V {
+            scaled[v] = x.times_power::<S>(dots[v], first);
+        }
+        scaled
+    }
+}
+
+/// The dot products of the one or two groups from `first` on, each times its scale.
+#[inline(always)]
+unsafe fn scaled_by_groups<S: Simd, F: Format, const V: usize>(
+    w: &[[[S::I; 4]; 2]; V],
+    x: &QuantizedChunk,
+    first: usize,
+    starts: &[u32; CHUNK / GROUP],
+) -> [S::F; V] {
+    unsafe {
+        let mut scaled = [S::f_splat(0.0); V];
+        for i in 0..F::SCALE_LEN / GROUP {
+            let group = first + i;
+            let (four, start) = (x.group::<S>(group), S::i_splat(start::<S, F>(x, starts, group)));
+            let x_scale = S::f_splat(x.scales[group]);
+            for v in 0..V {
+                let dot = S::f_from_i(dot_group::<S, F>(start, w[v][i], four));
+                scaled[v] = if i == 0 { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled[v]) };
+            }
+        }
+        scaled
     }
 }

@@ -9,16 +9,21 @@
 //! `acc = fma(scale, fma(x_scale1, dot1, x_scale0 * dot0), acc)`, and then with minima `acc = fma(minimum, x_sum, acc)`,
 //! `x_sum = x_scale0 * Σ activation + x_scale1 * Σ activation`.
 //!
-//! Super-blocks of 256: the parts that share a weight scale (16 or 32 columns) go in ascending order, each
+//! Super-blocks of 256 begin with 0, or with minima with `of_chunk = minimum * Σ integer * sum`, where minimum * integer is
+//! the minimum of a part (the 16 or 32 columns that share a weight scale), and sum the sum of its activations as an
+//! integer of 16 bits, off by at most a two-thousandth of the chunk's largest activation. Then the parts go in ascending
+//! order, each
 //!
-//! `of_chunk = fma(scale, 2^e * dot, of_chunk)`, and then with minima, for each of a pair's one or two,
-//! `of_chunk = fma(minimum, 2^e * Σ activation, of_chunk)`; and the chunk ends with `acc = fma(x_scale, of_chunk, acc)`.
+//! `of_chunk = fma(scale, 2^e * dot, of_chunk)`
 //!
-//! A power of two is added to the exponent of the dot product, on a port that multiplications do not need. A dot product
-//! of zero becomes `2^(e - 127)` that way, at most 4e-34 where the smallest one that is none is 1.
+//! and the chunk ends with `acc = fma(x_scale, of_chunk, acc)`.
+//!
+//! The integer sum of such a dot product begins with the bits of the float `1.5 * 2^(23 + e)`, one of whose last places
+//! is worth `2^e`: so its bits are again a float, and to take the beginning off leaves `2^e * dot`, exactly. That is a
+//! subtraction, on a port that multiplications do not need, in place of a conversion and a multiplication.
 
 use super::super::Simd;
-use super::formats::{CHUNK, Format, GROUP, PAIR, TILE, Unpacked};
+use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, SUM_UNIT, TILE, Unpacked};
 use super::interleave::{RowPointers, interleave};
 
 /// One chunk of a token's activations. For blocks of 32 each group has a scale. For super-blocks the chunk has one, and
@@ -32,12 +37,15 @@ pub struct QuantizedChunk {
     pub(super) scales: [f32; CHUNK / GROUP],
     /// Σ values, negated: where a dot product with offset quants starts from.
     negative_sums: [i32; CHUNK / GROUP],
-    /// scale * Σ values, of each group; with powers of two, 2^e * Σ values.
-    pub(super) sums: [f32; CHUNK / GROUP],
+    /// scale * Σ values, of two groups. Without powers of two.
+    pub(super) pair_sums: [f32; CHUNK / PAIR],
+    /// 2^e * Σ values of each group, in multiples of [`SUM_UNIT`], two to a word in the order of [`MINIMA_ORDER`]. With powers
+    /// of two.
+    integer_sums: [[i16; 2]; CHUNK / GROUP / 2],
     /// The same of two groups.
-    pub(super) pair_sums: [f32; CHUNK / GROUP / 2],
-    /// e of each pair, where the exponent of an f32 stands.
-    pub(super) exponents: [u32; CHUNK / GROUP / 2],
+    integer_pair_sums: [[i16; 2]; CHUNK / PAIR / 2],
+    /// 1.5 * 2^(23 + e) of each pair: what integer sums begin with, as bits.
+    pub(super) zeros: [f32; CHUNK / PAIR],
     /// The chunk's scale, with powers of two.
     pub(super) scale: f32,
 }
@@ -48,17 +56,32 @@ impl QuantizedChunk {
         values: [0; CHUNK],
         scales: [0.0; CHUNK / GROUP],
         negative_sums: [0; CHUNK / GROUP],
-        sums: [0.0; CHUNK / GROUP],
-        pair_sums: [0.0; CHUNK / GROUP / 2],
-        exponents: [0; CHUNK / GROUP / 2],
+        pair_sums: [0.0; CHUNK / PAIR],
+        integer_sums: [[0; 2]; CHUNK / GROUP / 2],
+        integer_pair_sums: [[0; 2]; CHUNK / PAIR / 2],
+        zeros: [0.0; CHUNK / PAIR],
         scale: 0.0,
     };
 
     /// The value that stands for activation `i`, as blocks of 32 take it, or with powers of two.
     pub fn value(&self, i: usize, powers: bool) -> f32 {
-        let scale =
-            if powers { self.scale * power(self.exponents[i / PAIR]) } else { self.scales[i / GROUP] };
+        let scale = if powers { self.scale * unit(self.zeros[i / PAIR]) } else { self.scales[i / GROUP] };
         scale * f32::from(self.values[i])
+    }
+
+    /// Word i of the integer sums of activations that share a weight scale, in all lanes.
+    #[inline(always)]
+    pub(super) unsafe fn integer_sums<S: Simd, F: Format>(&self, i: usize) -> S::I {
+        let two = if F::SCALE_LEN == GROUP { self.integer_sums[i] } else { self.integer_pair_sums[i] };
+        // SAFETY: the caller's promise.
+        unsafe { S::i_splat(two[0] as u16 as u32 | (two[1] as u16 as u32) << 16) }
+    }
+
+    /// 2^e times a dot product of `group`, of an integer sum that started from its zero.
+    #[inline(always)]
+    pub(super) unsafe fn times_power<S: Simd>(&self, sum: S::I, group: usize) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { S::f_sub(S::f_from_bits(sum), S::f_splat(self.zeros[group / 2])) }
     }
 
     /// The values of a group, four to a lane, all lanes alike.
@@ -120,12 +143,40 @@ unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, powers: bool, o
         let sums = group_sums::<S>(&out.values);
         for group in 0..CHUNK / GROUP {
             out.negative_sums[group] = -sums[group];
-            let unit = if powers { power(out.exponents[group / 2]) } else { out.scales[group] };
-            out.sums[group] = unit * sums[group] as f32;
         }
-        for pair in 0..CHUNK / GROUP / 2 {
-            out.pair_sums[pair] = out.sums[2 * pair] + out.sums[2 * pair + 1];
+        if powers {
+            sum_integers(&sums, out);
+        } else {
+            let of = |group: usize| out.scales[group] * sums[group] as f32;
+            for pair in 0..CHUNK / PAIR {
+                out.pair_sums[pair] = of(2 * pair) + of(2 * pair + 1);
+            }
         }
+    }
+}
+
+/// Sets the integer sums, given Σ values of each group.
+#[inline(always)]
+fn sum_integers(sums: &[i32; CHUNK / GROUP], out: &mut QuantizedChunk) {
+    // at most 32 * 127 * 2^16
+    let sixteen = |sum: i32| ((sum + SUM_UNIT as i32 / 2) >> (SUM_UNIT as u32).ilog2()) as i16;
+    let (mut of_groups, mut of_pairs) = ([0; CHUNK / GROUP], [0; CHUNK / PAIR]);
+    for group in 0..CHUNK / GROUP {
+        of_groups[group] = sums[group] * unit(out.zeros[group / 2]) as i32;
+    }
+    for pair in 0..CHUNK / PAIR {
+        of_pairs[pair] = of_groups[2 * pair] + of_groups[2 * pair + 1];
+    }
+    in_order(&of_groups.map(sixteen), &mut out.integer_sums);
+    in_order(&of_pairs.map(sixteen), &mut out.integer_pair_sums);
+}
+
+/// Puts sums in the order of minima.
+#[inline(always)]
+fn in_order(sums: &[i16], words: &mut [[i16; 2]]) {
+    for (four, words) in sums.chunks_exact(4).zip(words.chunks_exact_mut(2)) {
+        let [a, b, c, d] = MINIMA_ORDER.map(|i| four[i]);
+        (words[0], words[1]) = ([a, b], [c, d]);
     }
 }
 
@@ -164,11 +215,20 @@ fn scale_by_powers(largest: &[u32; CHUNK / GROUP], out: &mut QuantizedChunk) -> 
         // how often the pair can be doubled without becoming larger than the chunk: a difference of exponents, less one
         // if the pair's mantissa is the larger
         let doublings = ((of_chunk - of_pair) >> 23).min(LARGEST_EXPONENT);
-        out.exponents[pair] = (LARGEST_EXPONENT - doublings) << 23;
+        out.zeros[pair] = ZERO * power((LARGEST_EXPONENT - doublings) << 23);
         let inverse = inverse * power(doublings << 23);
         (inverses[2 * pair], inverses[2 * pair + 1]) = (inverse, inverse);
     }
     inverses
+}
+
+/// The integers from half of it to 4/3 of it less one are floats whose bits follow one another.
+const ZERO: f32 = 1.5 * (1 << 23) as f32;
+
+/// 2^e of a pair that begins with `zero`.
+#[inline(always)]
+fn unit(zero: f32) -> f32 {
+    zero * (1.0 / ZERO)
 }
 
 /// 2^e, for e where the exponent of an f32 stands.
@@ -288,13 +348,8 @@ const fn shift<S: Simd, F: Format>() -> Option<u32> {
     if F::BITS == 8 && S::SIGNED_BIAS { Some(7) } else { F::OFFSET }
 }
 
-/// Whether integer sums start at anything but 0.
-#[inline(always)]
-pub(super) const fn starts_shifted<S: Simd, F: Format>() -> bool {
-    shift::<S, F>().is_some()
-}
-
-/// Where the integer sums of T tokens' groups start: what the quants' offset takes off.
+/// Where the integer sums of T tokens start, for [`start`]: from their zero, less what the quants' offset takes off. One for each group;
+/// where two groups have one weight scale and powers of two, one sum is theirs, and starts at the first of them.
 #[inline(always)]
 pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
     x: *const QuantizedChunk,
@@ -302,25 +357,39 @@ pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
     let mut starts = [[0; CHUNK / GROUP]; T];
     if let Some(shift) = shift::<S, F>() {
         for t in 0..T {
+            // SAFETY: there are T tokens.
+            let x = unsafe { &*x.add(t) };
             for group in 0..CHUNK / GROUP {
-                // SAFETY: there are T tokens.
-                starts[t][group] = unsafe { ((*x.add(t)).negative_sums[group] << shift) as u32 };
+                let mut sum = x.negative_sums[group];
+                if powers::<F>() && F::SCALE_LEN == PAIR {
+                    sum += x.negative_sums[group | 1] * i32::from(group % 2 == 0);
+                }
+                let zero = if powers::<F>() { x.zeros[group / 2].to_bits() } else { 0 };
+                starts[t][group] = zero.wrapping_add((sum << shift) as u32);
             }
         }
     }
     starts
 }
 
+/// Where a token's integer sum of a group starts, `starts` as above: at its zero if nothing is to be taken off.
+#[inline(always)]
+pub(super) fn start<S: Simd, F: Format>(
+    x: &QuantizedChunk,
+    starts: &[u32; CHUNK / GROUP],
+    group: usize,
+) -> u32 {
+    match shift::<S, F>() {
+        Some(_) => starts[group],
+        None if powers::<F>() => x.zeros[group / 2].to_bits(),
+        None => 0,
+    }
+}
+
 /// Whether a chunk of a format's activations has one scale, and powers of two.
 #[inline(always)]
 pub(super) const fn powers<F: Format>() -> bool {
     F::KIND.block_len() == CHUNK
-}
-
-/// 2^e times an integer sum, e as in [`QuantizedChunk`].
-#[inline(always)]
-pub(super) unsafe fn times_power<S: Simd>(dot: S::I, e: u32) -> S::F {
-    unsafe { S::f_from_bits(S::i_add(S::f_bits(S::f_from_i(dot)), S::i_splat(e))) }
 }
 
 /// The integer sum of a group.

@@ -198,6 +198,14 @@ impl Simd for Scalar {
             })
         })
     }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let product = |a: u32, b: u32| i32::from(a as i16) * i32::from(b as i16);
+        std::array::from_fn(|i| {
+            let (a, b) = (a[i], b[i]);
+            (acc[i] as i32).wrapping_add(product(a, b)).wrapping_add(product(a >> 16, b >> 16)) as u32
+        })
+    }
 
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {

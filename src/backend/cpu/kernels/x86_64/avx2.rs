@@ -206,6 +206,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        unsafe {
+            if VNNI {
+                _mm256_dpwssd_avx_epi32(acc, a, b)
+            } else {
+                _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn dot4<const BITS: u32>(acc: Self::I, w: [Self::I; 4], x: [Self::I; 4]) -> Self::I {
         unsafe {
             if VNNI || BITS > 6 {

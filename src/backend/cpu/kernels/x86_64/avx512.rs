@@ -195,6 +195,10 @@ impl Simd for Avx512 {
         // w + 128 as unsigned bytes.
         unsafe { _mm512_dpbusd_epi32(acc, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), x) }
     }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
+    }
 
     #[inline(always)]
     unsafe fn f_max_lane(v: Self::F) -> f32 {
