@@ -18,7 +18,8 @@ const BUFFER: usize = 256 << 20;
 /// How long memory is measured, and each kernel.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(15), Duration::from_millis(4)];
 
-/// The share of these limits that decoding reaches; the rest goes into attention, norms, and waiting for one another.
+/// The share of memory's and kernels' limits that decoding reaches; the rest goes into attention, norms, and waiting for one
+/// another. (The disk is waited for meanwhile.)
 const SHARE: f64 = 0.9;
 
 /// What the expectation is made for.
@@ -71,7 +72,7 @@ fn by_rates(
         let Some(disk) = setting.file.and_then(disk_bandwidth) else { return Ok(None) };
         let missing = 1.0 - setting.room as f64 / reads.all_experts as f64;
         let read = reads.experts.values().sum::<u64>() as f64 * missing / disk;
-        seconds(&reads.experts, Layout::AsInFile)?.max(read)
+        seconds(&reads.experts, Layout::AsInFile)?.max(SHARE * read)
     };
     Ok(Some(SHARE / (always + experts)))
 }
@@ -84,7 +85,7 @@ fn disk_bandwidth(file: &Path) -> Option<f64> {
     const PIECE: usize = 1 << 20;
     const PAGE: usize = 4096;
     const READERS: u64 = 4;
-    const PATIENCE: Duration = Duration::from_millis(60);
+    const PATIENCE: Duration = Duration::from_millis(120);
     let file = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(file).ok()?;
     let pieces = file.metadata().ok()?.len() / PIECE as u64;
     let began = Instant::now();

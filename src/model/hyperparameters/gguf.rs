@@ -190,12 +190,19 @@ impl Fields<'_> {
                 // attn_factor is a factor on YaRN's own magnitude, 0.1 ln(factor) + 1
                 attention_factor: log_multiplier
                     .map(|_| 1.0)
-                    .or_else(|| Some(yarn_magnitude(factor, 1.0) * self.number("rope.scaling.attn_factor")?)),
+                    .or_else(|| Some(yarn_magnitude(factor, 1.0) * self.attn_factor()?)),
                 truncate: self.architecture != "gpt-oss",
             },
             other => return Err(format!("rope scaling '{other}' is not supported")),
         };
         Ok((scaling, yarn))
+    }
+
+    /// Under the name of most converters, or the one that grok's and laguna's brought.
+    fn attn_factor(&self) -> Option<f64> {
+        ["rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"]
+            .into_iter()
+            .find_map(|key| self.number(key))
     }
 
     /// LongRoPE, whose factors are tensors.
