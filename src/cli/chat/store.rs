@@ -94,9 +94,11 @@ impl Store {
     }
 }
 
-/// Where the keys and values of a saved conversation are.
+/// Where the keys and values of a saved conversation are: `sums.json.kv` beside `sums.json`.
 pub(super) fn cache_path(chat: &Path) -> PathBuf {
-    chat.with_extension("kv")
+    let mut name = chat.as_os_str().to_owned();
+    name.push(".kv");
+    name.into()
 }
 
 /// Whether a file holds keys and values that were saved.
@@ -217,13 +219,13 @@ mod tests {
     #[test]
     fn keys_and_values_are_saved_over_nothing_else() {
         let (folder, store) = store();
-        let (x, kv) = (folder.path().join("x.json"), folder.path().join("x.kv"));
+        let (x, kv) = (folder.path().join("x.json"), folder.path().join("x.json.kv"));
         let save = |path: &Path, with_cache| store.save(path.to_str().unwrap(), &chat(), with_cache);
         let error = save(&kv, false).unwrap_err().to_string();
-        assert!(error.contains("x.kv: such a name is for keys and values"), "{error}");
+        assert!(error.contains("x.json.kv: such a name is for keys and values"), "{error}");
         fs::write(&kv, "mine").unwrap();
         let error = save(&x, true).unwrap_err().to_string();
-        assert!(error.contains("x.kv: exists and holds no keys and values"), "{error}");
+        assert!(error.contains("x.json.kv: exists and holds no keys and values"), "{error}");
         assert!(!x.exists(), "nothing is written");
         save(&x, false).unwrap();
         fs::write(&kv, "pensive sequence 1\n").unwrap();

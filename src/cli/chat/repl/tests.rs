@@ -296,22 +296,24 @@ fn a_chat_is_saved_and_loaded_with_its_keys_and_values_if_asked() {
     let folder = tempfile::tempdir().unwrap();
     let first = chat_in(folder.path(), "one\n/save --kv sums\n");
     assert!(first.err.contains("keys and values of 7 tokens, 7 kB"), "{}", first.err);
-    assert!(folder.path().join("sums.kv").exists());
+    assert!(folder.path().join("sums.json.kv").exists());
     let second = chat_in(folder.path(), "/load sums\n/save\n");
     assert!(second.err.contains("with the keys and values of 7 tokens"), "{}", second.err);
-    assert!(!folder.path().join("sums.kv").exists(), "they are not saved unasked, nor left stale");
-    assert!(second.err.ends_with("sums.kv: --kv saves a new one\n"), "{}", second.err);
+    assert!(!folder.path().join("sums.json.kv").exists(), "they are not saved unasked, nor left stale");
+    assert!(second.err.ends_with("sums.json.kv: --kv saves a new one\n"), "{}", second.err);
 }
 
 #[test]
 fn saving_a_chat_leaves_files_that_are_not_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    let (chat, kv) = (folder.path().join("results.json"), folder.path().join("results.kv"));
+    let (chat, kv) = (folder.path().join("results.json"), folder.path().join("results.json.kv"));
     std::fs::write(&kv, "mine").unwrap();
     let done = chat_in(folder.path(), &format!("one\n/save {0}\n/save {0} --kv\n", chat.display()));
     assert_eq!(std::fs::read_to_string(&kv).unwrap(), "mine");
     assert!(done.err.contains("saved to") && !done.err.contains("removed"), "{}", done.err);
-    assert!(done.err.ends_with("results.kv: exists and holds no keys and values: choose another name\n"));
+    assert!(
+        done.err.ends_with("results.json.kv: exists and holds no keys and values: choose another name\n")
+    );
 }
 
 #[test]

@@ -173,12 +173,12 @@ unsafe fn multiply_minima<S: Simd, F: Format, const T: usize>(
     unsafe {
         let mut of_chunk = [S::f_splat(0.0); T];
         for t in 0..T {
-            let mut integers = S::i_splat(0);
+            let x = &*x.add(t);
+            let mut integers = x.minima_start::<S>();
             for i in 0..CHUNK / F::SCALE_LEN / 2 {
-                let of_token = (*x.add(t)).integer_sums::<S, F>(i);
-                integers = S::dot_pairs(integers, scales.minima[i], of_token);
+                integers = S::dot_pairs(integers, scales.minima[i], x.integer_sums::<S, F>(i));
             }
-            of_chunk[t] = S::f_mul(scales.minimum, S::f_from_i(integers));
+            of_chunk[t] = x.times_minimum::<S>(scales.minimum, integers);
         }
         of_chunk
     }

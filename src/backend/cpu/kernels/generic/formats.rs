@@ -82,7 +82,7 @@ impl Block {
 pub struct Scales<S: Simd> {
     /// One for each SCALE_LEN columns.
     pub scales: [S::F; 16],
-    /// A block of 32's minimum, or what the integer minima of a super-block are times, over [`SUM_UNIT`].
+    /// A block of 32's minimum, or what the integer minima of a super-block are times.
     pub minimum: S::F,
     /// Two 16-bit integers to a word, in the order of [`MINIMA_ORDER`].
     pub minima: [S::I; 8],
@@ -90,10 +90,6 @@ pub struct Scales<S: Simd> {
 
 /// Which minima of each four stand together in a word: what and and shift by 8 bring there from four bytes.
 pub const MINIMA_ORDER: [usize; 4] = [0, 2, 1, 3];
-
-/// What the integer sums of activations are multiples of that super-blocks' minima multiply: of the greatest power of two of
-/// a chunk, 2^-3, so that 32 activations fit 16 bits.
-pub const SUM_UNIT: f32 = (1 << 13) as f32;
 
 impl<S: Simd> Scales<S> {
     /// All zero.
@@ -130,10 +126,10 @@ pub(super) unsafe fn byte<S: Simd>(v: S::I, i: usize) -> S::F {
     unsafe { S::f_from_i(bits::<S>(v, 8 * i, 0xff)) }
 }
 
-/// What integer minima are times that are taken off in multiples of a half.
+/// The negative of v.
 #[inline(always)]
-unsafe fn minimum<S: Simd>(half: S::F) -> S::F {
-    unsafe { S::f_mul(half, S::f_splat(-SUM_UNIT)) }
+unsafe fn negative<S: Simd>(v: S::F) -> S::F {
+    unsafe { S::f_from_bits(S::i_xor(S::f_bits(v), S::i_splat(0x8000_0000))) }
 }
 
 /// Four bytes as two words of [`Scales::minima`].
@@ -358,7 +354,7 @@ unsafe impl Format for Q2K {
     unsafe fn scales<S: Simd>(b: Block, to: &mut Scales<S>) {
         unsafe {
             let scale = half::<S>(b, 0);
-            to.minimum = minimum::<S>(half::<S>(b, 1));
+            to.minimum = negative::<S>(half::<S>(b, 1));
             for i in 0..4 {
                 let both = word::<S>(b, i);
                 let (low, high) = (bits::<S>(both, 0, 0x0f0f_0f0f), bits::<S>(both, 4, 0x0f0f_0f0f));
@@ -420,7 +416,7 @@ unsafe impl Format for Q3K {
 unsafe fn scales_and_minima<S: Simd>(b: Block, to: &mut Scales<S>) {
     unsafe {
         let scale = half::<S>(b, 0);
-        to.minimum = minimum::<S>(half::<S>(b, 1));
+        to.minimum = negative::<S>(half::<S>(b, 1));
         let (w0, w1, w2) = (word::<S>(b, 0), word::<S>(b, 1), word::<S>(b, 2));
         let top0 = bits::<S>(w0, 2, 0x3030_3030);
         let top1 = bits::<S>(w1, 2, 0x3030_3030);

@@ -226,6 +226,9 @@ unsafe fn multiply_minima<S: Simd, F: Format, const V: usize, const T: usize>(
 ) {
     unsafe {
         let mut integers = [[S::i_splat(0); V]; T];
+        for t in 0..T {
+            integers[t] = [(*x.add(t)).minima_start::<S>(); V];
+        }
         for i in 0..CHUNK / F::SCALE_LEN / 2 {
             let mut minima = [S::i_splat(0); V];
             for v in 0..V {
@@ -241,7 +244,7 @@ unsafe fn multiply_minima<S: Simd, F: Format, const V: usize, const T: usize>(
         for v in 0..V {
             let minimum = S::f_load((*weights[v]).minima.as_ptr().add(parts[v]));
             for t in 0..T {
-                sums[t][v] = S::f_mul(minimum, S::f_from_i(integers[t][v]));
+                sums[t][v] = (*x.add(t)).times_minimum::<S>(minimum, integers[t][v]);
             }
         }
     }

@@ -9,10 +9,10 @@
 //! `acc = fma(scale, fma(x_scale1, dot1, x_scale0 * dot0), acc)`, and then with minima `acc = fma(minimum, x_sum, acc)`,
 //! `x_sum = x_scale0 * Σ activation + x_scale1 * Σ activation`.
 //!
-//! Super-blocks of 256 begin with 0, or with minima with `of_chunk = minimum * Σ integer * sum`, where minimum * integer is
-//! the minimum of a part (the 16 or 32 columns that share a weight scale), and sum the sum of its activations as an
-//! integer of 16 bits, off by at most a two-thousandth of the chunk's largest activation. Then the parts go in ascending
-//! order, each
+//! Super-blocks of 256 begin with 0, or with minima with `of_chunk = minimum * 2^s * Σ integer * sum`, where
+//! minimum * integer is the minimum of a part (the 16 or 32 columns that share a weight scale), and 2^s * sum the sum of its
+//! activations, sum an integer of 14 bits: off by at most an 8192nd of the chunk's largest sum. Then the parts go in
+//! ascending order, each
 //!
 //! `of_chunk = fma(scale, 2^e * dot, of_chunk)`
 //!
@@ -20,10 +20,10 @@
 //!
 //! The integer sum of such a dot product begins with the bits of the float `1.5 * 2^(23 + e)`, one of whose last places
 //! is worth `2^e`: so its bits are again a float, and to take the beginning off leaves `2^e * dot`, exactly. That is a
-//! subtraction, on a port that multiplications do not need, in place of a conversion and a multiplication.
+//! subtraction, on a port that multiplications do not need, in place of a conversion and a multiplication. Minima likewise.
 
 use super::super::Simd;
-use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, SUM_UNIT, TILE, Unpacked};
+use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked};
 use super::interleave::{RowPointers, interleave};
 
 /// One chunk of a token's activations. For blocks of 32 each group has a scale. For super-blocks the chunk has one, and
@@ -39,8 +39,9 @@ pub struct QuantizedChunk {
     negative_sums: [i32; CHUNK / GROUP],
     /// scale * Σ values, of two groups. Without powers of two.
     pub(super) pair_sums: [f32; CHUNK / PAIR],
-    /// 2^e * Σ values of each group, in multiples of [`SUM_UNIT`], two to a word in the order of [`MINIMA_ORDER`]. With powers
-    /// of two.
+    /// 1.5 * 2^(23 + s): what integer sums of minima begin with, as bits. With powers of two.
+    sum_zero: f32,
+    /// 2^(e - s) * Σ values of each group, two to a word in the order of [`MINIMA_ORDER`]. With powers of two.
     integer_sums: [[i16; 2]; CHUNK / GROUP / 2],
     /// The same of two groups.
     integer_pair_sums: [[i16; 2]; CHUNK / PAIR / 2],
@@ -57,6 +58,7 @@ impl QuantizedChunk {
         scales: [0.0; CHUNK / GROUP],
         negative_sums: [0; CHUNK / GROUP],
         pair_sums: [0.0; CHUNK / PAIR],
+        sum_zero: 0.0,
         integer_sums: [[0; 2]; CHUNK / GROUP / 2],
         integer_pair_sums: [[0; 2]; CHUNK / PAIR / 2],
         zeros: [0.0; CHUNK / PAIR],
@@ -75,6 +77,20 @@ impl QuantizedChunk {
         let two = if F::SCALE_LEN == GROUP { self.integer_sums[i] } else { self.integer_pair_sums[i] };
         // SAFETY: the caller's promise.
         unsafe { S::i_splat(two[0] as u16 as u32 | (two[1] as u16 as u32) << 16) }
+    }
+
+    /// What a sum over words of minima starts from.
+    #[inline(always)]
+    pub(super) unsafe fn minima_start<S: Simd>(&self) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { S::i_splat(self.sum_zero.to_bits()) }
+    }
+
+    /// minimum * 2^s times the sum over words of minima that started from there.
+    #[inline(always)]
+    pub(super) unsafe fn times_minimum<S: Simd>(&self, minimum: S::F, sum: S::I) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { S::f_mul(minimum, S::f_sub(S::f_from_bits(sum), S::f_splat(self.sum_zero))) }
     }
 
     /// 2^e times a dot product of `group`, of an integer sum that started from its zero.
@@ -100,6 +116,9 @@ impl QuantizedChunk {
 
 /// Groups whose largest magnitude is at most this are taken as zero (127 / it must be finite).
 const TINY: f32 = 1e-30;
+
+/// Bits of the integer sums' magnitudes: eight of them times minima of 6 bits (16 times 4) remain below 2^22.
+const SUM_BITS: u32 = 13;
 
 /// The power of two of a chunk's largest pair. Pairs that are more than 2^16 times smaller get the power 0.
 const LARGEST_EXPONENT: u32 = 16;
@@ -158,8 +177,7 @@ unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, powers: bool, o
 /// Sets the integer sums, given Σ values of each group.
 #[inline(always)]
 fn sum_integers(sums: &[i32; CHUNK / GROUP], out: &mut QuantizedChunk) {
-    // at most 32 * 127 * 2^16
-    let sixteen = |sum: i32| ((sum + SUM_UNIT as i32 / 2) >> (SUM_UNIT as u32).ilog2()) as i16;
+    // 2^e * Σ values, at most 32 * 127 * 2^16
     let (mut of_groups, mut of_pairs) = ([0; CHUNK / GROUP], [0; CHUNK / PAIR]);
     for group in 0..CHUNK / GROUP {
         of_groups[group] = sums[group] * unit(out.zeros[group / 2]) as i32;
@@ -167,8 +185,13 @@ fn sum_integers(sums: &[i32; CHUNK / GROUP], out: &mut QuantizedChunk) {
     for pair in 0..CHUNK / PAIR {
         of_pairs[pair] = of_groups[2 * pair] + of_groups[2 * pair + 1];
     }
-    in_order(&of_groups.map(sixteen), &mut out.integer_sums);
-    in_order(&of_pairs.map(sixteen), &mut out.integer_pair_sums);
+    // all bits of the magnitudes: the highest is the largest one's
+    let bits = of_groups.iter().chain(&of_pairs).fold(0, |bits, sum: &i32| bits | sum.unsigned_abs());
+    let s = (u32::BITS - bits.leading_zeros()).saturating_sub(SUM_BITS);
+    out.sum_zero = ZERO * power(s << 23);
+    let rounded = |sum: i32| ((sum + ((1 << s) >> 1)) >> s) as i16;
+    in_order(&of_groups.map(rounded), &mut out.integer_sums);
+    in_order(&of_pairs.map(rounded), &mut out.integer_pair_sums);
 }
 
 /// Puts sums in the order of minima.

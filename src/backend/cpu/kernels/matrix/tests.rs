@@ -88,7 +88,7 @@ impl Case {
                         minima[row * columns..(row + 1) * columns].chunks(CHUNK).zip(x.chunks(CHUNK));
                     let most = chunks.map(|(minima, x)| {
                         let sum: f64 = minima.iter().map(|&minimum| f64::from(minimum).abs()).sum();
-                        sum / *part as f64 * f64::from(largest(x)) / 2032.0
+                        sum / *part as f64 * largest_sum(x) / 8192.0
                     });
                     most.sum()
                 });
@@ -99,7 +99,7 @@ impl Case {
     }
 
     /// What the weights of a super-block would be if their quants were zero, and how many share one: these are multiplied
-    /// with sums of activations that are off by up to 1/2032 of the largest.
+    /// with sums of activations that are off by up to 1/8192 of the largest.
     fn minima(&self) -> Option<(usize, Vec<f32>)> {
         let (part, quants) = match self.tensor.kind {
             BlockType::Q2_K => (16, 16..80),
@@ -111,6 +111,12 @@ impl Case {
         bytes.chunks_mut(self.tensor.kind.block_bytes()).for_each(|block| block[quants.clone()].fill(0));
         Some((part, Tensor::from_bytes("minima", self.tensor.kind, &self.tensor.shape, bytes).values()))
     }
+}
+
+/// The largest of the sums of 16 and of 32 values.
+fn largest_sum(x: &[f32]) -> f64 {
+    let sums = x.chunks(16).chain(x.chunks(32));
+    sums.map(|part| part.iter().map(|&v| f64::from(v)).sum::<f64>().abs()).fold(0.0, f64::max)
 }
 
 /// The rows, quantized and back.
