@@ -245,7 +245,7 @@ fn scale_by_powers(largest: &[u32; CHUNK / GROUP], out: &mut QuantizedChunk) -> 
     inverses
 }
 
-/// The integers from half of it to 4/3 of it less one are floats whose bits follow one another.
+/// The integers from 2/3 of it to 4/3 of it are floats whose bits follow one another: 2^22 either way.
 const ZERO: f32 = 1.5 * (1 << 23) as f32;
 
 /// 2^e of a pair that begins with `zero`.
@@ -371,8 +371,8 @@ const fn shift<S: Simd, F: Format>() -> Option<u32> {
     if F::BITS == 8 && S::SIGNED_BIAS { Some(7) } else { F::OFFSET }
 }
 
-/// Where the integer sums of T tokens start, for [`start`]: from their zero, less what the quants' offset takes off. One for each group;
-/// where two groups have one weight scale and powers of two, one sum is theirs, and starts at the first of them.
+/// Where the integer sums of T tokens start, for [`start`]: from their zero, less what the quants' offset takes off. One
+/// for each group; where two groups have one weight scale and powers of two, one sum is theirs, and starts at the first.
 #[inline(always)]
 pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
     x: *const QuantizedChunk,
