@@ -46,14 +46,16 @@ pub fn tokens_per_second(reads: &Reads, setting: Setting<'_>) -> Result<Option<f
     let isa = Isa::detect()?;
     let bandwidth = read_bandwidth_of(&pool, isa, BUFFER, PATIENCE[0])?;
     let rate = |kind, layout| Ok(product_rate(&pool, isa, kind, layout, PATIENCE[1])?.min(bandwidth));
-    by_rates(reads, setting, rate)
+    by_rates(reads, setting, rate, disk_bandwidth)
 }
 
-/// The same by given rates: bytes per second at which matrices of a type and layout are multiplied.
+/// The same by given rates: bytes per second at which matrices of a type and layout are multiplied, and at which the disk
+/// under a file is read.
 fn by_rates(
     reads: &Reads,
     setting: Setting<'_>,
     rate: impl Fn(BlockType, Layout) -> Result<f64>,
+    disk: impl Fn(&Path) -> Option<f64>,
 ) -> Result<Option<f64>> {
     let seconds = |bytes: &BTreeMap<BlockType, u64>, layout| {
         let of_type = |(&kind, &bytes): (&BlockType, &u64)| {
@@ -69,7 +71,7 @@ fn by_rates(
     let experts = if setting.room >= reads.all_experts {
         seconds(&reads.experts, Layout::Interleaved)?
     } else {
-        let Some(disk) = setting.file.and_then(disk_bandwidth) else { return Ok(None) };
+        let Some(disk) = setting.file.and_then(disk) else { return Ok(None) };
         let missing = 1.0 - setting.room as f64 / reads.all_experts as f64;
         let read = reads.experts.values().sum::<u64>() as f64 * missing / disk;
         seconds(&reads.experts, Layout::AsInFile)?.max(SHARE * read)
@@ -128,8 +130,22 @@ mod tests {
             (BlockType::F32, Layout::AsInFile) => Ok(10e9),
             other => panic!("{other:?} is not asked for"),
         };
-        let speed = by_rates(&reads, setting, rate).unwrap().unwrap();
+        let speed = by_rates(&reads, setting, rate, |_| None).unwrap().unwrap();
         assert!((speed - 0.9 / 0.2).abs() < 1e-9, "{speed}");
+    }
+
+    #[test]
+    fn experts_take_what_the_disk_takes_for_the_missing_ones_or_their_products_if_that_is_more() {
+        let always = BTreeMap::from([(BlockType::Q8_0, 900_000_000)]);
+        let experts = BTreeMap::from([(BlockType::IQ1_S, 2_000_000_000)]);
+        let reads = Reads { always, experts, all_experts: 20_000_000_000, experts_in_file: 20_000_000_000 };
+        // a quarter of the experts is missing
+        let setting = Setting { threads: Some(1), room: 15_000_000_000, file: Some(Path::new("file")) };
+        let speed = |disk: f64| {
+            by_rates(&reads, setting, |_, _| Ok(10e9), |_| Some(disk)).expect("a speed").expect("a disk")
+        };
+        assert!((speed(1e9) - 1.0 / (0.1 + 0.5)).abs() < 1e-9, "the disk is not slowed by what products wait for");
+        assert!((speed(10e9) - 0.9 / (0.09 + 0.2)).abs() < 1e-9);
     }
 
     #[test]

@@ -126,8 +126,9 @@ pub fn export<'a>(
         Metadata::HuggingFace { folder, .. } => {
             let router = |i: usize| names::find(checkpoint, &format!("blk.{i}.ffn_gate_inp.weight"));
             let dense_layers = (0..h.layers).find(|&i| router(i).is_some()).unwrap_or(h.layers);
-            let mut metadata =
-                metadata(h, dense_layers).map_err(|what| Error::file(folder.join("config.json"), what))?;
+            let fault = |what| Error::file(folder.join("config.json"), what);
+            let mut metadata = metadata(h, dense_layers).map_err(fault)?;
+            check_what_names_say(h, &metadata).map_err(fault)?;
             if let Some(name) = checkpoint.name() {
                 metadata.insert("general.name".into(), Value::String(name.to_owned()));
             }
@@ -259,6 +260,25 @@ pub(super) fn metadata(h: &Hyperparameters, dense_layers: usize) -> Result<BTree
     Ok(pairs)
 }
 
+/// A GGUF file leaves some things to its architecture's name: they must hold for this model.
+fn check_what_names_say(h: &Hyperparameters, metadata: &BTreeMap<String, Value>) -> Result<(), String> {
+    let metadata = Metadata::Gguf(metadata.clone().into());
+    let read = Hyperparameters::read(&Checkpoint { files: vec![], metadata, tensors: BTreeMap::new() })
+        .map_err(|error| error.to_string())?;
+    let no_place = |what: &str| Err(format!("{what} has no place in a GGUF file of {}", h.architecture));
+    if read.windows != h.windows {
+        return no_place("which layers attend to a window");
+    }
+    if read.activation != h.activation {
+        return no_place("the limit or the slope of its activation");
+    }
+    // llama's queries and keys are turned, so that their pairs are GGUF's
+    if read.rope_style != h.rope_style && h.architecture != "llama" {
+        return no_place("its order of rotated pairs");
+    }
+    Ok(())
+}
+
 fn scaling(h: &Hyperparameters, put: &mut impl FnMut(&str, Value)) -> Result<(), String> {
     match &h.rope_scaling {
         Scaling::Linear { factor } => {
@@ -323,6 +343,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::backend::Activation;
     use crate::model::Synthetic;
 
     fn hyperparameters(name: &str) -> Hyperparameters {
@@ -367,6 +388,21 @@ mod tests {
         assert!(refused("qwen3:0.6b", yarn(None, false)).contains("truncate"));
         assert!(refused("gpt-oss:20b", yarn(None, true)).contains("truncate"));
         assert!(refused("deepseek-r1:671b", yarn(Some(1.2), true)).contains("magnitude"));
+    }
+
+    #[test]
+    fn what_gguf_leaves_to_the_architecture_s_name_is_refused_where_it_is_otherwise() {
+        let refused = |name: &str, change: fn(&mut Hyperparameters)| {
+            let mut h = read_back(&hyperparameters(name));
+            let metadata = metadata(&h, 0).unwrap();
+            check_what_names_say(&h, &metadata).unwrap();
+            change(&mut h);
+            check_what_names_say(&h, &metadata).unwrap_err()
+        };
+        assert!(refused("gpt-oss:20b", |h| h.windows.reverse()).contains("window"));
+        let limit = |h: &mut Hyperparameters| h.activation = Activation::Clamped { alpha: 1.702, limit: 6.0 };
+        assert!(refused("gpt-oss:20b", limit).contains("activation"));
+        assert!(refused("deepseek-r1:671b", |h| h.rope_style = RopeStyle::Halves).contains("pairs"));
     }
 
     #[test]
