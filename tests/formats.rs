@@ -5,11 +5,12 @@
 
 mod common;
 
-use common::tiny::{Architecture, engine, feed, model_of};
+use common::tiny::{Architecture, engine, engine_on, feed, model_of};
 use pensive::Error;
 use pensive::backend::KvType;
-use pensive::backend::cpu::CpuOptions;
 use pensive::backend::cpu::kernels::Isa;
+use pensive::backend::cpu::{CpuBackend, CpuOptions};
+use pensive::backend::recorder::Recorder;
 use pensive::checkpoint::Checkpoint;
 use pensive::engine::{Feed, Sequence, Wants};
 use pensive::quant::BlockType;
@@ -61,6 +62,59 @@ fn weights_that_are_no_numbers_are_an_error_on_every_instruction_set() {
             assert!(matches!(error, Error::Numbers) && sequence.is_empty(), "{kind}, {isa}: {error}");
         }
     }
+}
+
+#[test]
+fn a_row_that_is_no_number_is_an_error_beside_others_that_are() {
+    let model = model_of(Architecture::Llama, BlockType::F16, 5);
+    let mut bytes = std::fs::read(model.path()).unwrap();
+    let checkpoint = Checkpoint::open(std::path::Path::new(model.path())).unwrap();
+    let table = checkpoint.tensor("token_embd.weight").unwrap();
+    let (all, row) = (table.bytes().to_vec(), TOKENS[1] as usize * table.kind.row_bytes(table.columns()));
+    drop(checkpoint);
+    let at = bytes.windows(all.len()).position(|window| window == all).unwrap() + row;
+    bytes[at..at + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
+    std::fs::write(model.path(), bytes).unwrap();
+    let mut engine = engine(&model, CpuOptions::default(), KvType::F16);
+    let (mut good, mut bad) = (Sequence::new(), Sequence::new());
+    let mut step = |tokens: [&[u32]; 2]| {
+        let [first, second] = tokens;
+        let wants = Wants::Last;
+        let feeds = &mut [
+            Feed { sequence: &mut good, tokens: first, wants },
+            Feed { sequence: &mut bad, tokens: second, wants },
+        ];
+        engine.step(feeds).map(|_| ())
+    };
+    step([&TOKENS[..1], &TOKENS[..1]]).unwrap();
+    assert!(matches!(step([&TOKENS[2..3], &TOKENS[1..2]]), Err(Error::Numbers)));
+    assert_eq!((good.len(), bad.len()), (1, 1), "both are as before");
+}
+
+#[test]
+fn what_calibration_sees_of_experts_are_the_rows_that_go_to_each_and_it_changes_nothing() {
+    let model = model_of(Architecture::Deepseek2, BlockType::F32, 9);
+    let (recorder, record) = Recorder::new(CpuBackend::new(CpuOptions::default()).unwrap());
+    let seen =
+        feed(&mut engine_on(&model, Box::new(recorder), KvType::F16), &mut Sequence::new(), &TOKENS, 4);
+    let mut alone = engine(&model, CpuOptions::default(), KvType::F16);
+    assert_eq!(seen, feed(&mut alone, &mut Sequence::new(), &TOKENS, 4));
+    let record = record.lock().unwrap();
+    let checkpoint = Checkpoint::open(std::path::Path::new(model.path())).unwrap();
+    let rows = |part: &str, expert: usize| {
+        let name = format!("blk.1.ffn_{part}_exps.weight");
+        let columns = checkpoint.tensor(&name).unwrap().columns();
+        record.get(&(name, expert)).map_or(0, |squares| {
+            assert!(squares.sums.len() == columns && squares.sums.iter().all(|&sum| sum > 0.0));
+            squares.rows
+        })
+    };
+    let of_down: Vec<u64> = (0..8).map(|expert| rows("down", expert)).collect();
+    assert_eq!(of_down.iter().sum::<u64>(), 3 * TOKENS.len() as u64, "each token goes to three of the eight");
+    assert!(
+        (0..8).all(|expert| rows("gate", expert) == of_down[expert] && rows("up", expert) == of_down[expert])
+    );
+    assert_eq!(record[&("blk.1.attn_output.weight".to_owned(), 0)].rows, TOKENS.len() as u64);
 }
 
 fn all_ways_agree(architecture: Architecture, kind: BlockType, seed: u64) {

@@ -95,8 +95,8 @@ fn decode_at_4096_tokens_keeps_most_of_its_speed() {
     let (mut at_start, mut at_depth) = (Stopwatch::new(model), Stopwatch::new(model));
     let (mut near, mut deep) = (Vec::new(), Vec::new());
     for _ in 0..5 {
-        near.push(at_start.run(SpeedTest { prompt: 0, generate: 8, depth: 0 }).unwrap());
-        deep.push(at_depth.run(SpeedTest { prompt: 0, generate: 8, depth: 4096 }).unwrap());
+        near.push(at_start.run(SpeedTest::of_generation(8, 0)).unwrap());
+        deep.push(at_depth.run(SpeedTest::of_generation(8, 4096)).unwrap());
     }
     near.sort_by(f64::total_cmp);
     deep.sort_by(f64::total_cmp);

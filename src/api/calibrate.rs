@@ -16,9 +16,10 @@ use crate::{Error, Result};
 const WINDOW: usize = 512;
 const ROWS: usize = 64;
 
-/// The mean squares of what matrices are multiplied with, by the name of the checkpoint's tensor.
+/// The mean squares of what matrices are multiplied with, by the name of the checkpoint's tensor, and which of its matrices it
+/// is where experts have one tensor.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Importance(BTreeMap<String, Vec<f32>>);
+pub struct Importance(BTreeMap<(String, usize), Vec<f32>>);
 
 impl Importance {
     /// Runs a model over a text, in windows of 512 tokens. `progress` is told (tokens done, tokens in all).
@@ -66,14 +67,14 @@ impl Importance {
         Ok(Importance(means.collect()))
     }
 
-    /// Of a tensor's columns, where they are known and of use: finite, and not all zero.
-    pub fn of(&self, tensor: &str, columns: usize) -> Option<&[f32]> {
-        let row = self.0.get(tensor).filter(|row| row.len() == columns)?;
+    /// Of the columns of a tensor's matrix (0: the only one), where they are known and of use: finite, and not all zero.
+    pub fn of(&self, tensor: &str, matrix: usize, columns: usize) -> Option<&[f32]> {
+        let row = self.0.get(&(tensor.to_owned(), matrix)).filter(|row| row.len() == columns)?;
         let usable = row.iter().all(|x| x.is_finite()) && row.iter().any(|&x| x > 0.0);
         usable.then_some(row)
     }
 
-    /// Number of tensors that something is known of.
+    /// Number of matrices that something is known of.
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -147,9 +147,14 @@ fn converted(
         let tensor = export.part(part);
         let (at, columns) = (all.len(), tensor.columns());
         all.resize(at + kind.row_bytes(tensor.rows() * columns), 0);
-        let importance = importance.and_then(|known| known.of(&tensor.name, columns));
-        let rows = Rows { kind: tensor.kind, columns, bytes: tensor.bytes(), importance };
-        rows.convert(kind, &mut all[at..], cancel);
+        // experts that are one tensor
+        let matrices = if tensor.shape.len() == 3 { tensor.shape[0] } else { 1 };
+        let [from, to] = [tensor.bytes().len(), all.len() - at].map(|bytes| bytes / matrices);
+        let pieces = tensor.bytes().chunks_exact(from).zip(all[at..].chunks_exact_mut(to));
+        for (i, (bytes, to)) in pieces.enumerate() {
+            let importance = importance.and_then(|known| known.of(&tensor.name, i, columns));
+            Rows { kind: tensor.kind, columns, bytes, importance }.convert(kind, to, cancel);
+        }
         tensor.drop_pages();
     }
     all

@@ -1,8 +1,9 @@
-//! A backend that does what another does, and looks at what its matrices are multiplied with.
+//! A backend that does what the CPU's does, and looks at what its matrices are multiplied with.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::cpu::CpuBackend;
 use super::{
     Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan, Projection, Rope,
     Source, Stack, Stacked, Step, Vector,
@@ -20,22 +21,34 @@ pub struct Squares {
     pub rows: u64,
 }
 
-/// Of each matrix, by its tensor's name. Matrices by head are left out, and the last ones of experts.
-pub type Record = Arc<Mutex<BTreeMap<String, Squares>>>;
+impl Squares {
+    /// Adds rows.
+    fn add(&mut self, values: &[f32], width: usize) {
+        self.sums.resize(width, 0.0);
+        for row in values.chunks_exact(width) {
+            self.sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
+        }
+        self.rows += (values.len() / width) as u64;
+    }
+}
+
+/// Of each matrix, by its tensor's name, and which of the tensor's it is where that has those of all experts (0 else).
+/// Matrices by head are left out.
+pub type Record = Arc<Mutex<BTreeMap<(String, usize), Squares>>>;
 
 /// The backend.
-pub struct Recorder<B> {
-    inner: B,
-    /// Of the buffers, by handle; and the names of matrices and stacks.
+pub struct Recorder {
+    inner: CpuBackend,
+    /// Of the buffers, by handle; and what matrices and stacks are recorded by.
     widths: BTreeMap<usize, usize>,
     matrices: BTreeMap<usize, String>,
-    stacks: BTreeMap<usize, Vec<String>>,
+    stacks: BTreeMap<usize, Vec<(String, usize)>>,
     record: Record,
 }
 
-impl<B: Backend> Recorder<B> {
+impl Recorder {
     /// One that works through `inner`, and what it will have seen.
-    pub fn new(inner: B) -> (Self, Record) {
+    pub fn new(inner: CpuBackend) -> (Self, Record) {
         let record = Record::default();
         let (widths, matrices, stacks) = Default::default();
         (Recorder { inner, widths, matrices, stacks, record: Arc::clone(&record) }, record)
@@ -44,24 +57,16 @@ impl<B: Backend> Recorder<B> {
     /// Adds the rows of a buffer to what is known of these tensors' inputs.
     fn look(&mut self, buffer: Buffer, names: &[String]) {
         let width = self.widths[&buffer.0];
-        let mut squares = vec![0.0; width];
         // what fails on the device is reported by the step's end
         let Ok(values) = self.inner.read(buffer) else { return };
-        for row in values.chunks_exact(width) {
-            squares.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
-        }
-        let rows = (values.len() / width) as u64;
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         for name in names {
-            let seen = record.entry(name.clone()).or_default();
-            seen.sums.resize(width, 0.0);
-            seen.sums.iter_mut().zip(&squares).for_each(|(sum, more)| *sum += more);
-            seen.rows += rows;
+            record.entry((name.clone(), 0)).or_default().add(values, width);
         }
     }
 }
 
-impl<B: Backend> Backend for Recorder<B> {
+impl Backend for Recorder {
     fn add_matrix(&mut self, tensor: &Tensor) -> Result<Matrix> {
         let matrix = self.inner.add_matrix(tensor)?;
         self.matrices.insert(matrix.0, tensor.name.clone());
@@ -70,7 +75,9 @@ impl<B: Backend> Backend for Recorder<B> {
 
     fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack> {
         let stack = self.inner.add_stack(tensors, of)?;
-        self.stacks.insert(stack.0, tensors.iter().map(|tensor| tensor.name.clone()).collect());
+        let together = tensors.iter().all(|tensor| tensor.name == tensors[0].name);
+        let place = |(i, tensor): (usize, &Tensor)| (tensor.name.clone(), if together { i } else { 0 });
+        self.stacks.insert(stack.0, tensors.iter().enumerate().map(place).collect());
         Ok(stack)
     }
 
@@ -82,10 +89,17 @@ impl<B: Backend> Backend for Recorder<B> {
     }
 
     fn experts(&mut self, experts: &Experts) {
-        self.inner.experts(experts);
-        let stacks = [experts.gate, experts.up].into_iter();
-        let names: Vec<String> = stacks.filter_map(|s| self.stacks.get(&s.0).cloned()).flatten().collect();
-        self.look(experts.from, &names);
+        let Recorder { inner, stacks, record, widths, .. } = self;
+        let width = widths[&experts.from.0];
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.experts_seen(experts, |expert, [input, activated]| {
+            let made = [(experts.gate, input), (experts.up, input), (experts.down, activated)];
+            for (stack, values) in made {
+                let Some(places) = stacks.get(&stack.0) else { continue };
+                let rows = input.len() / width;
+                record.entry(places[expert].clone()).or_default().add(values, values.len() / rows);
+            }
+        });
     }
 
     fn device(&self) -> Device {

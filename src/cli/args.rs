@@ -475,6 +475,9 @@ pub struct BenchArgs {
         default_value = "0"
     )]
     pub depth: Vec<usize>,
+    /// Sequences that generate together, after the same cache: tokens per second of all of them
+    #[arg(long, value_name = "N,…", value_delimiter = ',', alias = "npl", value_parser = parse_count, default_value = "1")]
+    pub sequences: Vec<usize>,
     /// Threads to compute with [default: one per fast core]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',', value_parser = parse_count)]
     pub threads: Vec<usize>,

@@ -30,7 +30,7 @@ pub(super) fn run(args: &BenchArgs, console: &Console) -> Result<ExitCode> {
     let measured = named.iter().try_for_each(|named| {
         let mut sha256 = None;
         plan.threads.iter().try_for_each(|&threads| {
-            let loaded = load(args, *named, threads, plan.context, console)?;
+            let loaded = load(args, *named, threads, &plan, console)?;
             let subject = Subject::new(*named, loaded, &mut sha256, &mut known, console)?;
             subject.measure(&plan, console, |row| {
                 if args.format == BenchFormat::Jsonl {
@@ -62,6 +62,8 @@ struct Plan {
     /// None: as many as the settings say.
     threads: Vec<Option<usize>>,
     context: usize,
+    /// The most at once.
+    sequences: usize,
 }
 
 impl Plan {
@@ -70,8 +72,14 @@ impl Plan {
         depths.sort_unstable();
         let mut tests = Vec::new();
         for &depth in &depths {
-            let prompts = args.prompt.iter().map(|&prompt| SpeedTest { prompt, generate: 0, depth });
-            let generations = args.generate.iter().map(|&generate| SpeedTest { prompt: 0, generate, depth });
+            let prompts = args.prompt.iter().map(|&prompt| SpeedTest::of_prompt(prompt, depth));
+            let generations = args.generate.iter().flat_map(|&generate| {
+                let of = move |&sequences: &usize| SpeedTest {
+                    sequences,
+                    ..SpeedTest::of_generation(generate, depth)
+                };
+                args.sequences.iter().map(of)
+            });
             tests.extend(prompts.chain(generations).filter(|test| test.tokens() > 0));
         }
         let Some(needed) = tests.iter().map(SpeedTest::context).max() else {
@@ -90,7 +98,8 @@ impl Plan {
             [] => vec![None],
             given => given.iter().copied().map(Some).collect(),
         };
-        Ok(Plan { tests, repetitions: args.repetitions.clone(), threads, context })
+        let sequences = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
+        Ok(Plan { tests, repetitions: args.repetitions.clone(), threads, context, sequences })
     }
 }
 
@@ -113,14 +122,12 @@ fn load(
     args: &BenchArgs,
     model: Named,
     threads: Option<usize>,
-    context: usize,
+    plan: &Plan,
     console: &Console,
 ) -> Result<Model> {
-    let settings = settings(args, model, threads, Some(context))?;
-    match model.synthetic {
-        true => session::build(settings.builder()?.synthetic(args.layers), console),
-        false => session::load_once(&settings, console),
-    }
+    let settings = settings(args, model, threads, Some(plan.context))?;
+    let builder = settings.builder()?.sequences(plan.sequences);
+    session::build(if model.synthetic { builder.synthetic(args.layers) } else { builder }, console)
 }
 
 fn settings(
@@ -137,28 +144,31 @@ fn settings(
 
 /// The limits of the devices that were met.
 #[derive(Default)]
-struct Known(Vec<(Device, Limits)>);
+struct Known(Vec<(Device, Option<Limits>)>);
 
 impl Known {
-    fn limits(&mut self, stopwatch: &Stopwatch, device: Device) -> Result<Limits> {
+    /// None, and a line that says why, where they cannot be measured.
+    fn limits(&mut self, stopwatch: &Stopwatch, device: Device, console: &Console) -> Option<Limits> {
         if let Some((_, limits)) = self.0.iter().find(|(known, _)| *known == device) {
-            return Ok(*limits);
+            return *limits;
         }
-        let limits = stopwatch.limits()?;
+        let limits = stopwatch.limits();
+        let limits =
+            limits.inspect_err(|error| console.note(format!("{device}: no limits known: {error}"))).ok();
         self.0.push((device, limits));
-        Ok(limits)
+        limits
     }
 
     /// What stands below the table.
     fn lines(&self) -> String {
-        let line = |(device, limits): &(Device, Limits)| {
-            format!(
-                "{device}: memory is read at {:.1} GB/s, int8 products are done at {:.0} G/s\n",
-                limits.read_bandwidth / 1e9,
-                limits.int8_rate / 1e9
-            )
+        let line = |(device, limits): &(Device, Option<Limits>)| {
+            let Limits { read_bandwidth, int8_rate } = limits.as_ref()?;
+            let (bytes, products) = (read_bandwidth / 1e9, int8_rate / 1e9);
+            Some(format!(
+                "{device}: memory is read at {bytes:.1} GB/s, int8 products are done at {products:.0} G/s\n"
+            ))
         };
-        ["\n".to_owned()].into_iter().chain(self.0.iter().map(line)).collect()
+        ["\n".to_owned()].into_iter().chain(self.0.iter().filter_map(line)).collect()
     }
 }
 
@@ -168,7 +178,7 @@ struct Subject {
     name: String,
     /// None: it is synthetic.
     sha256: Option<String>,
-    limits: Limits,
+    limits: Option<Limits>,
 }
 
 impl Subject {
@@ -187,7 +197,7 @@ impl Subject {
                 Some(sha256.insert(model.sha256(|done, total| bar.update(done, total))?).clone())
             }
         };
-        let limits = known.limits(&Stopwatch::new(&model), model.device())?;
+        let limits = known.limits(&Stopwatch::new(&model), model.device(), console);
         let mut name = match called.synthetic {
             true => format!("synthetic {}", called.name),
             false => short_name(called.name),
@@ -213,7 +223,8 @@ impl Subject {
                     bar.message(test.to_string());
                 })?;
                 bar.finish();
-                let row = self.row(test, stopwatch.kv_type(), speed, stopwatch.limit(test, &self.limits));
+                let limit = self.limits.as_ref().and_then(|limits| stopwatch.limit(test, limits));
+                let row = self.row(test, stopwatch.kv_type(), speed, limit);
                 console.note(format!("{} on {}: {test} {}", row.model, self.model.device(), row.speed()));
                 found(row)?;
             }
@@ -237,12 +248,13 @@ impl Subject {
             n_prompt: test.prompt,
             n_gen: test.generate,
             n_depth: test.depth,
+            n_sequences: test.sequences,
             share_of_limit: limit.map(|limit| speed.median / limit),
             tokens_per_second: speed,
             limits: RowLimits {
                 tokens_per_second: limit,
-                read_bytes_per_second: self.limits.read_bandwidth,
-                int8_products_per_second: self.limits.int8_rate,
+                read_bytes_per_second: self.limits.map(|limits| limits.read_bandwidth),
+                int8_products_per_second: self.limits.map(|limits| limits.int8_rate),
             },
         }
     }
@@ -274,6 +286,7 @@ struct Row {
     n_prompt: usize,
     n_gen: usize,
     n_depth: usize,
+    n_sequences: usize,
     tokens_per_second: Summary,
     /// The median, of what the machine allows.
     share_of_limit: Option<f64>,
@@ -284,8 +297,8 @@ struct Row {
 #[derive(Clone, Debug, Serialize)]
 struct RowLimits {
     tokens_per_second: Option<f64>,
-    read_bytes_per_second: f64,
-    int8_products_per_second: f64,
+    read_bytes_per_second: Option<f64>,
+    int8_products_per_second: Option<f64>,
 }
 
 impl Row {

@@ -54,16 +54,39 @@ struct Gpu {
 }
 
 /// As measured.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Speeds {
-    read_bytes_per_second: f64,
+    read_bytes_per_second: Option<f64>,
     /// Multiply-adds: int8 on a CPU, f16 on a GPU.
-    products_per_second: f64,
+    products_per_second: Option<f64>,
+    /// Why they were not measured.
+    not_measured: Option<String>,
 }
 
-impl From<Limits> for Speeds {
-    fn from(limits: Limits) -> Self {
-        Speeds { read_bytes_per_second: limits.read_bandwidth, products_per_second: limits.int8_rate }
+impl From<Result<Limits>> for Speeds {
+    fn from(limits: Result<Limits>) -> Self {
+        match limits {
+            Ok(Limits { read_bandwidth, int8_rate }) => Speeds {
+                read_bytes_per_second: Some(read_bandwidth),
+                products_per_second: Some(int8_rate),
+                not_measured: None,
+            },
+            Err(error) => Speeds { not_measured: Some(error.to_string()), ..Speeds::default() },
+        }
+    }
+}
+
+impl Speeds {
+    fn line(&self, what: &str) -> String {
+        match (self.read_bytes_per_second, self.products_per_second) {
+            (Some(bytes), Some(products)) => {
+                format!("{:.1} GB/s, {:.0} G {what} multiply-adds/s", bytes / 1e9, products / 1e9)
+            }
+            _ => format!(
+                "speed not measured: {}",
+                self.not_measured.as_deref().unwrap_or("no reason is known")
+            ),
+        }
     }
 }
 
@@ -83,14 +106,12 @@ impl Report {
         let device = cpu.device();
         let (available_bytes, memory_bytes) = available_and_total_bytes();
         let (gpus, notice) = usable();
-        let gpu = |gpu: crate::backend::devices::Gpu| {
-            Ok(Gpu {
-                limits: gpu.backend.limits()?.into(),
-                device: gpu.label,
-                name: gpu.name,
-                memory_bytes: gpu.total_bytes,
-                available_bytes: gpu.free_bytes,
-            })
+        let gpu = |gpu: crate::backend::devices::Gpu| Gpu {
+            limits: gpu.backend.limits().into(),
+            device: gpu.label,
+            name: gpu.name,
+            memory_bytes: gpu.total_bytes,
+            available_bytes: gpu.free_bytes,
         };
         let (paths, hub) = (Paths::from_env()?, pull::hub(true)?);
         Ok(Report {
@@ -104,9 +125,9 @@ impl Report {
                 logical_processors: std::thread::available_parallelism().map_or(1, usize::from),
                 memory_bytes,
                 available_bytes,
-                limits: cpu.limits()?.into(),
+                limits: cpu.limits().into(),
             },
-            gpus: gpus.into_iter().map(gpu).collect::<Result<_>>()?,
+            gpus: gpus.into_iter().map(gpu).collect(),
             nvidia_driver: nvidia_driver(),
             notice,
             paths: BTreeMap::from([
@@ -119,10 +140,6 @@ impl Report {
     }
 
     fn lines(&self) -> String {
-        let speeds = |s: &Speeds, what: &str| {
-            let (bytes, products) = (s.read_bytes_per_second / 1e9, s.products_per_second / 1e9);
-            format!("{bytes:.1} GB/s, {products:.0} G {what} multiply-adds/s")
-        };
         let memory = |available, total| format!("{} of {} GiB free", gib(available), gib(total));
         let cpu = &self.cpu;
         let mut lines = vec![
@@ -134,12 +151,12 @@ impl Report {
                 cpu.threads,
                 cpu.logical_processors,
                 memory(cpu.available_bytes, cpu.memory_bytes),
-                speeds(&cpu.limits, "int8"),
+                cpu.limits.line("int8"),
             ),
         ];
         for gpu in &self.gpus {
             let memory = memory(gpu.available_bytes, gpu.memory_bytes);
-            lines.push(format!("{:<9} {}, {memory}, {}", gpu.device, gpu.name, speeds(&gpu.limits, "f16")));
+            lines.push(format!("{:<9} {}, {memory}, {}", gpu.device, gpu.name, gpu.limits.line("f16")));
         }
         if self.gpus.is_empty() {
             lines.push("gpu       none that this build can use".to_owned());

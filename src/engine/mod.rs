@@ -73,11 +73,11 @@ pub enum Wants {
     All,
 }
 
-/// Logits, if they are numbers: where one activation is none, no logit is one.
-fn numbers(logits: &mut [f32]) -> Result<&mut [f32]> {
-    match logits.first() {
-        Some(first) if first.is_nan() => Err(Error::Numbers),
-        _ => Ok(logits),
+/// Rows of logits, if they are numbers: where one activation of a row is none, no logit is one.
+fn numbers(logits: &mut [f32], vocabulary: usize) -> Result<&mut [f32]> {
+    match logits.iter().step_by(vocabulary).any(|first| first.is_nan()) {
+        true => Err(Error::Numbers),
+        false => Ok(logits),
     }
 }
 
@@ -209,7 +209,8 @@ impl Engine {
         self.run(feeds.len());
         let logits = match self.backend.end() {
             Ok(()) if self.rows.iter().any(|row| row.wants_logits) => {
-                self.backend.read(self.decoder.logits()).and_then(numbers)
+                let vocabulary = self.decoder.hyperparameters().vocabulary;
+                self.backend.read(self.decoder.logits()).and_then(|logits| numbers(logits, vocabulary))
             }
             ended => ended.map(|()| &mut [][..]),
         };

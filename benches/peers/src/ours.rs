@@ -17,10 +17,10 @@ impl Pensive {
         let name = path.to_str().expect("the path is UTF-8");
         let model = Model::builder(name).threads(threads).context(context).load().expect("pensive loads the model");
         let mut stopwatch = Stopwatch::new(&model);
-        let one = SpeedTest { prompt: 1, generate: 0, depth: 0 };
+        let one = SpeedTest::of_prompt(1, 0);
         stopwatch.run(one).expect("one token");
         let load_seconds = began.elapsed().as_secs_f64();
-        let warm_up = SpeedTest { prompt: 0, generate: 16, depth: 0 };
+        let warm_up = SpeedTest::of_generation(16, 0);
         stopwatch.run(warm_up).expect("the steps that put the weights in place");
         Pensive { stopwatch, load_seconds }
     }
@@ -36,6 +36,6 @@ impl super::Peer for Pensive {
     }
 
     fn run(&mut self, depth: usize, prompt: usize, generate: usize) -> f64 {
-        self.stopwatch.run(SpeedTest { prompt, generate, depth }).expect("the test runs")
+        self.stopwatch.run(SpeedTest { prompt, generate, depth, sequences: 1 }).expect("the test runs")
     }
 }

@@ -18,27 +18,39 @@ pub struct SpeedTest {
     pub generate: usize,
     /// Tokens in the cache before.
     pub depth: usize,
+    /// How many sequences generate together, each so many tokens, after the same cache: 1 or more.
+    pub sequences: usize,
 }
 
 impl SpeedTest {
+    /// Reading a prompt.
+    pub fn of_prompt(prompt: usize, depth: usize) -> Self {
+        SpeedTest { prompt, generate: 0, depth, sequences: 1 }
+    }
+
+    /// Generating.
+    pub fn of_generation(generate: usize, depth: usize) -> Self {
+        SpeedTest { prompt: 0, generate, depth, sequences: 1 }
+    }
+
     /// Tokens that are timed.
     pub fn tokens(&self) -> usize {
-        self.prompt.saturating_add(self.generate)
+        self.prompt.saturating_add(self.generate.saturating_mul(self.sequences))
     }
 
-    /// Context that it needs.
+    /// Context that it needs, of each sequence.
     pub fn context(&self) -> usize {
-        self.depth.saturating_add(self.tokens())
+        self.depth.saturating_add(self.prompt).saturating_add(self.generate)
     }
 
-    /// Its steps in order: (rows, rows that want logits, tokens in the cache after it).
+    /// Its steps in order: (rows, rows that want logits, tokens in a cache after it).
     fn steps(self, max_rows: usize) -> impl Iterator<Item = (usize, usize, usize)> {
         let prompt = (0..self.prompt).step_by(max_rows).map(move |first| {
             let end = (first + max_rows).min(self.prompt);
             (end - first, usize::from(end == self.prompt), self.depth + end)
         });
         let before = self.depth + self.prompt;
-        prompt.chain((1..=self.generate).map(move |token| (1, 1, before + token)))
+        prompt.chain((1..=self.generate).map(move |token| (self.sequences, self.sequences, before + token)))
     }
 
     /// Seconds that it takes at least. Each step, of so many rows and rows with logits, reads matrices, and of the so many
@@ -65,11 +77,14 @@ impl SpeedTest {
 }
 
 impl std::fmt::Display for SpeedTest {
-    /// `pp512`, `tg128`, `tg128@d4096`
+    /// `pp512`, `tg128`, `tg128@d4096`; of eight sequences `tg128x8`
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.prompt {
             0 => write!(f, "tg{}", self.generate)?,
             n => write!(f, "pp{n}")?,
+        }
+        if self.sequences > 1 {
+            write!(f, "x{}", self.sequences)?;
         }
         match self.depth {
             0 => Ok(()),
@@ -116,7 +131,7 @@ impl Summary {
     }
 }
 
-/// Tokens that are generated to warm up: after so many steps the weights stand where they stay.
+/// Steps to warm up: after so many the weights stand where they stay.
 const WARM_UP: usize = 16;
 
 /// Times a model. The cache of a depth is filled once and used by all tests at that depth.
@@ -124,12 +139,13 @@ pub struct Stopwatch {
     model: Model,
     /// At least as long as the depth of the last test, and cut back to it after each.
     cache: Sequence,
+    is_warm: bool,
 }
 
 impl Stopwatch {
     /// A stopwatch for this model.
     pub fn new(model: &Model) -> Self {
-        Stopwatch { model: model.clone(), cache: Sequence::new() }
+        Stopwatch { model: model.clone(), cache: Sequence::new(), is_warm: false }
     }
 
     /// Measures what the model's device can do at most; takes a second or two.
@@ -151,16 +167,21 @@ impl Stopwatch {
     pub fn limit(&self, test: SpeedTest, limits: &Limits) -> Option<f64> {
         let engine = lock(&self.model.inner.engine);
         let work = |rows, logits| engine.decoder().work(rows, logits);
-        let kv_bytes = |rows, filled| engine.kv_read_bytes(rows, filled);
+        let kv_bytes = |rows, filled| match test.prompt {
+            0 => rows as u64 * engine.kv_read_bytes(1, filled), // of each sequence
+            _ => engine.kv_read_bytes(rows, filled),
+        };
         let seconds = test.least_seconds(engine.max_rows(), limits, work, kv_bytes)?;
         Some(test.tokens() as f64 / seconds)
     }
 
-    /// Runs a test `repetitions` times, after a run to warm up (of generation: 16 tokens); gives tokens per second.
-    /// `progress` is told (tokens done, tokens in all), those of the cache and of warming up included.
+    /// Runs a test `repetitions` times, after a run to warm up (of generation: 16 tokens); gives tokens per second, of all
+    /// sequences together. `progress` is told (tokens done, tokens in all), those of the cache and of warming up included.
+    ///
+    /// The first test of all is preceded by 16 steps, so that none meets weights on their way to where they stay.
     ///
     /// # Errors
-    /// A test that the context does not hold, or no repetitions.
+    /// A test that the context or the sequences of the model do not hold, or no repetitions.
     pub fn measure(
         &mut self,
         test: SpeedTest,
@@ -171,6 +192,10 @@ impl Stopwatch {
             return Err(Error::Usage("0 repetitions measure nothing: take 1 or more".into()));
         }
         let warm_up = SpeedTest { generate: test.generate.min(WARM_UP), ..test };
+        if !self.is_warm {
+            (0..WARM_UP).try_for_each(|_| self.run(SpeedTest::of_generation(1, 0)).map(drop))?;
+            self.is_warm = true;
+        }
         let missing = test.depth.saturating_sub(self.cache.len());
         let total = missing + warm_up.tokens() + repetitions * test.tokens();
         self.fill(test, |done| progress(done, total))?;
@@ -189,17 +214,16 @@ impl Stopwatch {
     /// Runs a test once; gives tokens per second.
     ///
     /// # Errors
-    /// A test that the context does not hold.
+    /// A test that the context or the sequences of the model do not hold.
     pub fn run(&mut self, test: SpeedTest) -> Result<f64> {
         self.fill(test, |_| ())?;
-        let tokens = some_tokens(test.depth, test.tokens(), self.vocabulary());
-        let max_rows = lock(&self.model.inner.engine).max_rows();
-        let (mut at, mut result) = (0, Ok(()));
+        let tokens = some_tokens(test.depth, test.prompt + test.generate, self.vocabulary());
+        let (prompt, generated) = tokens.split_at(test.prompt);
+        let mut forks: Vec<Sequence> = (1..test.sequences).map(|_| self.cache.fork(test.depth)).collect();
         let began = Instant::now();
-        for (rows, logits, _) in test.steps(max_rows) {
-            let wants = if logits > 0 { Wants::Last } else { Wants::Nothing };
-            result = result.and_then(|()| self.step(&tokens[at..at + rows], wants));
-            at += rows;
+        let mut result = self.read(prompt, Wants::Last, |_| ());
+        for token in generated.chunks(1) {
+            result = result.and_then(|()| self.step(token, &mut forks, Wants::Last));
         }
         let seconds = began.elapsed().as_secs_f64();
         self.cache.truncate(test.depth);
@@ -215,20 +239,35 @@ impl Stopwatch {
                 test.context()
             )));
         }
+        let sequences = lock(&self.model.inner.engine).max_sequences();
+        if !(1..=sequences).contains(&test.sequences) {
+            return Err(Error::Usage(format!(
+                "{test}: the model is loaded for 1 to {sequences} sequences at once"
+            )));
+        }
         self.cache.truncate(test.depth);
         let from = self.cache.len();
-        let max_rows = lock(&self.model.inner.engine).max_rows();
         let tokens = some_tokens(from, test.depth - from, self.vocabulary());
+        self.read(&tokens, Wants::Nothing, &mut progress)
+    }
+
+    /// Appends tokens to the cache, as many in a step as may be; `progress` is told how many were read.
+    fn read(&mut self, tokens: &[u32], wants: Wants, mut progress: impl FnMut(usize)) -> Result<()> {
+        let max_rows = lock(&self.model.inner.engine).max_rows();
+        let mut done = 0;
         for chunk in tokens.chunks(max_rows) {
-            self.step(chunk, Wants::Nothing)?;
-            progress(self.cache.len() - from);
+            done += chunk.len();
+            self.step(chunk, &mut [], if done == tokens.len() { wants } else { Wants::Nothing })?;
+            progress(done);
         }
         Ok(())
     }
 
-    fn step(&mut self, tokens: &[u32], wants: Wants) -> Result<()> {
-        let mut engine = lock(&self.model.inner.engine);
-        engine.step(&mut [Feed { sequence: &mut self.cache, tokens, wants }]).map(|_| ())
+    /// A step of the cache's sequence, and of others with it.
+    fn step(&mut self, tokens: &[u32], others: &mut [Sequence], wants: Wants) -> Result<()> {
+        let all = std::iter::once(&mut self.cache).chain(others);
+        let mut feeds: Vec<Feed<'_>> = all.map(|sequence| Feed { sequence, tokens, wants }).collect();
+        lock(&self.model.inner.engine).step(&mut feeds).map(drop)
     }
 
     fn vocabulary(&self) -> usize {
@@ -253,7 +292,7 @@ mod tests {
     }
 
     fn test(prompt: usize, generate: usize, depth: usize) -> SpeedTest {
-        SpeedTest { prompt, generate, depth }
+        SpeedTest { prompt, generate, depth, sequences: 1 }
     }
 
     #[test]
@@ -272,6 +311,13 @@ mod tests {
     fn generation_takes_a_step_with_logits_for_each_token() {
         let steps: Vec<_> = test(0, 3, 5).steps(4).collect();
         assert_eq!(steps, [(1, 1, 6), (1, 1, 7), (1, 1, 8)]);
+    }
+
+    #[test]
+    fn sequences_take_their_tokens_in_the_same_steps() {
+        let eight = SpeedTest { sequences: 8, ..test(0, 2, 5) };
+        assert_eq!((eight.tokens(), eight.context(), eight.to_string()), (16, 7, "tg2x8@d5".into()));
+        assert_eq!(eight.steps(512).collect::<Vec<_>>(), [(8, 8, 6), (8, 8, 7)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::super::Quantize;
 use super::super::expectation;
-use super::super::memory::{self, Needs};
+use super::super::memory::{self, Needs, Sizes};
 use super::super::placement::Demand;
 use super::super::quantize_on_load::ROOM;
 use super::{ModelBuilder, Progress};
@@ -68,13 +68,11 @@ impl ModelBuilder {
             Decoder::load_as(checkpoint, h, conversion.as_ref(), &mut *backend, &mut |done, total| {
                 progress(Progress::Load { done, total });
             })?;
-        let plan = Plan {
-            rows: self.sizes.chunk.min(context),
-            logit_rows: self.sizes.logit_rows.max(self.sizes.sequences).min(self.sizes.chunk).min(context),
-            sequences: self.sizes.sequences,
-            pages: memory::pages(context) * self.sizes.sequences,
-            kv_type: self.sizes.kv_type,
-        };
+        let Sizes { chunk, logit_rows, sequences, kv_type } = self.sizes;
+        // as many rows as a step may have: a token of each sequence, and of one no more than it holds
+        let rows = chunk.max(sequences).min(context.saturating_mul(sequences));
+        let pages = memory::pages(context) * sequences;
+        let plan = Plan { rows, logit_rows: logit_rows.max(sequences).min(rows), sequences, pages, kv_type };
         let engine = Engine::new(backend, decoder, plan)?;
         let quantized = conversion.map(|conversion| conversion.mix);
         Ok(Loaded { engine, context, placed, quantized, weight_bytes })
@@ -254,6 +252,11 @@ impl ModelBuilder {
             self.notice(Some(format!(
                 "the context is {context} tokens, what fits into memory (the model's own is {})",
                 h.context_limit
+            )));
+        } else if self.context.is_none() && h.context_limit < h.context {
+            self.notice(Some(format!(
+                "the context is {context} tokens, for which the model encodes positions best; --context gives up to {}",
+                h.context
             )));
         } else if context > h.context {
             self.notice(Some(format!(

@@ -138,8 +138,21 @@ impl Workspace {
         if call.rows == 1 {
             self.one_row(isa, pool, linear, call);
         } else {
-            self.by_expert(isa, pool, linear, call);
+            self.by_expert(isa, pool, linear, call, |_, _| ());
         }
+    }
+
+    /// Executes a call and shows the rows that each expert's matrices are multiplied with: of gate and up, and of down.
+    pub fn run_seen(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        linear: &mut linear::Workspace,
+        call: &Call,
+        seen: impl FnMut(usize, [&[f32]; 2]),
+    ) {
+        self.route(call);
+        self.by_expert(isa, pool, linear, call, seen);
     }
 
     /// Begins to read the matrices of the first experts that rows go to, where they are in a file: gates and ups of all of
@@ -208,7 +221,14 @@ impl Workspace {
     }
 
     /// Prefill and batches: expert by expert, all of its rows.
-    fn by_expert(&mut self, isa: Isa, pool: &Pool, linear: &mut linear::Workspace, call: &Call) {
+    fn by_expert(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        linear: &mut linear::Workspace,
+        call: &Call,
+        mut seen: impl FnMut(usize, [&[f32]; 2]),
+    ) {
         let (width, feed_forward) = (call.gate[0].columns(), call.gate[0].rows());
         let Workspace { assignments, input, gate, up, output, .. } = self;
         let memory = [input, gate, up, output].map(|memory| Shared::of(memory));
@@ -234,6 +254,10 @@ impl Workspace {
             let made = Made::Gated { up, activation: call.activation };
             let x = Input { values: gate, rows, width: feed_forward, made };
             linear.multiply(isa, pool, x, 1, |_| call.product(2, expert, output));
+            // SAFETY: the memory has these rows, and nobody writes there now.
+            let made = [(input, width), (gate, feed_forward)]
+                .map(|(memory, width)| unsafe { std::slice::from_raw_parts(memory.at(0), rows * width) });
+            seen(expert, made);
             pool.for_each(rows, least, |i| call.add(i, &group[i], output));
         }
     }

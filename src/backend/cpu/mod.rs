@@ -218,6 +218,14 @@ impl CpuBackend {
         run(&mut ready.experts, *isa, pool, &mut ready.linear, &call);
     }
 
+    /// [`Backend::experts`], which shows the rows that each expert's matrices are multiplied with: of gate and up, and of
+    /// down.
+    pub fn experts_seen(&mut self, experts: &Experts, seen: impl FnMut(usize, [&[f32]; 2])) {
+        self.with_experts(experts, |workspace, isa, pool, linear, call| {
+            workspace.run_seen(isa, pool, linear, call, seen)
+        });
+    }
+
     /// [`Backend::rope`] of one row.
     fn rope_row(&self, heads: &Heads, row: usize) {
         let width = self.width(heads.x);

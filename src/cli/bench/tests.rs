@@ -28,6 +28,13 @@ fn every_combination_of_the_lists_is_measured_and_depths_ascend() {
 }
 
 #[test]
+fn generations_are_measured_with_each_number_of_sequences() {
+    let plan = plan("-p 8 -n 4 --sequences 1,8").unwrap();
+    assert_eq!(names(&plan), ["pp8", "tg4", "tg4x8"]);
+    assert_eq!((plan.sequences, plan.context), (8, 8));
+}
+
+#[test]
 fn zero_skips_a_test() {
     assert_eq!(names(&plan("-p 0 -d 32").unwrap()), ["tg128@d32"]);
     assert_eq!(names(&plan("-n 0").unwrap()), ["pp512"]);
@@ -45,8 +52,8 @@ fn a_context_that_does_not_hold_a_test_is_refused() {
 fn row() -> Row {
     let limits = RowLimits {
         tokens_per_second: Some(20.0),
-        read_bytes_per_second: 2e10,
-        int8_products_per_second: 5e11,
+        read_bytes_per_second: Some(2e10),
+        int8_products_per_second: Some(5e11),
     };
     Row {
         test: "tg128@d4096".into(),
@@ -62,6 +69,7 @@ fn row() -> Row {
         n_prompt: 0,
         n_gen: 128,
         n_depth: 4096,
+        n_sequences: 1,
         tokens_per_second: Summary::of(vec![9.0, 11.0, 10.0]),
         share_of_limit: Some(0.5),
         limits,
