@@ -50,7 +50,8 @@ fn best() -> Isa {
     Isa::available().last().expect("scalar code is always there")
 }
 
-/// Checks one model with one kind of cache; `deep` tokens where code is fast, `shallow` where it is slow.
+/// Checks one model with one kind of cache; `deep` tokens where code is fast, `shallow` where it is slow: more than two
+/// chunks of attention.
 ///
 /// Each of the other ways changes several things at once: if none of them changes a bit, no single one does.
 fn gives_the_same_bits(file: &str, kv_type: KvType, deep: usize, shallow: usize) {
@@ -122,20 +123,20 @@ fn shares_its_prefix(engine: &mut Engine, whole: &Sequence, tokens: &[u32], expe
 
 #[test]
 fn smollm2_gives_the_same_bits_whatever_the_way() {
-    gives_the_same_bits(SMOLLM2.1, KvType::F16, 1531, 40);
+    gives_the_same_bits(SMOLLM2.1, KvType::F16, 1531, 150);
 }
 
 #[test]
 fn smollm2_with_a_q8_0_cache_gives_the_same_bits_whatever_the_way() {
-    gives_the_same_bits(SMOLLM2.1, KvType::Q8_0, 1531, 40);
+    gives_the_same_bits(SMOLLM2.1, KvType::Q8_0, 1531, 150);
 }
 
 #[test]
 fn qwen_05b_gives_the_same_bits_whatever_the_way() {
-    gives_the_same_bits(QWEN_05B.1, KvType::F16, 1531, 20);
+    gives_the_same_bits(QWEN_05B.1, KvType::F16, 1531, 150);
 }
 
 #[test]
 fn qwen_05b_with_a_q8_0_cache_gives_the_same_bits_whatever_the_way() {
-    gives_the_same_bits(QWEN_05B.1, KvType::Q8_0, 1531, 20);
+    gives_the_same_bits(QWEN_05B.1, KvType::Q8_0, 1531, 150);
 }

@@ -75,6 +75,17 @@ fn a_raw_run_and_an_interrupted_one_are_identical() {
 }
 
 #[test]
+fn a_run_that_filled_a_context_by_which_positions_are_encoded_is_replayed_in_that_one() {
+    let receipt = receipt(&warm().max_tokens(20));
+    let tokens = receipt.prompt_tokens.len() + receipt.sequences[0].tokens.len();
+    assert_eq!(receipt.context(), tokens + 1);
+    let filled = Receipt { rope_context: Some(tokens), ..receipt };
+    assert_eq!(filled.context(), tokens);
+    let error = filled.verify(&POCKET, false, |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains(&format!("--context {tokens}")), "{error}");
+}
+
+#[test]
 fn each_trace_of_a_vote_is_identical_alone() {
     let votes = POCKET.vote(QUESTION, &warm(), VoteOptions::new(4)).unwrap();
     let Some(Ok(VoteEvent::Done(outcome))) = votes.last() else { panic!("a vote ends") };

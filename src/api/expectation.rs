@@ -144,7 +144,10 @@ mod tests {
         let speed = |disk: f64| {
             by_rates(&reads, setting, |_, _| Ok(10e9), |_| Some(disk)).expect("a speed").expect("a disk")
         };
-        assert!((speed(1e9) - 1.0 / (0.1 + 0.5)).abs() < 1e-9, "the disk is not slowed by what products wait for");
+        assert!(
+            (speed(1e9) - 1.0 / (0.1 + 0.5)).abs() < 1e-9,
+            "the disk is not slowed by what products wait for"
+        );
         assert!((speed(10e9) - 0.9 / (0.09 + 0.2)).abs() < 1e-9);
     }
 

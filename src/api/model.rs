@@ -216,7 +216,10 @@ impl ModelBuilder {
             device: engine.device(),
             placed,
             context,
-            rope_context: matches!(h.rope_scaling, Scaling::Long { .. }).then_some(h.context_limit),
+            long_from: match h.rope_scaling {
+                Scaling::Long { original_context, .. } => Some(original_context),
+                _ => None,
+            },
             vocabulary: h.vocabulary,
             tokenizer: text.tokenizer,
             template: text.template,
@@ -301,10 +304,9 @@ struct Text {
 
 impl Text {
     fn read(metadata: &Metadata) -> Result<Self> {
-        Ok(Text {
-            tokenizer: Tokenizer::from_metadata(metadata)?,
-            template: ChatTemplate::from_metadata(metadata)?,
-        })
+        let tokenizer = Tokenizer::from_metadata(metadata)?;
+        let template = ChatTemplate::of(metadata, &tokenizer)?;
+        Ok(Text { tokenizer, template })
     }
 
     /// The markers of a model that is not in the catalog.
@@ -390,7 +392,8 @@ pub(crate) struct Inner {
     quantized: Option<Mix>,
     parameters: u64,
     context: usize,
-    rope_context: Option<usize>,
+    /// Of LongRoPE: contexts above this one have other factors.
+    long_from: Option<usize>,
     vocabulary: usize,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
@@ -676,7 +679,12 @@ impl Model {
 
     /// The same, where it decides how positions are encoded (LongRoPE).
     pub(super) fn rope_context(&self) -> Option<usize> {
-        self.inner.rope_context
+        self.inner.long_from.map(|_| self.inner.context)
+    }
+
+    /// Whether positions are encoded as in a context of so many tokens, if that decides it.
+    pub(super) fn encodes_positions_as_with(&self, context: usize) -> bool {
+        self.inner.long_from.is_some_and(|from| (context > from) == (self.inner.context > from))
     }
 
     /// Number of tokens that it knows: the width of its logits.

@@ -354,8 +354,11 @@ impl Receipt {
 
     /// Tokens of context that a replay needs.
     pub fn context(&self) -> usize {
-        let longest = self.sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
-        (self.prompt_tokens.len() + longest + 1).max(self.rope_context.unwrap_or(0))
+        // of a model whose positions depend on it, that one: it held the run
+        self.rope_context.unwrap_or_else(|| {
+            let longest = self.sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(0);
+            self.prompt_tokens.len() + longest + 1
+        })
     }
 
     /// Repeats the run on `model`: by feeding what was recorded, many tokens in a step, or (`decode`) by generating it
@@ -392,6 +395,14 @@ impl Receipt {
                 "weights were {}, those of the model are {}",
                 shown(self.model.quantized.as_deref()),
                 shown(quantized)
+            );
+            return Err(Error::Saved(what));
+        }
+        if self.rope_context.is_some_and(|context| !model.encodes_positions_as_with(context)) {
+            let (recorded, own) = (self.context(), model.context());
+            let what = format!(
+                "positions were encoded as in a context of {recorded} tokens, which one of {own} does otherwise: load the \
+                 model with --context {recorded}"
             );
             return Err(Error::Saved(what));
         }

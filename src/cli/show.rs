@@ -121,7 +121,7 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
         }
         _ => Vec::new(),
     };
-    let expected = reads.and_then(|reads| expected_speed(&reads, &memory, None));
+    let expected = reads.and_then(|reads| expected_speed(&reads, &memory, file_on_the_disk().as_deref()));
     Facts {
         name: name.to_owned(),
         downloaded: false,
@@ -154,7 +154,14 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
         let names = ["general.name", "general.basename"].map(|key| fields.text(key).unwrap_or_default());
         catalog::for_metadata(&fields.architecture, &[&names[0], &names[1], &file])
     });
-    let template = ChatTemplate::from_metadata(&checkpoint.metadata)?;
+    let template = match ChatTemplate::from_metadata(&checkpoint.metadata)? {
+        Some(own) => Some(own),
+        None => {
+            let tokenizer = Tokenizer::from_metadata(&checkpoint.metadata).ok();
+            let of = |tokenizer: Tokenizer| ChatTemplate::of(&checkpoint.metadata, &tokenizer);
+            tokenizer.map(of).transpose()?.flatten()
+        }
+    };
     let weights = size_on_disk(&checkpoint)?;
     let own_context = fields.number("context_length", "max_position_embeddings");
     let token = kv_bytes_per_token(&checkpoint, &fields);
@@ -259,6 +266,14 @@ fn expected_speed(reads: &Reads, memory: &[Memory], file: Option<&Path>) -> Opti
     let room = available.saturating_sub(memory.bytes.saturating_sub(reads.all_experts));
     let setting = expectation::Setting { threads: None, room, file };
     expectation::tokens_per_second(reads, setting).ok().flatten()
+}
+
+/// A file on the disk that models are downloaded to, as far as one is there: the largest of the cache, else this program.
+fn file_on_the_disk() -> Option<PathBuf> {
+    let cached = super::pull::hub(true).and_then(|hub| hub.list()).unwrap_or_default();
+    let files = cached.into_iter().flat_map(|model| model.files);
+    let size = |file: &PathBuf| std::fs::metadata(file).map_or(0, |there| there.len());
+    files.max_by_key(size).or_else(|| std::env::current_exe().ok())
 }
 
 fn size_on_disk(checkpoint: &Checkpoint) -> Result<u64> {

@@ -9,8 +9,13 @@ use crate::checkpoint::safetensors::{CONFIG, INDEX, Index, SINGLE};
 /// Vocabularies; one is enough.
 const TOKENIZERS: [&str; 2] = ["tokenizer.json", "tekken.json"];
 /// What else is read beside the weights, where it is there.
-const BESIDE: [&str; 4] =
-    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const BESIDE: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "SYSTEM_PROMPT.txt",
+];
 
 /// The checkpoint in the root of a repository with these files; none where there is no config.json. `index` reads the
 /// index of the shards and is asked only where it counts: exactly the files that it names are the weights.
@@ -55,6 +60,7 @@ mod tests {
     fn of_a_repository_only_what_is_read_is_taken_and_the_weights_last() {
         let paths = [
             "README.md",
+            "SYSTEM_PROMPT.txt",
             "chat_template.jinja",
             "config.json",
             "consolidated.safetensors",
@@ -66,8 +72,14 @@ mod tests {
             "tokenizer.json",
         ];
         let group = found(&paths, "");
-        let parts =
-            ["config.json", "chat_template.jinja", "tokenizer.json", "tekken.json", "model.safetensors"];
+        let parts = [
+            "config.json",
+            "chat_template.jinja",
+            "SYSTEM_PROMPT.txt",
+            "tokenizer.json",
+            "tekken.json",
+            "model.safetensors",
+        ];
         assert_eq!(group.parts, parts);
         assert!(group.complete());
     }

@@ -95,9 +95,10 @@ pub(super) fn gguf(name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{gguf}.{kind}"))
 }
 
-/// The layer that a Hugging Face checkpoint's tensor belongs to.
+/// The layer that a tensor belongs to, by its name in GGUF or in a Hugging Face checkpoint.
 pub(super) fn layer(name: &str) -> Option<usize> {
-    name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
+    let rest = name.strip_prefix("model.layers.").or_else(|| name.strip_prefix("blk."))?;
+    rest.split_once('.')?.0.parse().ok()
 }
 
 /// GGUF's name of the stack that an expert's matrix belongs to, and the expert's number.

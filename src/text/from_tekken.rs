@@ -179,7 +179,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::checkpoint::Metadata;
-    use crate::text::{Special, Tokenizer};
+    use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
 
     /// The 256 bytes, "th", "thi", "é" and one more than there is room for.
     fn tekken() -> Value {
@@ -215,6 +215,53 @@ mod tests {
             config: Value::Null,
             folder: folder.path().to_owned(),
         })
+    }
+
+    #[test]
+    fn a_repository_without_a_template_gets_mistral_s_and_its_own_system_prompt() {
+        let folder = tempfile::tempdir().unwrap();
+        let metadata = Metadata::HuggingFace { config: Value::Null, folder: folder.path().to_owned() };
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("tekken.json", &tekken().to_string());
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        assert!(ChatTemplate::of(&metadata, &tokenizer).unwrap().is_none(), "it has no such tokens");
+
+        let mut tokens = tekken();
+        let marks = ["[THINK]", "[/THINK]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"];
+        let special = tokens["special_tokens"].as_array_mut().unwrap();
+        special.truncate(3);
+        special.extend(
+            marks
+                .iter()
+                .zip(3..)
+                .map(|(mark, rank)| json!({"rank": rank, "token_str": mark, "is_control": true})),
+        );
+        tokens["config"]["default_num_special_tokens"] = 9.into();
+        tokens["config"]["default_vocab_size"] = 268.into();
+        write("tekken.json", &tokens.to_string());
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        let prompt = |roles: &[(&str, &str)]| {
+            let template = ChatTemplate::of(&metadata, &tokenizer).unwrap().unwrap();
+            let message = |&(role, content): &(&str, &str)| TemplateMessage {
+                role: role.to_owned(),
+                content: content.to_owned(),
+                reasoning_content: None,
+            };
+            let messages: Vec<_> = roles.iter().map(message).collect();
+            let ids = template.encode(&tokenizer, &messages, &TemplateContext::new(&tokenizer)).unwrap();
+            (tokenizer.decode(&ids), ids)
+        };
+        assert_eq!(prompt(&[("user", "hi")]).0, "<s>[INST]hi[/INST]");
+        write("SYSTEM_PROMPT.txt", "Think: \"[THINK]so[/THINK]\"\n");
+        let (text, ids) = prompt(&[("user", "hi [INST]"), ("assistant", "yes"), ("user", "why?")]);
+        let turns = "[INST]hi [INST][/INST]yes</s>[INST]why?[/INST]";
+        assert_eq!(text, format!("<s>[SYSTEM_PROMPT]Think: \"[THINK]so[/THINK]\"\n[/SYSTEM_PROMPT]{turns}"));
+        let count = |id| ids.iter().filter(|&&other| other == id).count();
+        assert_eq!((count(3), count(7)), (1, 2), "a message's words are no tokens, the template's are");
+        assert_eq!(
+            prompt(&[("system", "Be brief."), ("user", "hi")]).0,
+            "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]hi[/INST]"
+        );
     }
 
     #[test]

@@ -57,6 +57,26 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
 }
 
+/// What [`MISTRAL`] marks texts with.
+const MISTRAL_TOKENS: [&str; 4] = ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"];
+
+/// Of a system prompt `system`, which may be empty, and messages.
+const MISTRAL: &str = "\
+{{- bos_token -}}
+{%- if system and messages[0].role != 'system' -%}
+    {{- '[SYSTEM_PROMPT]' + system + '[/SYSTEM_PROMPT]' -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.role == 'system' -%}
+        {{- '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' -}}
+    {%- elif message.role == 'user' -%}
+        {{- '[INST]' + message.content + '[/INST]' -}}
+    {%- else -%}
+        {{- message.content + eos_token -}}
+    {%- endif -%}
+{%- endfor -%}
+";
+
 /// The template's name in its environment and in messages about its syntax.
 const NAME: &str = "chat template";
 
@@ -96,6 +116,32 @@ impl ChatTemplate {
             }
         };
         source.map(|source| ChatTemplate::new(&source)).transpose()
+    }
+
+    /// [`from_metadata`](Self::from_metadata), or, where a vocabulary has Mistral's tokens for a system prompt and an
+    /// instruction and no template came with it (tekken.json has none), Mistral's (mistral-common, version 7 of its tokens).
+    /// A repository's SYSTEM_PROMPT.txt stands for a system prompt that is not given.
+    ///
+    /// # Errors
+    /// As [`from_metadata`](Self::from_metadata).
+    pub fn of(metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let own = Self::from_metadata(metadata)?;
+        let is_mistral = || MISTRAL_TOKENS.iter().all(|token| tokenizer.id(token).is_some());
+        if own.is_some() || !is_mistral() {
+            return Ok(own);
+        }
+        let system = match metadata {
+            Metadata::HuggingFace { folder, .. } => {
+                let file = folder.join("SYSTEM_PROMPT.txt");
+                match std::fs::read_to_string(&file) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+                    text => text.map_err(|source| Error::io(&file, source))?,
+                }
+            }
+            Metadata::Gguf(_) => String::new(),
+        };
+        let text = |part: &str| serde_json::Value::from(part).to_string();
+        Self::new(&format!("{{%- set system = {} -%}}\n{MISTRAL}", text(&system))).map(Some)
     }
 
     /// The source, for searching it.

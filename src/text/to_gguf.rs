@@ -45,7 +45,7 @@ pub fn gguf_vocabulary(metadata: &Metadata, architecture: &str) -> Result<BTreeM
     if let Some(&id) = tokenizer.ends().first() {
         put("ggml.eos_token_id", Value::Unsigned(id.into()));
     }
-    if let Some(template) = ChatTemplate::from_metadata(metadata)? {
+    if let Some(template) = ChatTemplate::of(metadata, &tokenizer)? {
         put("chat_template", Value::String(template.source().to_owned()));
     }
     Ok(pairs)

@@ -4,6 +4,6 @@ mod agreement;
 mod quality;
 mod speed;
 
-pub use agreement::{Agreement, Trial, agreement};
+pub use agreement::{Agreement, Trial, agreement, synthetic_agreement};
 pub use quality::{Quality, Reference, divergence, perplexity};
 pub use speed::{SpeedTest, Stopwatch, Summary};
