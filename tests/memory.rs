@@ -1,9 +1,14 @@
 //! The memory that `show` says is the memory that is taken.
 #![cfg(target_os = "linux")]
 
-use std::path::Path;
-use std::process::Command;
+mod common;
 
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{QWEN_05B, real_model};
+use pensive::backend::KvType;
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::checkpoint::Checkpoint;
 use pensive::model::{Conversion, Decoder, Hyperparameters, Reads, Synthetic};
@@ -44,6 +49,42 @@ fn a_model_takes_the_memory_that_show_says_within_a_tenth() {
     let taken = anonymous_bytes() - before;
     println!("said {:.0} MiB, taken {:.0} MiB", said as f64 / 1048576.0, taken as f64 / 1048576.0);
     assert!(taken.abs_diff(said) * 10 <= said, "said {said}, taken {taken}");
+}
+
+/// At its peak, which is while weights are copied from the mapped file: pages of the file count too.
+#[test]
+fn a_run_takes_its_file_keys_and_values_and_100_mb_at_most() {
+    let Some(path) = real_model(QWEN_05B.1) else { return };
+    let context = 2048;
+    let home = tempfile::tempdir().unwrap();
+    let prompt = include_str!("../README.md");
+    let mut run = Command::new(env!("CARGO_BIN_EXE_pensive"))
+        .args(["run", path.to_str().unwrap(), "--temperature", "0", "--max-tokens", "24"])
+        .args(["--context", &context.to_string(), &prompt[..prompt.floor_char_boundary(3800)]])
+        .env("HOME", home.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut peak = 0;
+    while run.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", run.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        peak = kilobytes.unwrap_or(0).max(peak);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let file = path.metadata().unwrap().len();
+    let h = Hyperparameters::read(&Checkpoint::open(&path).unwrap()).unwrap();
+    let keys_and_values = (context * h.layers * h.kv_shape().position_bytes(KvType::F16)) as u64;
+    let more = (1024 * peak).saturating_sub(file + keys_and_values);
+    println!(
+        "{} MB beside the file and {} MB of keys and values",
+        more / 1_000_000,
+        keys_and_values / 1_000_000
+    );
+    assert!(1024 * peak > file, "the run read its weights");
+    assert!(more < 100_000_000, "{more} bytes beside the file, keys and values");
 }
 
 /// Keys of latent attention that are stored together with values are made anew while loading.

@@ -54,6 +54,10 @@ impl Default for CpuOptions {
     }
 }
 
+/// Rows of an embedding after whose reading the file's pages are given back: each brings its neighbours along (64 KiB on
+/// Linux), so that a prompt soon has most of the table in memory.
+const MANY_LOOKUPS: usize = 64;
+
 /// Steps in which all matrices are copied to where they are interleaved, after a first step that copies nothing: fresh
 /// memory costs more than all else of loading, and the first logits need not wait for it.
 const COPY_STEPS: u64 = 8;
@@ -416,6 +420,9 @@ impl Backend for CpuBackend {
             let to = unsafe { std::slice::from_raw_parts_mut(target.at(row * width), width) };
             quant::dequantize(table.kind, from, to);
         });
+        if rows.len() >= MANY_LOOKUPS {
+            table.drop_pages();
+        }
     }
 
     fn linear(&mut self, source: Source, projections: &[Projection]) {

@@ -158,7 +158,7 @@ impl WeightMatrix {
         bytes.saturating_sub(tiles * tile_bytes)
     }
 
-    /// Ends a product: what it copied is used from now on, and the file's pages are given back to the system.
+    /// Ends a product: what it copied is used from now on. (The file's pages were given back as it was copied.)
     ///
     /// # Safety
     /// All threads of the product have ended.
@@ -167,7 +167,6 @@ impl WeightMatrix {
         let (ready, end) = copied.range();
         if ready < end {
             copied.ready.store(end, Relaxed);
-            copied.tensor.drop_rows(ready * TILE..(end * TILE).min(self.rows));
         }
     }
 
@@ -285,6 +284,10 @@ impl WeightMatrix {
                             // SAFETY: the caller of `begin` promised that each tile belongs to one thread.
                             pass.clone().for_each(|tile| unsafe { copied.copy(isa, tile) });
                             multiply(interleaved, pass);
+                        }
+                        if ready < end {
+                            // at once, so that no more than this is in memory twice
+                            copied.tensor.drop_rows(ready * TILE..(end * TILE).min(self.rows));
                         }
                         multiply(Bytes::AsInFile(copied.tensor.bytes().as_ptr()), end..tiles.end);
                     }
