@@ -28,10 +28,12 @@ impl Candle {
         let architecture = content.metadata["general.architecture"].to_string().expect("a string").clone();
         let weights = match architecture.as_str() {
             "qwen2" => Weights::Qwen2(
-                quantized_qwen2::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).expect("candle loads"),
+                quantized_qwen2::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)
+                    .expect("candle loads"),
             ),
             _ => Weights::Llama(
-                quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).expect("candle loads"),
+                quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu)
+                    .expect("candle loads"),
             ),
         };
         let mut candle = Candle { weights, load_seconds: 0.0 };

@@ -92,7 +92,8 @@ fn main() {
                 samples.push(peer.run(depth, prompt, generate));
             }
         }
-        let name = if prompt > 0 { format!("pp{prompt} @ d{depth}") } else { format!("tg{generate} @ d{depth}") };
+        let name =
+            if prompt > 0 { format!("pp{prompt} @ d{depth}") } else { format!("tg{generate} @ d{depth}") };
         row(&name, samples.into_iter().map(median).collect());
     }
 }

@@ -15,7 +15,8 @@ impl Pensive {
     pub fn load(path: &Path, threads: usize, context: usize) -> Self {
         let began = Instant::now();
         let name = path.to_str().expect("the path is UTF-8");
-        let model = Model::builder(name).threads(threads).context(context).load().expect("pensive loads the model");
+        let model =
+            Model::builder(name).threads(threads).context(context).load().expect("pensive loads the model");
         let mut stopwatch = Stopwatch::new(&model);
         let one = SpeedTest::of_prompt(1, 0);
         stopwatch.run(one).expect("one token");

@@ -128,16 +128,22 @@ pub fn main(words: &[String]) {
 }
 
 /// What is known of the importance of tensors' columns, by their names.
-fn known<'a>(source: &Checkpoint, importance: Option<&'a Importance>) -> Vec<(CString, &'a [f32])> {
+fn known(source: &Checkpoint, importance: Option<&Importance>) -> Vec<(CString, Vec<f32>)> {
     let of = |tensor: &Tensor| {
-        let row = importance?.of(&tensor.name, tensor.columns())?;
-        Some((CString::new(tensor.name.as_str()).expect("without NUL"), row))
+        let (matrices, columns) =
+            (if tensor.shape.len() == 3 { tensor.shape[0] } else { 1 }, tensor.columns());
+        let rows: Vec<Option<&[f32]>> =
+            (0..matrices).map(|i| importance?.of(&tensor.name, i, columns)).collect();
+        // of an expert that no row went to nothing is known
+        let row = |row: &Option<&[f32]>| row.map_or_else(|| vec![1.0; columns], <[f32]>::to_vec);
+        let all = rows.iter().any(Option::is_some).then(|| rows.iter().flat_map(row).collect())?;
+        Some((CString::new(tensor.name.as_str()).expect("without NUL"), all))
     };
     source.tensors.values().filter_map(of).collect()
 }
 
 /// llama.cpp's own quantization; a source that is quantized already is taken too.
-fn quantize_by_llama(source: &Path, to: &Path, mix: Mix, known: &[(CString, &[f32])]) {
+fn quantize_by_llama(source: &Path, to: &Path, mix: Mix, known: &[(CString, Vec<f32>)]) {
     let c_string =
         |path: &Path| CString::new(path.to_str().expect("the path is UTF-8")).expect("without NUL");
     let (source, to) = (c_string(source), c_string(to));
