@@ -390,6 +390,11 @@ pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
                 let zero = if powers::<F>() { x.zeros[group / 2].to_bits() } else { 0 };
                 starts[t][group] = zero.wrapping_add((sum << shift) as u32);
             }
+            // or the compiler takes the same group of all tokens together, by gathers and scatters: of eight tokens a fifth
+            // of the time that Q6_K takes
+            if T > 4 {
+                std::hint::black_box(&mut starts[t]);
+            }
         }
     }
     starts
