@@ -155,7 +155,7 @@ fn converted(
             let importance = importance.and_then(|known| known.of(&tensor.name, i, columns));
             Rows { kind: tensor.kind, columns, bytes, importance }.convert(kind, to, cancel);
         }
-        tensor.drop_pages();
+        export.drop_pages(part);
     }
     all
 }

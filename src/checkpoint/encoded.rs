@@ -126,25 +126,52 @@ impl Tensor {
             Encoding::Blocks | Encoding::Bare => return self.clone(),
             Encoding::Fp8 { scales, block } => self.decode_fp8(&scales.values(), *block),
             Encoding::Mxfp4 { exponents } => {
-                let blocks = self.bytes().as_chunks::<16>().0.iter().zip(exponents.bytes());
-                blocks.flat_map(|(codes, &exponent)| mxfp4(codes, exponent)).collect()
+                let (codes, exponents) = (self.bytes().as_chunks::<16>().0, exponents.bytes());
+                on_all_cores(codes.len() * 17, 17, |first, part| {
+                    let blocks = codes[first..].iter().zip(&exponents[first..]);
+                    for (to, (codes, &exponent)) in part.as_chunks_mut().0.iter_mut().zip(blocks) {
+                        *to = mxfp4(codes, exponent);
+                    }
+                })
             }
             Encoding::Repeated { first } => self.repeat(first * self.kind.block_bytes()),
         };
+        self.drop_pages(); // what was stored is there a second time now
         Tensor::from_bytes(&self.name, self.kind, &self.shape, bytes)
     }
 
     fn decode_fp8(&self, scales: &[f32], [rows, columns]: [usize; 2]) -> Vec<u8> {
         let (width, across) = (self.columns(), self.columns().div_ceil(columns));
-        let mut bytes = Vec::with_capacity(4 * self.bytes().len());
-        for (row, codes) in self.bytes().chunks(width).enumerate() {
-            let scales = &scales[row / rows * across..];
-            for (codes, scale) in codes.chunks(columns).zip(scales) {
-                bytes.extend(codes.iter().flat_map(|&code| (e4m3(code) * scale).to_le_bytes()));
+        let values: [f32; 256] = std::array::from_fn(|code| e4m3(code as u8));
+        on_all_cores(4 * self.bytes().len(), 4 * width, |first, part| {
+            let codes = self.bytes()[first * width..].chunks(width);
+            for ((row, codes), to) in (first..).zip(codes).zip(part.chunks_mut(4 * width)) {
+                let scales = &scales[row / rows * across..];
+                let pieces = codes.chunks(columns).zip(to.chunks_mut(4 * columns)).zip(scales);
+                for ((codes, to), scale) in pieces {
+                    for (to, &code) in to.as_chunks_mut().0.iter_mut().zip(codes) {
+                        *to = (values[usize::from(code)] * scale).to_le_bytes();
+                    }
+                }
             }
-        }
-        bytes
+        })
     }
+}
+
+/// So many bytes, made of pieces of `piece` bytes by all cores: `make` is given the number of the first piece of a part, and the
+/// part.
+fn on_all_cores(bytes: usize, piece: usize, make: impl Fn(usize, &mut [u8]) + Sync) -> Vec<u8> {
+    let mut all = vec![0; bytes];
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let piece = piece.max(1);
+    let of_core = bytes.div_ceil(cores).next_multiple_of(piece).max(piece);
+    let make = &make;
+    std::thread::scope(|scope| {
+        for (i, part) in all.chunks_mut(of_core).enumerate() {
+            scope.spawn(move || make(i * of_core / piece, part));
+        }
+    });
+    all
 }
 
 impl Tensor {
@@ -153,17 +180,9 @@ impl Tensor {
     fn repeat(&self, first: usize) -> Vec<u8> {
         let (before, after) = self.bytes().split_at(first);
         let pattern = &[after, before].concat()[..];
-        let mut bytes = vec![0; self.kind.row_bytes(self.columns()) * self.rows()];
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let part = bytes.len().div_ceil(cores).next_multiple_of(pattern.len());
-        std::thread::scope(|scope| {
-            for part in bytes.chunks_mut(part) {
-                scope.spawn(move || {
-                    part.chunks_mut(pattern.len()).for_each(|to| to.copy_from_slice(&pattern[..to.len()]));
-                });
-            }
-        });
-        bytes
+        on_all_cores(self.kind.row_bytes(self.columns()) * self.rows(), pattern.len(), |_, part| {
+            part.chunks_mut(pattern.len()).for_each(|to| to.copy_from_slice(&pattern[..to.len()]));
+        })
     }
 }
 

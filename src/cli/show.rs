@@ -372,7 +372,11 @@ impl Facts {
         }
         lines.extend(self.expected_tokens_per_second.map(|speed| {
             let digits = usize::from(speed < 10.0);
-            ("speed", format!("about {speed:.digits$} tokens/s are to be expected on this machine"))
+            let speed = match speed {
+                ..0.05 => "less than 0.1".to_owned(),
+                _ => format!("about {speed:.digits$}"),
+            };
+            ("speed", format!("{speed} tokens/s are to be expected on this machine"))
         }));
         if let Some(template) = self.chat_template {
             lines.push(("chat template", if template { "yes" } else { "none" }.into()));

@@ -55,6 +55,11 @@ impl Export<'_> {
         self.parts[index].bytes().len() as u64
     }
 
+    /// Gives the memory of a part's pages back, where it is stored in a mapped file.
+    pub fn drop_pages(&self, index: usize) {
+        self.parts[index].drop_pages();
+    }
+
     /// A matrix, [rows, columns], as it is to stand in the file.
     pub fn part(&self, index: usize) -> Tensor {
         let tensor = self.parts[index].decoded();
