@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use common::tiny::{self, Architecture, Written};
 use common::{SMOLLM2, fixture, real_model};
-use pensive::api::measure::{Reference, Trial, agreement, divergence};
+use pensive::api::measure::{Agreement, Reference, Trial, agreement, divergence};
 use pensive::api::{Receipt, VoteEvent, VoteOptions};
 use pensive::backend::candle::{Accelerator, CandleBackend};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
@@ -261,8 +261,11 @@ fn the_selftest_finds_agreement_and_tells_disagreement() {
         let trial = Trial { device: DeviceChoice::Candle, gpu_layers, kv_type: KvType::F16, mix: None };
         let found = agreement(&folder, &trial).unwrap();
         assert!(found.is_good() && found.kl_to_reference.unwrap() < 1e-4, "{found:?}");
-        assert!(!pensive::api::measure::Agreement { repeats: false, ..found.clone() }.is_good());
-        assert!(!pensive::api::measure::Agreement { kl_to_cpu: 0.3, ..found }.is_good());
+        assert!(!Agreement { repeats: false, ..found.clone() }.is_good());
+        assert!(!Agreement { kl_to_cpu: 0.3, ..found.clone() }.is_good());
+        let trained =
+            |kl_to_cpu| Agreement { kl_to_cpu, is_quantized: true, is_trained: true, ..found.clone() };
+        assert!(trained(0.003).is_good() && !trained(0.05).is_good());
     }
     let trial = Trial { device: DeviceChoice::Cpu, ..Trial::default() };
     assert!(agreement(&folder, &trial).is_err(), "the CPU is not compared with itself");

@@ -59,7 +59,7 @@ fn a_run_takes_its_file_keys_and_values_and_100_mb_at_most() {
     let home = tempfile::tempdir().unwrap();
     let prompt = include_str!("../README.md");
     let mut run = Command::new(env!("CARGO_BIN_EXE_pensive"))
-        .args(["run", path.to_str().unwrap(), "--temperature", "0", "--max-tokens", "24"])
+        .args(["run", path.to_str().unwrap(), "--temperature", "0", "--max-tokens", "24", "--threads", "2"])
         .args(["--context", &context.to_string(), &prompt[..prompt.floor_char_boundary(3800)]])
         .env("HOME", home.path())
         .stdout(Stdio::null())

@@ -148,9 +148,9 @@ fn converted(
         let (at, columns) = (all.len(), tensor.columns());
         all.resize(at + kind.row_bytes(tensor.rows() * columns), 0);
         // experts that are one tensor
-        let matrices = if tensor.shape.len() == 3 { tensor.shape[0] } else { 1 };
+        let matrices = if tensor.shape.len() == 3 { tensor.shape[0].max(1) } else { 1 };
         let [from, to] = [tensor.bytes().len(), all.len() - at].map(|bytes| bytes / matrices);
-        let pieces = tensor.bytes().chunks_exact(from).zip(all[at..].chunks_exact_mut(to));
+        let pieces = tensor.bytes().chunks_exact(from.max(1)).zip(all[at..].chunks_exact_mut(to.max(1)));
         for (i, (bytes, to)) in pieces.enumerate() {
             let importance = importance.and_then(|known| known.of(&tensor.name, i, columns));
             Rows { kind: tensor.kind, columns, bytes, importance }.convert(kind, to, cancel);

@@ -30,6 +30,13 @@ impl Squares {
         }
         self.rows += (values.len() / width) as u64;
     }
+
+    /// Adds what was seen elsewhere.
+    fn merge(&mut self, other: &Squares) {
+        self.sums.resize(other.sums.len(), 0.0);
+        self.sums.iter_mut().zip(&other.sums).for_each(|(sum, more)| *sum += more);
+        self.rows += other.rows;
+    }
 }
 
 /// Of each matrix, by its tensor's name, and which of the tensor's it is where that has those of all experts (0 else).
@@ -59,9 +66,11 @@ impl Recorder {
         let width = self.widths[&buffer.0];
         // what fails on the device is reported by the step's end
         let Ok(values) = self.inner.read(buffer) else { return };
+        let mut seen = Squares::default();
+        seen.add(values, width);
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         for name in names {
-            record.entry((name.clone(), 0)).or_default().add(values, width);
+            record.entry((name.clone(), 0)).or_default().merge(&seen);
         }
     }
 }

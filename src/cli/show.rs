@@ -121,7 +121,10 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
         }
         _ => Vec::new(),
     };
-    let expected = reads.and_then(|reads| expected_speed(&reads, &memory, file_on_the_disk().as_deref()));
+    let expected = reads.and_then(|reads| {
+        let file = (reads.all_experts > 0).then(file_on_the_disk).flatten();
+        expected_speed(&reads, &memory, file.as_deref())
+    });
     Facts {
         name: name.to_owned(),
         downloaded: false,
