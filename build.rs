@@ -1,9 +1,9 @@
-//! With feature `cuda`: compiles pensive's own kernels to PTX, by the toolkit that candle needs too. Else does nothing.
+//! With feature `cuda`: compiles pensive's own kernels, by the toolkit that candle needs too. Else does nothing.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-const KERNELS: &str = "src/backend/candle/kernels/kernels.cu";
+const KERNELS: &str = "src/backend/cuda/kernels";
 
 fn main() {
     println!("cargo::rerun-if-changed={KERNELS}");
@@ -18,13 +18,14 @@ fn main() {
 }
 
 fn compile() -> Result<(), String> {
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("kernels.ptx");
-    let nvcc = nvcc();
-    let arch = format!("compute_{}", compute_capability());
+    let capability = compute_capability();
+    let code = format!("arch=compute_{capability},code=[sm_{capability},compute_{capability}]");
+    let source = format!("{KERNELS}/kernels.cu");
+    let to = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("kernels.fatbin");
+    let nvcc = compiler();
     let output = Command::new(&nvcc)
-        .args(["-ptx", "-O3", "-arch", &arch, "-o"])
-        .arg(out)
-        .arg(KERNELS)
+        .args(["-fatbin", "-gencode", &code, "-O3", "-o"])
+        .args([to, source.into()])
         .output()
         .map_err(|e| format!("{}: {e}; feature cuda needs the CUDA toolkit (CUDA_HOME)", nvcc.display()))?;
     if output.status.success() {
@@ -35,7 +36,7 @@ fn compile() -> Result<(), String> {
 }
 
 /// The toolkit's compiler: of the folder that a variable names, else of PATH.
-fn nvcc() -> PathBuf {
+fn compiler() -> PathBuf {
     let folders = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "CUDA_TOOLKIT_ROOT_DIR"];
     let named =
         folders.iter().filter_map(std::env::var_os).map(|folder| PathBuf::from(folder).join("bin/nvcc"));

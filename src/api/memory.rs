@@ -10,7 +10,7 @@ use crate::{Error, Result, catalog};
 const SMALLEST_CONTEXT: usize = 2048;
 
 /// Rows of a prefill chunk: enough to use each weight many times, few enough to stay in the caches.
-const CHUNK: usize = 512;
+pub(super) const CHUNK: usize = 512;
 
 /// Rows whose logits one step can give.
 const LOGIT_ROWS: usize = 16;

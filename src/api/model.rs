@@ -57,6 +57,8 @@ pub struct ModelBuilder {
     device: DeviceChoice,
     gpu_layers: Option<usize>,
     sizes: Sizes,
+    /// Rows of a step that were asked for.
+    chunk: Option<usize>,
     quantize: Quantize,
     force: bool,
     synthetic: Option<Option<usize>>,
@@ -91,9 +93,10 @@ impl ModelBuilder {
         self
     }
 
-    /// Tokens of a prompt that are read in one step (512). Changes speed and memory, never a result.
+    /// Tokens of a prompt that are read in one step (512, on NVIDIA GPUs 2048). Changes speed and memory; on the CPU never a
+    /// result.
     pub fn chunk(mut self, tokens: usize) -> Self {
-        self.sizes.chunk = tokens.max(1);
+        self.chunk = Some(tokens.max(1));
         self
     }
 
@@ -438,6 +441,7 @@ impl Model {
             device: DeviceChoice::default(),
             gpu_layers: None,
             sizes: Sizes::default(),
+            chunk: None,
             quantize: Quantize::default(),
             force: false,
             synthetic: None,

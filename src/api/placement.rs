@@ -218,7 +218,14 @@ mod tests {
     fn gpu(label: &str, room: u64) -> Gpu {
         let bytes = room * MIB + RESERVE + 88 * MIB;
         let backend = Box::new(CpuBackend::new(CpuOptions::default()).unwrap());
-        Gpu { label: label.into(), name: "test".into(), free_bytes: bytes, total_bytes: bytes, backend }
+        Gpu {
+            label: label.into(),
+            name: "test".into(),
+            free_bytes: bytes,
+            total_bytes: bytes,
+            rows: 512,
+            backend,
+        }
     }
 
     fn counts(placement: &Placement) -> (usize, Vec<(&str, usize)>) {

@@ -76,6 +76,8 @@ pub struct Gpu {
     pub free_bytes: u64,
     /// Bytes of all its memory.
     pub total_bytes: u64,
+    /// Rows of a prompt that it takes best at once.
+    pub rows: usize,
     /// Without weights.
     pub backend: Box<dyn Backend>,
 }
@@ -122,7 +124,7 @@ impl DeviceChoice {
             DeviceChoice::Metal => vec![Accelerator::metal()?],
             _ => vec![Accelerator::candle()],
         };
-        Ok(found.into_iter().map(Gpu::from).collect())
+        found.into_iter().map(Gpu::new).collect()
     }
 
     #[cfg(not(feature = "candle"))]
@@ -134,24 +136,50 @@ impl DeviceChoice {
     }
 }
 
+/// The variable that has GPUs computed by candle's operations alone if it says "candle".
 #[cfg(feature = "candle")]
-impl From<Accelerator> for Gpu {
-    fn from(accelerator: Accelerator) -> Gpu {
-        Gpu {
+const OPS: &str = "PENSIVE_GPU_OPS";
+
+#[cfg(feature = "candle")]
+impl Gpu {
+    /// Ready for weights.
+    fn new(accelerator: Accelerator) -> Result<Gpu> {
+        Ok(Gpu {
             label: accelerator.label(),
             name: accelerator.name.clone(),
             free_bytes: accelerator.memory.0,
             total_bytes: accelerator.memory.1,
-            backend: Box::new(CandleBackend::new(accelerator)),
-        }
+            rows: if is_own(&accelerator) { 2048 } else { 512 },
+            backend: backend(accelerator)?,
+        })
     }
+}
+
+/// Whether a GPU is run by pensive's own kernels.
+#[cfg(feature = "candle")]
+fn is_own(accelerator: &Accelerator) -> bool {
+    accelerator.kind == candle::Kind::Cuda && std::env::var_os(OPS).is_none_or(|ops| ops != "candle")
+}
+
+/// pensive's own kernels on NVIDIA's GPUs, candle's operations on others.
+#[cfg(feature = "candle")]
+fn backend(accelerator: Accelerator) -> Result<Box<dyn Backend>> {
+    #[cfg(feature = "cuda")]
+    if is_own(&accelerator) {
+        let driver = super::cuda::CudaDriver::new(accelerator)?;
+        return Ok(Box::new(super::cuda::CudaBackend::new(Box::new(driver))));
+    }
+    Ok(Box::new(CandleBackend::new(accelerator)))
 }
 
 /// All GPUs that can be used, and why one cannot.
 #[cfg(feature = "candle")]
 pub fn usable() -> (Vec<Gpu>, Option<String>) {
     let (found, fault) = candle::accelerators();
-    let gpus: Vec<Gpu> = found.into_iter().map(Gpu::from).collect();
+    let opened: Vec<Result<Gpu>> = found.into_iter().map(Gpu::new).collect();
+    let (gpus, bad): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+    let fault = fault.or_else(|| bad.into_iter().find_map(Result::err));
+    let gpus: Vec<Gpu> = gpus.into_iter().flatten().collect();
     let unused = || if gpus.is_empty() { unused_nvidia() } else { None };
     let notice = fault.map(|error| format!("a GPU is not used: {error}")).or_else(unused);
     (gpus, notice)

@@ -6,6 +6,8 @@
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "candle")]
+pub mod cuda;
 pub mod devices;
 mod memory;
 pub mod recorder;

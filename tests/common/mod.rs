@@ -3,6 +3,8 @@
 
 #[cfg(feature = "cli")]
 pub mod command;
+#[cfg(all(feature = "candle", unix))]
+pub mod emulated;
 pub mod repository;
 pub mod tiny;
 

@@ -49,13 +49,13 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    /// Whether the device's predictions are as good as the CPU's. Of plain floats only rounding may differ, and tokens at
-    /// near ties. Of quantized weights activations are rounded otherwise, to 8 bits in larger blocks. The small random models
+    /// Whether the device's predictions are as good as the CPU's. Of plain floats only rounding may differ (activations are
+    /// f16 where a GPU multiplies many rows), and tokens at near ties. Of quantized weights activations are rounded otherwise, to 8 bits in larger blocks. The small random models
     /// that are tried feel it much more (up to 0.1 nats, 81% of the tokens: routers choose others) than trained ones do
     /// (0.003 nats): a fault is far beyond.
     pub fn is_good(&self) -> bool {
         let (limit, share) = match (self.is_quantized, self.is_trained) {
-            (false, _) => (1e-5, 1.0),
+            (false, _) => (1e-4, 1.0),
             (true, false) => (0.2, 0.75),
             (true, true) => (0.01, 0.95),
         };

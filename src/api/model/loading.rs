@@ -48,6 +48,8 @@ impl ModelBuilder {
             _ => notice,
         };
         self.notice(notice);
+        let steps = gpus.iter().map(|gpu| gpu.rows).max().filter(|_| h.experts.is_none());
+        self.sizes.chunk = self.chunk.or(steps).unwrap_or(memory::CHUNK);
         let of_gpus: u64 = gpus.iter().map(|gpu| gpu.free_bytes).sum();
         let conversion = self.conversion(checkpoint, h, of_gpus);
         let weight_bytes = loaded_bytes(checkpoint, conversion.as_ref());
@@ -91,6 +93,7 @@ impl ModelBuilder {
         h: &Hyperparameters,
         conversion: Option<&Conversion>,
     ) -> Result<Planned> {
+        self.sizes.chunk = self.chunk.unwrap_or(memory::CHUNK);
         let reads = Reads::of(checkpoint, h, conversion);
         // what was converted or never was in a file lies in memory once, interleaved or not
         let is_made = conversion.is_some() || self.synthetic.is_some();
@@ -169,6 +172,9 @@ impl ModelBuilder {
         };
         demand.pages = memory::pages(context);
         let placement = demand.place(gpus, self.gpu_layers, self.force)?;
+        if placement.on_cpu > 0 {
+            self.sizes.chunk = self.chunk.unwrap_or(memory::CHUNK);
+        }
         self.context_notice(h, context);
         self.notice(placement.notice());
         if !restored.is_empty() {
@@ -203,10 +209,15 @@ impl ModelBuilder {
             on_cpu.experts.fill(0); // none may stay in a file
         }
         let Needs { buffers, page, .. } = Needs::new(h, 0, 0, self.sizes);
+        // of each row what its experts make
+        let of_experts = h
+            .experts
+            .as_ref()
+            .map_or(0, |e| 4 * self.sizes.chunk * e.routing.used * (2 * e.feed_forward + h.width));
         Demand {
             page: page.div_ceil(h.layers as u64),
             cpu_buffers: buffers,
-            buffers: buffers + weights.widened + devices::SCORE_BYTES,
+            buffers: buffers + weights.widened + devices::SCORE_BYTES + of_experts as u64,
             page_buffers: devices::gathered_page_bytes(h.kv_shape()),
             pages: 0,
             weights,

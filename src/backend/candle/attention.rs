@@ -1,38 +1,17 @@
-//! Attention: of few rows by pensive's own operation, which reads the pages where they are. Of many, and without it, by
-//! candle's: the pages of a sequence are brought together, and scores are whole matrices.
+//! Attention by whole matrices: the pages of a sequence are brought together, and multiplied with the queries of its rows.
 
 use candle_core::{D, Result, Tensor as Values};
 use candle_nn::ops;
 
 use super::CandleBackend;
-use super::cache::{Layer, gathered};
-use super::ops::PagedAttention;
+use super::cache::gathered;
 use crate::backend::devices::MOST_SCORES;
 use crate::backend::{Attention, Buffer, KvShape, PAGE_LEN, Row};
-
-/// Rows of a step up to which each reads the cache for itself.
-const FEW_ROWS: usize = 64;
 
 impl CandleBackend {
     /// Attention of all rows, [rows, heads * value_dim].
     pub(super) fn attend(&self, layer: usize, query: Buffer, attention: &Attention) -> Result<Values> {
         let query = self.buffer(query);
-        if let Some(paged) = self.paged.as_ref().filter(|_| self.rows.len() <= FEW_ROWS) {
-            let Layer { shape, keys, values } = self.ready().cache.layer(layer);
-            if keys.device().is_cpu() || PagedAttention::has_kernel(*shape, keys.dtype()) {
-                let op = PagedAttention {
-                    kv: *shape,
-                    heads: attention.heads,
-                    scale: attention.scale,
-                    window: attention.window.unwrap_or(0),
-                    sinks: attention.sinks.map(|sinks| self.vector(sinks)),
-                    rows: &paged[0],
-                    tables: &paged[1],
-                    last_position: self.rows.iter().map(|row| row.position).max().unwrap_or(0),
-                };
-                return query.apply_op3_no_bwd(keys, values, &op);
-            }
-        }
         let mut parts = Vec::new();
         let mut first = 0;
         for rows in self.rows.chunk_by(|a, b| a.sequence == b.sequence) {

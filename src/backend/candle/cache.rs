@@ -5,16 +5,14 @@ use candle_core::{DType, Device, Result, Tensor as Values};
 use half::f16;
 
 use super::kv_dtype;
-use super::ops::Append;
 use crate::backend::{KvShape, KvType, PAGE_LEN, Plan};
 
 /// KV pages of some layers.
 pub struct Cache {
     layers: Vec<Layer>,
     kv_type: KvType,
-    /// Where the rows of the step go, on both sides.
+    /// Where the rows of the step go.
     slots: Vec<u32>,
-    device_slots: Option<Values>,
 }
 
 /// One layer's.
@@ -50,15 +48,12 @@ impl Cache {
             layers: shapes.iter().map(layer).collect::<Result<_>>()?,
             kv_type: plan.kv_type,
             slots: Vec::new(),
-            device_slots: None,
         })
     }
 
     /// A step's rows go to these slots.
-    pub fn begin(&mut self, slots: Vec<u32>, device: &Device) -> Result<()> {
-        self.device_slots = Some(Values::new(&slots[..], device)?);
+    pub fn begin(&mut self, slots: Vec<u32>) {
         self.slots = slots;
-        Ok(())
     }
 
     /// Keys and values of a layer.
@@ -67,13 +62,9 @@ impl Cache {
     }
 
     /// Stores the first columns of the rows' keys and values.
-    pub fn append(&self, layer: usize, key: &Values, value: &Values, own_ops: bool) -> Result<()> {
+    pub fn append(&self, layer: usize, key: &Values, value: &Values) -> Result<()> {
         let layer = &self.layers[layer];
         for (cached, rows) in layer.cached().zip([key, value]) {
-            if let (Some(slots), true) = (&self.device_slots, own_ops && has_kernel(cached)) {
-                cached.inplace_op3(rows, slots, &Append)?;
-                continue;
-            }
             let rows = rows.narrow(1, 0, cached.dim(1)?)?.to_dtype(cached.dtype())?.contiguous()?;
             let mut first = 0;
             for run in self.slots.chunk_by(|a, b| a + 1 == *b) {
@@ -196,11 +187,6 @@ fn write_layer<T: candle_core::WithDType, const N: usize>(
         cached.slice_set(&Values::from_vec(host, shape, cached.device())?, 0, page as usize * PAGE_LEN)?;
     }
     Ok(())
-}
-
-/// Whether [`Append`] writes to it: on CUDA it knows f16.
-fn has_kernel(cached: &Values) -> bool {
-    cached.device().is_cpu() || cached.dtype() == DType::F16
 }
 
 /// A sequence's pages of some cached tensor as f32, [heads, positions, dim]: from position `first` (of the pages' first) on.

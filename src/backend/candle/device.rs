@@ -2,7 +2,8 @@
 
 use candle_core::Device as CandleDevice;
 
-use crate::backend::Device;
+use super::limits;
+use crate::backend::{Device, Limits};
 use crate::{Error, Result};
 
 /// What sort of device.
@@ -98,12 +99,26 @@ impl Accelerator {
         label(self.kind, self.index)
     }
 
-    pub(super) fn describe(&self) -> Device {
+    /// What it can do at most.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub(crate) fn limits(&self) -> Result<Limits> {
+        limits::measure(&self.device).map_err(|e| self.error(&e))
+    }
+
+    /// Candle's handle of an NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda_device(&self) -> candle_core::Result<&candle_core::CudaDevice> {
+        self.device.as_cuda_device()
+    }
+
+    pub(crate) fn describe(&self) -> Device {
         let threads = if self.kind == Kind::Candle { candle_core::utils::get_num_threads() } else { 0 };
         Device { kind: self.kind.name().into(), name: self.name.clone(), threads }
     }
 
-    pub(super) fn error(&self, error: &candle_core::Error) -> Error {
+    pub(crate) fn error(&self, error: &candle_core::Error) -> Error {
         self::error(&self.label(), error)
     }
 }

@@ -1,4 +1,5 @@
-//! The backend on candle's tensors: CUDA and Metal; candle's own CPU device for tests and comparisons.
+//! The backend on candle's tensors: on Metal, on candle's CPU device for tests and comparisons, and on CUDA where it is
+//! asked for.
 //!
 //! A buffer is a tensor [rows, width] that each operation makes anew; the device's allocator reuses their memory. Weights
 //! stay quantized. The decoder's order of operations is put in the device's queue; what comes back is the logits, and the
@@ -8,12 +9,9 @@
 
 mod attention;
 mod cache;
-#[cfg(feature = "cuda")]
-mod cuda;
 mod device;
 mod experts;
 mod limits;
-pub mod ops;
 mod weights;
 
 use candle_core::{DType, Device as CandleDevice, Result as Fallible, Tensor as Values};
@@ -31,9 +29,6 @@ use cache::Cache;
 pub use device::{Accelerator, Kind, accelerators};
 use weights::{Held, Matrices, stored_as};
 
-/// The variable that leaves out pensive's own operations if it says "candle".
-const OPS: &str = "PENSIVE_GPU_OPS";
-
 /// Candle's tensors as a [`Backend`].
 pub struct CandleBackend {
     accelerator: Accelerator,
@@ -42,12 +37,8 @@ pub struct CandleBackend {
     vectors: Vec<HeldVector>,
     widths: Vec<usize>,
     shapes: Vec<KvShape>,
-    /// Whether pensive's own operations are used.
-    own_ops: bool,
     /// By buffer, [rows, width]; none before it is first written.
     buffers: Vec<Option<Values>>,
-    /// By buffer: what is still to be added to it, so that the norm that follows does it on the way.
-    pending: Vec<Option<Values>>,
     /// What `read` gives out.
     host: Vec<f32>,
     rows: Vec<Row>,
@@ -56,8 +47,6 @@ pub struct CandleBackend {
     present: usize,
     /// Cosines and sines of the rows' positions, [rows, 1, pairs].
     angles: Option<[Values; 2]>,
-    /// The rows as [`ops::PagedAttention`] takes them, and the block tables.
-    paged: Option<[Values; 2]>,
     ready: Option<Ready>,
     /// What failed since the last [`Backend::end`]; nothing is computed meanwhile.
     fault: Option<Error>,
@@ -85,17 +74,8 @@ struct Ready {
 impl CandleBackend {
     /// A backend without weights.
     pub fn new(accelerator: Accelerator) -> Self {
-        let own_ops =
-            accelerator.kind != Kind::Metal && std::env::var_os(OPS).is_none_or(|ops| ops != "candle");
-        Self::with_ops(accelerator, own_ops)
-    }
-
-    /// A backend without weights, with pensive's own operations or with candle's alone (Metal has no others).
-    pub fn with_ops(accelerator: Accelerator, own_ops: bool) -> Self {
         CandleBackend {
             accelerator,
-            own_ops,
-            pending: Vec::new(),
             weights: Vec::new(),
             stacks: Vec::new(),
             vectors: Vec::new(),
@@ -107,7 +87,6 @@ impl CandleBackend {
             tables: Vec::new(),
             present: 0,
             angles: None,
-            paged: None,
             ready: None,
             fault: None,
         }
@@ -135,30 +114,19 @@ impl CandleBackend {
     }
 
     fn buffer(&self, buffer: Buffer) -> &Values {
-        assert!(self.pending[buffer.0].is_none(), "`settle` comes before a residual stream is read");
         self.buffers[buffer.0].as_ref().expect("a buffer is written before it is read")
     }
 
     fn set(&mut self, buffer: Buffer, values: Values) {
         debug_assert_eq!(values.dims(), [self.present, self.widths[buffer.0]], "rows of a buffer");
         self.buffers[buffer.0] = Some(values);
-        self.pending[buffer.0] = None;
     }
 
-    /// Adds what is still to be added.
-    fn settle(&mut self, buffer: Buffer) -> Fallible<()> {
-        if let Some(y) = self.pending[buffer.0].take() {
-            let total = (self.buffer(buffer) + y)?;
-            self.set(buffer, total);
-        }
+    /// `sum += y`
+    fn add_to(&mut self, sum: Buffer, y: &Values) -> Fallible<()> {
+        let total = (self.buffer(sum) + y)?;
+        self.set(sum, total);
         Ok(())
-    }
-
-    /// `sum += y`, now or with the norm that follows.
-    fn add_to(&mut self, sum: Buffer, y: Values) -> Fallible<()> {
-        self.settle(sum)?;
-        self.pending[sum.0] = Some(y);
-        if self.own_ops { Ok(()) } else { self.settle(sum) }
     }
 
     fn vector(&self, vector: Vector) -> &Values {
@@ -181,21 +149,9 @@ impl CandleBackend {
     /// Makes a product's source, and returns it.
     fn make(&mut self, source: Source) -> Fallible<Values> {
         let made = match source {
-            Source::Buffer(buffer) => {
-                self.settle(buffer)?;
-                return Ok(self.buffer(buffer).clone());
-            }
-            Source::RmsNorm { from, weight, epsilon, .. } => match self.pending[from.0].take() {
-                Some(y) => {
-                    let op = ops::AddRmsNorm { epsilon };
-                    let both = self.buffer(from).apply_op3_no_bwd(&y, self.vector(weight), &op)?;
-                    self.set(from, both.get(0)?);
-                    both.get(1)?
-                }
-                None => nn::rms_norm(self.buffer(from), self.vector(weight), epsilon)?,
-            },
-            Source::Gated { gate, up, activation: Activation::SwiGlu } if self.own_ops => {
-                self.buffer(gate).apply_op2_no_bwd(self.buffer(up), &ops::SwiGlu)?
+            Source::Buffer(buffer) => return Ok(self.buffer(buffer).clone()),
+            Source::RmsNorm { from, weight, epsilon, .. } => {
+                nn::rms_norm(self.buffer(from), self.vector(weight), epsilon)?
             }
             Source::Gated { gate, up, activation } => gated(self.buffer(gate), self.buffer(up), activation)?,
         };
@@ -207,19 +163,6 @@ impl CandleBackend {
     fn rotate(&mut self, heads: &Heads) -> Fallible<()> {
         let Heads { x: buffer, dim, norm, rotate_from, center } = *heads;
         let (rows, width) = (self.present, self.widths[buffer.0]);
-        if self.own_ops && dim <= ops::WIDEST_HEAD {
-            let op = ops::RotateHeads {
-                dim,
-                norm: norm.map(|(weight, epsilon)| (self.vector(weight), epsilon)),
-                from: rotate_from,
-                interleaved: self.ready().rope.style == RopeStyle::Interleaved,
-                center: center.map(|center| self.vector(center)),
-            };
-            let [cos, sin] = self.angles.as_ref().expect("`begin` comes before");
-            let x = self.buffer(buffer).apply_op3_no_bwd(cos, sin, &op)?;
-            self.set(buffer, x);
-            return Ok(());
-        }
         let mut x = self.buffer(buffer).reshape((rows * (width / dim), dim))?;
         if let Some((weight, epsilon)) = norm {
             let weight = self.vector(weight);
@@ -259,18 +202,6 @@ impl CandleBackend {
         let [cos, sin] = tables.map(|table| Values::from_vec(table, (self.present, 1, pairs), self.device()));
         self.angles = Some([cos?, sin?]);
         Ok(())
-    }
-
-    /// See [`ops::PagedAttention`]: rows and block tables.
-    fn paged_rows(&self) -> Fallible<[Values; 2]> {
-        let starts = self.tables.iter().scan(0, |at, table| {
-            let start = *at;
-            *at += table.len() as u32;
-            Some(start)
-        });
-        let starts: Vec<u32> = starts.collect();
-        let rows = self.rows.iter().flat_map(|row| [starts[row.sequence], row.position as u32]).collect();
-        Ok([self.upload::<u32>(rows)?, self.upload(self.tables.concat())?])
     }
 
     /// The places in the cache where the rows' keys and values go: page * PAGE_LEN + position in it.
@@ -317,7 +248,7 @@ impl Backend for CandleBackend {
     }
 
     fn limits(&self) -> Result<Limits> {
-        limits::measure(self.device()).map_err(|e| self.error(&e))
+        self.accelerator.limits()
     }
 
     fn stores(&self, kind: BlockType, _columns: usize) -> BlockType {
@@ -354,7 +285,6 @@ impl Backend for CandleBackend {
     fn add_buffer(&mut self, width: usize) -> Buffer {
         self.widths.push(width);
         self.buffers.push(None);
-        self.pending.push(None);
         Buffer(self.widths.len() - 1)
     }
 
@@ -380,15 +310,9 @@ impl Backend for CandleBackend {
         self.rows.extend_from_slice(step.rows);
         self.tables = step.tables.iter().map(|table| table.to_vec()).collect();
         self.present = step.rows.len();
-        self.pending.fill(None);
         let slots = self.slots();
-        self.attempt(|this| {
-            this.set_angles()?;
-            let device = this.accelerator.device.clone();
-            this.ready.as_mut().expect("checked above").cache.begin(slots, &device)?;
-            this.paged = if this.own_ops { Some(this.paged_rows()?) } else { None };
-            Ok(())
-        });
+        self.ready.as_mut().expect("checked above").cache.begin(slots);
+        self.attempt(Self::set_angles);
     }
 
     fn embed(&mut self, table: Matrix, to: Buffer) {
@@ -414,7 +338,7 @@ impl Backend for CandleBackend {
                     y = y.broadcast_add(this.vector(bias))?;
                 }
                 if let Some(sum) = projection.sum {
-                    this.add_to(sum, y.clone())?;
+                    this.add_to(sum, &y)?;
                 }
                 this.set(projection.to, y);
             }
@@ -445,24 +369,21 @@ impl Backend for CandleBackend {
     }
 
     fn experts(&mut self, experts: &Experts) {
-        self.attempt(|this| {
-            this.settle(experts.sum)?;
-            this.run_experts(experts)
-        });
+        self.attempt(|this| this.run_experts(experts));
     }
 
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {
         self.attempt(|this| {
             let normed = nn::rms_norm(this.buffer(from), this.vector(weight), epsilon)?;
             this.set(from, normed.clone());
-            this.add_to(sum, normed)
+            this.add_to(sum, &normed)
         });
     }
 
     fn append_kv(&mut self, layer: usize, key: Buffer, value: Buffer) {
         self.attempt(|this| {
             let (key, value) = (this.buffer(key), this.buffer(value));
-            this.ready().cache.append(layer, key, value, this.own_ops)
+            this.ready().cache.append(layer, key, value)
         });
     }
 
@@ -477,7 +398,6 @@ impl Backend for CandleBackend {
     fn gather(&mut self, from: Buffer, to: Buffer) {
         let wanted = self.rows.iter().zip(0u32..).filter(|(row, _)| row.wants_logits);
         let wanted: Vec<u32> = wanted.map(|(_, i)| i).collect();
-        self.attempt(|this| this.settle(from));
         self.present = wanted.len();
         self.attempt(|this| {
             let y = this.buffer(from).index_select(&this.upload(wanted)?, 0)?;
@@ -491,7 +411,6 @@ impl Backend for CandleBackend {
     }
 
     fn read(&mut self, buffer: Buffer) -> Result<&mut [f32]> {
-        self.attempt(|this| this.settle(buffer));
         self.end()?;
         let values = self.buffer(buffer).flatten_all().and_then(|values| values.to_vec1());
         self.host = values.map_err(|e| self.error(&e))?;

@@ -1,0 +1,163 @@
+//! Attention over the pages of the cache: few rows read them for themselves, many are taken in tiles.
+
+use super::CudaBackend;
+use super::driver::Launch;
+use super::params::{Attend, Flash};
+use crate::Result;
+use crate::backend::{Attention, Buffer, KvShape, KvType, PAGE_LEN};
+
+/// Rows up to which each reads the cache for itself, and up to which steps are recorded.
+pub const FEW_ROWS: usize = 64;
+
+/// Rows of a tile of the kernels for many.
+pub const FLASH_ROWS: usize = 128;
+
+/// Parts that a row's positions are cut into, at most (MOST_SPLITS of attention.cuh).
+const MOST_SPLITS: usize = 256;
+
+/// Positions that a step up to this one is planned for: a power of two, so that steps are alike for a while.
+pub fn reach(last: usize) -> usize {
+    (last + 1).next_power_of_two().max(256)
+}
+
+/// A kernel for few rows.
+struct Few {
+    kernel: &'static str,
+    /// Query heads that a block takes.
+    tile: usize,
+    threads: usize,
+    shared: usize,
+    /// Blocks that a multiprocessor runs at once.
+    blocks: usize,
+    /// Fewest positions of a split, of which its length is a multiple, and fewest that are split at all.
+    step: usize,
+    least: usize,
+}
+
+/// The kernel for few rows: with tensor cores where heads are of usual widths.
+fn few_kernel(kv: KvShape, kv_type: KvType, group: usize) -> Few {
+    let wide = kv.key_dim.max(kv.value_dim);
+    assert!(wide <= 576 && kv.value_dim <= 512, "heads of {wide}");
+    if kv_type == KvType::F16 && wide <= 128 && fits_tensor_cores(kv) {
+        let (kernel, tile, blocks) = match (wide, group) {
+            (..=64, ..=8) => ("decode_64_8", 8, 2),
+            (..=64, _) => ("decode_64_16", 16, 2),
+            (_, ..=8) => ("decode_128_8", 8, 2),
+            _ => ("decode_128_16", 16, 1),
+        };
+        return Few { kernel, tile, threads: 256, shared: 8 * 12288, blocks, step: 128, least: 256 };
+    }
+    let (kernel, tile) = match (kv_type, wide, group) {
+        (KvType::F32, 129.., _) => ("attend_f32_2_576", 2),
+        (KvType::F32, _, 1) => ("attend_f32_1_128", 1),
+        (KvType::F32, ..) => ("attend_f32_4_128", 4),
+        (_, 129.., _) => ("attend_f16_2_576", 2),
+        (_, _, 1) => ("attend_f16_1_128", 1),
+        _ => ("attend_f16_4_128", 4),
+    };
+    Few { kernel, tile, threads: 128, shared: 0, blocks: 4, step: PAGE_LEN, least: PAGE_LEN }
+}
+
+/// Rows of heads begin at multiples of 16 bytes.
+fn fits_tensor_cores(kv: KvShape) -> bool {
+    kv.key_dim.is_multiple_of(8) && kv.value_dim.is_multiple_of(8) && !kv.value_in_key
+}
+
+/// The kernel for many rows, if there is one, and its shared memory.
+fn flash_kernel(kv: KvShape, kv_type: KvType) -> Option<(&'static str, usize)> {
+    let wide = kv.key_dim.max(kv.value_dim);
+    let (kernel, width) = if wide <= 64 { ("flash_64", 64) } else { ("flash_128", 128) };
+    let shared = (FLASH_ROWS + 4 * PAGE_LEN) * width * 2;
+    (fits_tensor_cores(kv) && wide <= 128 && kv_type == KvType::F16).then_some((kernel, shared))
+}
+
+impl CudaBackend {
+    pub(super) fn attend(
+        &mut self,
+        layer: usize,
+        query: Buffer,
+        attention: &Attention,
+        to: Buffer,
+    ) -> Result<()> {
+        let kv_type = self.ready().plan.kv_type;
+        let layer = *self.ready().cache.layer(layer);
+        let kv = layer.shape;
+        let to = self.target(to)?;
+        let query = self.buffer(query);
+        let sinks = self.optional(attention.sinks);
+        let window = attention.window.unwrap_or(0) as i32;
+        let [heads, kv_heads, key_dim, value_dim] =
+            [attention.heads, kv.heads, kv.key_dim, kv.value_dim].map(|n| n as i32);
+        let (keys, values, scale) = (layer.keys, layer.values, attention.scale);
+        if let Some((kernel, shared)) = flash_kernel(kv, kv_type).filter(|_| self.rows.len() > FEW_ROWS) {
+            let (tiles, count) = self.tiles;
+            let (places, tables) = (self.on_device.places, self.on_device.tables);
+            let p = Flash {
+                query,
+                keys,
+                values,
+                places,
+                tables,
+                tiles,
+                sinks,
+                to,
+                heads,
+                kv_heads,
+                key_dim,
+                value_dim,
+                window,
+                scale,
+            };
+            let grid = [count, attention.heads, 1];
+            return self.launch(Launch { kernel, grid, threads: FLASH_THREADS, shared }, &p);
+        }
+
+        let group = attention.heads / kv.heads;
+        let few = few_kernel(kv, kv_type, group);
+        let tiles = kv.heads * group.div_ceil(few.tile);
+        let last = self.rows.iter().map(|row| row.position).max().unwrap_or(0);
+        let rows_at_once = self.rows.len().min(FEW_ROWS);
+        let (splits, split_len) = self.splits(&few, rows_at_once * tiles, reach(last));
+        let partial = rows_at_once * attention.heads * splits * (2 + kv.value_dim);
+        let partial = self.room(4 * partial, |this| &mut this.scratch.partial)?;
+        let arrived = self.room(4 * rows_at_once * tiles, |this| &mut this.scratch.arrived)?;
+        let mut p = Attend {
+            query,
+            keys,
+            values,
+            rows: self.on_device,
+            sinks,
+            partial,
+            to,
+            arrived,
+            heads,
+            kv_heads,
+            key_dim,
+            value_dim,
+            value_width: if kv.value_in_key { key_dim } else { value_dim },
+            window,
+            splits: splits as i32,
+            split_len: split_len as i32,
+            first_row: 0,
+            scale,
+        };
+        for first in (0..self.rows.len()).step_by(FEW_ROWS) {
+            p.first_row = first as i32;
+            let rows = (self.rows.len() - first).min(FEW_ROWS);
+            let grid = [splits, tiles, rows];
+            self.launch(Launch { kernel: few.kernel, grid, threads: few.threads, shared: few.shared }, &p)?;
+        }
+        Ok(())
+    }
+
+    /// Into how many parts positions are cut, and how long these are: so that all multiprocessors are busy.
+    fn splits(&self, few: &Few, blocks: usize, reach: usize) -> (usize, usize) {
+        let most = MOST_SPLITS.min(reach.div_ceil(few.least));
+        let wanted = (few.blocks * self.driver.multiprocessors() / blocks).clamp(1, most);
+        let len = reach.div_ceil(wanted).next_multiple_of(few.step);
+        (reach.div_ceil(len), len)
+    }
+}
+
+/// Threads of a block of the kernels for many rows.
+const FLASH_THREADS: usize = 128;

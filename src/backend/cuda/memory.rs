@@ -1,0 +1,29 @@
+//! Memory of the device that grows when more is needed.
+
+use super::driver::Driver;
+use super::params::Address;
+use crate::Result;
+
+/// Memory, none at first.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Where it is.
+    pub at: Address,
+    bytes: usize,
+}
+
+impl Memory {
+    /// Makes it so large, at least; what was in it is lost if it grows. Whether it has moved.
+    pub fn reserve(&mut self, driver: &dyn Driver, bytes: usize) -> Result<bool> {
+        if bytes <= self.bytes {
+            return Ok(false);
+        }
+        if self.bytes > 0 {
+            driver.free(self.at)?;
+            self.bytes = 0;
+        }
+        self.at = driver.alloc(bytes)?;
+        self.bytes = bytes;
+        Ok(true)
+    }
+}
