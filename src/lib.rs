@@ -22,7 +22,7 @@
 //! or more: [`engine::Engine`] runs steps of many sequences, [`backend::Backend`] is what a decoder is written against.
 //!
 //! Features that are on by default: `cli` (the command line), `hub` (downloads), `pocket` (the small reasoner inside),
-//! `candle` (the backend that `cuda` and `metal` put on a GPU). Without them the crate is the engine alone: no network, no
+//! `candle` (the backends that `cuda` and `metal` put on a GPU). Without them the crate is the engine alone: no network, no
 //! terminal, the CPU.
 #![warn(missing_docs)]
 

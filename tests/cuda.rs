@@ -8,7 +8,7 @@ use common::emulated::Emulated;
 use common::tiny::{self, Architecture};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::cuda::CudaBackend;
-use pensive::backend::{Backend, KvType};
+use pensive::backend::{Attention, Backend, KvShape, KvType, PAGE_LEN, Plan, Rope, RopeStyle, Row, Step};
 use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::quant::BlockType;
 
@@ -98,5 +98,77 @@ fn steps_that_are_run_as_graphs_give_the_same_bits() {
         let single = run(1);
         assert!(run(1) == single);
         assert!(divergence(&single, &first) < 1e-3);
+    }
+}
+
+/// Numbers between -2 and 2, the same for a seed.
+fn numbers(seed: usize, len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919 + seed * 104_729) % 4001) as f32 / 1000.0 - 2.0).collect()
+}
+
+/// Attention of a step of many rows, then of one with a row for each of the two sequences, whose pages are not in order.
+fn attended(mut backend: Box<dyn Backend>, kv: KvShape, attention: Attention) -> [Vec<f32>; 2] {
+    let heads = attention.heads;
+    let query = backend.add_buffer(heads * kv.key_dim);
+    let key = backend.add_buffer(kv.heads * kv.key_dim);
+    let value = backend.add_buffer(kv.heads * kv.value_dim);
+    let to = backend.add_buffer(heads * kv.value_dim);
+    let sinks = attention.sinks.map(|_| backend.add_vector(numbers(9, heads)).unwrap());
+    let layer = backend.add_kv(kv);
+    let plan = Plan { rows: 256, logit_rows: 256, sequences: 2, pages: 6, kv_type: KvType::F16 };
+    let rope = Rope { inverse_frequencies: vec![1.0], magnitude: 1.0, style: RopeStyle::Halves };
+    backend.prepare(plan, &rope).unwrap();
+    let lens = [2 * PAGE_LEN + 20, 5];
+    let mut step = |positions: [std::ops::Range<usize>; 2]| {
+        let rows = positions.into_iter().enumerate();
+        let row = |sequence, position| Row { sequence, position, token: 0, wants_logits: true };
+        let rows: Vec<Row> = rows.flat_map(|(i, range)| range.map(move |p| row(i, p))).collect();
+        backend.begin(&Step { rows: &rows, tables: &[&[4, 0, 3], &[1]] });
+        for (seed, buffer, width) in [
+            (1, query, heads * kv.key_dim),
+            (2, key, kv.heads * kv.key_dim),
+            (3, value, kv.heads * kv.value_dim),
+        ] {
+            backend.write(buffer, &numbers(seed + rows.len(), rows.len() * width));
+        }
+        backend.append_kv(layer, key, value);
+        backend.attention(layer, query, &Attention { sinks, ..attention }, to);
+        backend.read(to).unwrap().to_vec()
+    };
+    let many = step([0..lens[0], 0..lens[1]]);
+    let few = step([lens[0]..lens[0] + 1, lens[1]..lens[1] + 1]);
+    [many, few]
+}
+
+#[test]
+fn attention_over_pages_is_near_the_cpus_with_groups_windows_and_sinks() {
+    let case = |kv_heads: usize, group: usize, dims: (usize, usize)| {
+        let kv = KvShape::grouped(kv_heads, dims.0, dims.1);
+        let scale = 1.0 / (dims.0 as f32).sqrt();
+        (kv, Attention { heads: kv_heads * group, scale, window: None, sinks: None })
+    };
+    let with = |(kv, attention): (KvShape, Attention), window, sinks: bool| {
+        let sinks = sinks.then_some(pensive::backend::Vector(0));
+        (kv, Attention { window, sinks, ..attention })
+    };
+    let cases = [
+        case(1, 1, (64, 64)),
+        case(2, 4, (128, 128)),
+        case(1, 12, (96, 80)),
+        with(case(2, 3, (64, 64)), Some(50), false),
+        with(case(1, 8, (64, 64)), Some(100), true),
+        with(case(1, 2, (128, 128)), None, true),
+        case(1, 3, (20, 18)), // not for tensor cores
+        case(1, 2, (192, 128)),
+    ];
+    for (kv, attention) in cases {
+        let Some(backend) = emulated() else { return };
+        let (got, expected) = (attended(backend, kv, attention), attended(cpu(), kv, attention));
+        for (got, expected) in got.iter().zip(&expected) {
+            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+            let far = norm(&mut got.iter().zip(expected).map(|(a, b)| a - b));
+            let share = far / norm(&mut expected.iter().copied());
+            assert!(share < 3e-3, "{kv:?} {attention:?}: {share}");
+        }
     }
 }

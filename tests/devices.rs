@@ -1,4 +1,4 @@
-//! What a GPU does, on candle's CPU device: everything but the kernels is the same there.
+//! What a device beside the CPU does, on candle's CPU device; NVIDIA's kernels are run by tests/cuda.rs.
 
 mod common;
 

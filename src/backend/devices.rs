@@ -85,7 +85,8 @@ pub struct Gpu {
 /// Attention scores that a GPU holds at once where it does not read pages where they are: rows are taken in blocks.
 pub const MOST_SCORES: usize = 1 << 24;
 
-/// Bytes of a GPU that blocks of scores take: before and after they are scaled, and the softmax.
+/// Bytes of a GPU that blocks of scores take: before and after they are scaled, and the softmax. pensive's kernels, which need none,
+/// have their pieces of matrices there.
 pub const SCORE_BYTES: u64 = 3 * 4 * MOST_SCORES as u64;
 
 /// Bytes of a GPU that attention of many rows takes for each page of a sequence: keys and values of a layer as f32, and

@@ -40,6 +40,8 @@ pub struct CudaDriver {
     fetched: RefCell<HostMemory>,
     graphs: RefCell<Vec<CudaGraph>>,
     multiprocessors: usize,
+    /// Whether a kernel may begin while the one before ends (compute capability 9).
+    overlaps: bool,
 }
 
 /// Memory of the host that the device copies from and to by itself; none at first.
@@ -66,8 +68,10 @@ impl CudaDriver {
         let blas = CudaBlas::new(stream.clone()).map_err(|e| named(&e))?;
         // SAFETY: the image is what NVIDIA's compiler made.
         let module = unsafe { result::module::load_data(KERNELS.as_ptr().cast()) }.map_err(|e| named(&e))?;
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let multiprocessors = context.attribute(attribute).map_err(|e| named(&e))? as usize;
+        let attribute = |which| context.attribute(which).map_err(|e| named(&e));
+        let multiprocessors =
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let overlaps = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? >= 9;
         let none = || HostMemory { at: std::ptr::null_mut(), bytes: 0 };
         Ok(CudaDriver {
             accelerator,
@@ -81,6 +85,7 @@ impl CudaDriver {
             fetched: RefCell::new(none()),
             graphs: RefCell::default(),
             multiprocessors,
+            overlaps,
         })
     }
 
@@ -269,7 +274,7 @@ impl Driver for CudaDriver {
             sharedMemBytes: launch.shared as u32,
             hStream: self.queue(),
             attrs: &raw mut early,
-            numAttrs: 1,
+            numAttrs: u32::from(self.overlaps),
         };
         let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the parameters before it returns; callers give those of the kernel.

@@ -414,6 +414,9 @@ impl Backend for CudaBackend {
     fn end(&mut self) -> Result<()> {
         self.attempt(Self::settle_pair);
         self.attempt(Self::finish_graph);
+        if self.fault.is_some() {
+            self.abandon_graph();
+        }
         self.fault.take().map_or(Ok(()), Err)
     }
 

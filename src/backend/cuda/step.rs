@@ -144,6 +144,13 @@ impl CudaBackend {
         self.driver.run_graph(graph)
     }
 
+    /// Ends a record that something failed in.
+    pub(super) fn abandon_graph(&mut self) {
+        if let State::Recording(_) = std::mem::take(&mut self.progress.state) {
+            let _ = self.driver.end_graph();
+        }
+    }
+
     /// Graphs hold addresses: once memory has moved they are of no use.
     pub(super) fn forget_graphs(&mut self) {
         self.driver.drop_graphs();
