@@ -1,4 +1,4 @@
-//! The backend of the CUDA kernels, whose text is compiled as C++ here: everything but NVIDIA's compiler and driver.
+//! The backend of the CUDA kernels, whose text is compiled as C++ here: everything but NVIDIA's compiler, driver and cuBLAS.
 
 mod common;
 
@@ -29,18 +29,6 @@ fn tokens(len: usize) -> Vec<u32> {
     (0..len).map(|i| (i * 31 % tiny::VOCABULARY) as u32).collect()
 }
 
-/// Mean KL divergence of rows of logits.
-fn divergence(got: &[f32], expected: &[f32]) -> f64 {
-    let softmax = |row: &[f32]| {
-        let weights: Vec<f64> = row.iter().map(|&l| f64::from(l).exp()).collect();
-        let sum: f64 = weights.iter().sum();
-        weights.into_iter().map(|w| w / sum).collect::<Vec<_>>()
-    };
-    let rows = expected.chunks(tiny::VOCABULARY).zip(got.chunks(tiny::VOCABULARY));
-    let kl = rows.map(|(p, q)| softmax(p).iter().zip(softmax(q)).map(|(p, q)| p * (p / q).ln()).sum::<f64>());
-    kl.sum::<f64>() / (expected.len() / tiny::VOCABULARY) as f64
-}
-
 /// One row, few and many are multiplied by three kernels.
 fn is_near_the_cpus_logits(architecture: Architecture, kind: BlockType, kv_type: KvType) {
     let Some(backend) = emulated() else { return };
@@ -52,7 +40,7 @@ fn is_near_the_cpus_logits(architecture: Architecture, kind: BlockType, kv_type:
         for tokens in tokens(len).chunks(chunk) {
             let got = logits(&mut device, &mut here, tokens);
             let expected = logits(&mut cpu, &mut there, tokens);
-            kl += divergence(&got, &expected) * tokens.len() as f64 / len as f64;
+            kl += tiny::divergence(&got, &expected) * tokens.len() as f64 / len as f64;
         }
         println!("{kind} {architecture:?} {kv_type}, chunks of {chunk}: KL {kl:.1e}");
         let limit = if kind.block_len() == 1 { 1e-4 } else { 0.02 };
@@ -97,7 +85,7 @@ fn steps_that_are_run_as_graphs_give_the_same_bits() {
         assert_eq!(runs.load(Ordering::Relaxed), 15);
         let single = run(1);
         assert!(run(1) == single);
-        assert!(divergence(&single, &first) < 1e-3);
+        assert!(tiny::divergence(&single, &first) < 1e-3);
     }
 }
 

@@ -172,25 +172,13 @@ fn every_block_type_is_near_the_cpus_logits() {
                 for tokens in tokens.chunks(chunk) {
                     let got = logits(&mut device, &mut here, tokens);
                     let expected = logits(&mut cpu, &mut there, tokens);
-                    kl += divergence_of(&got, &expected) * tokens.len() as f64 / 90.0;
+                    kl += tiny::divergence(&got, &expected) * tokens.len() as f64 / 90.0;
                 }
             }
             let limit = if kind.block_len() == 1 { 1e-4 } else { 0.02 };
             assert!(kl < limit, "{kind}, {architecture:?}: KL {kl}");
         }
     }
-}
-
-/// Mean KL divergence of rows of logits.
-fn divergence_of(got: &[f32], expected: &[f32]) -> f64 {
-    let softmax = |row: &[f32]| {
-        let weights: Vec<f64> = row.iter().map(|&l| f64::from(l).exp()).collect();
-        let sum: f64 = weights.iter().sum();
-        weights.into_iter().map(|w| w / sum).collect::<Vec<_>>()
-    };
-    let rows = expected.chunks(tiny::VOCABULARY).zip(got.chunks(tiny::VOCABULARY));
-    let kl = rows.map(|(p, q)| softmax(p).iter().zip(softmax(q)).map(|(p, q)| p * (p / q).ln()).sum::<f64>());
-    kl.sum::<f64>() / (expected.len() / tiny::VOCABULARY) as f64
 }
 
 #[test]

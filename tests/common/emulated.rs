@@ -147,10 +147,6 @@ impl Driver for Emulated {
         Device { kind: "emulated".into(), name: "CUDA in C++".into(), threads: 1 }
     }
 
-    fn label(&self) -> String {
-        "emulated".into()
-    }
-
     fn limits(&self) -> Result<Limits> {
         Ok(Limits { read_bandwidth: 1e9, int8_rate: 1e9 })
     }

@@ -293,3 +293,15 @@ pub fn feed(engine: &mut Engine, sequence: &mut Sequence, tokens: &[u32], chunk:
     }
     bits
 }
+
+/// Mean KL divergence of rows of logits.
+pub fn divergence(got: &[f32], expected: &[f32]) -> f64 {
+    let softmax = |row: &[f32]| {
+        let weights: Vec<f64> = row.iter().map(|&l| f64::from(l).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|w| w / sum).collect::<Vec<_>>()
+    };
+    let rows = expected.chunks(VOCABULARY).zip(got.chunks(VOCABULARY));
+    let kl = rows.map(|(p, q)| softmax(p).iter().zip(softmax(q)).map(|(p, q)| p * (p / q).ln()).sum::<f64>());
+    kl.sum::<f64>() / (expected.len() / VOCABULARY) as f64
+}

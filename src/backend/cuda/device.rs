@@ -176,10 +176,6 @@ impl Driver for CudaDriver {
         self.accelerator.describe()
     }
 
-    fn label(&self) -> String {
-        self.accelerator.label()
-    }
-
     fn limits(&self) -> Result<Limits> {
         self.accelerator.limits()
     }
@@ -325,7 +321,8 @@ impl Driver for CudaDriver {
         // SAFETY: 0 says: no flags.
         let none = unsafe { std::mem::zeroed() };
         let graph = self.check(self.stream.end_capture(none))?;
-        let nothing = || Error::Device { device: self.label(), what: "nothing was recorded".into() };
+        let nothing =
+            || Error::Device { device: self.accelerator.label(), what: "nothing was recorded".into() };
         let mut graphs = self.graphs.borrow_mut();
         graphs.push(graph.ok_or_else(nothing)?);
         Ok(Graph(graphs.len() - 1))

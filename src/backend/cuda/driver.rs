@@ -45,9 +45,6 @@ pub trait Driver: Send {
     /// What it is.
     fn device(&self) -> Device;
 
-    /// Its label in errors: "cuda:0".
-    fn label(&self) -> String;
-
     /// What it can do at most.
     ///
     /// # Errors

@@ -56,7 +56,7 @@ params! {
     /// `many_product_*`
     ManyProduct { x: Address, scales: Address, targets: [Target; 3], rows: i32, columns: i32, count: i32 }
     /// `dequantize`
-    Dequantize { matrix: Blocks, to: Address, index: i32, first: i32, rows: i32 }
+    Dequantize { matrix: Blocks, to: Address, first: i32, rows: i32 }
     /// `finish_product`
     Finish { y: Address, scales: Address, bias: Address, to: Address, sum: Address, columns: i32, stride: i32 }
     /// `dense_product`

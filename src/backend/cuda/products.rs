@@ -272,7 +272,7 @@ impl CudaBackend {
         let dense = self.room(2 * part * columns, |this| &mut this.scratch.dense)?;
         for first in (0..rows).step_by(part) {
             let part = part.min(rows - first);
-            let p = Dequantize { matrix, to: dense, index: 0, first: first as i32, rows: part as i32 };
+            let p = Dequantize { matrix, to: dense, first: first as i32, rows: part as i32 };
             let grid = [(part * columns.div_ceil(64)).div_ceil(THREADS), 1, 1];
             self.launch(Launch { kernel: "dequantize", grid, threads: THREADS, shared: 0 }, &p)?;
             self.multiply_part(x, dense, (rows, columns), first, part, wanted)?;

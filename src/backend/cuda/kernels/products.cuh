@@ -6,13 +6,15 @@
 #define MOST_MATRICES 3
 #define NO_ACTIVATION 0
 #define SWIGLU 1
-#define CLAMPED 2
 
-// What is multiplied: x, or with `weight` its root-mean-square norm, or with `up` activation(x, up). `made`, if not null, gets it.
+// What stands between gate and up: nothing, SwiGLU, or (any other kind) gpt-oss's.
 struct Activation {
   int kind;
   float alpha, limit;
 };
+
+// What is multiplied: x, or with `weight` its root-mean-square norm, or with `up` activation(x, up), which `row_product` does not
+// take. `made`, if not null, gets it.
 struct Source {
   const float *x, *weight, *up;
   float *made;
@@ -545,12 +547,12 @@ MANY(many_product_32, tile_32)
 struct Dequantize {
   Blocks matrix;
   __half *to;
-  int index, first, rows;
+  int first, rows;
 };
 
 template <int F> static __device__ __forceinline__ void dequantize_unit(const Dequantize &p, int row, int unit) {
   int row_blocks = p.matrix.columns / Of<F>::BLOCK, of_group = unit % Of<F>::UNITS, group = unit / Of<F>::UNITS;
-  size_t at = (size_t)p.index * p.matrix.blocks + (size_t)(p.first + row) * row_blocks + group * Group<F>::BLOCKS;
+  size_t at = (size_t)(p.first + row) * row_blocks + group * Group<F>::BLOCKS;
   typename Of<F>::Raw raw = Of<F>::load(p.matrix, at, of_group);
   float2 scale[4];
   Of<F>::scales(raw, of_group, scale);
