@@ -447,6 +447,13 @@ pub trait Backend: Send {
     /// Several matrix products of one source.
     fn linear(&mut self, source: Source, projections: &[Projection]);
 
+    /// A gated feed-forward, `down(activation(gate(source), up(source)))`. A backend may do with less than these two calls:
+    /// what the buffers of gate and up hold afterwards is not said.
+    fn feed_forward(&mut self, source: Source, [gate, up, down]: [Projection; 3], activation: Activation) {
+        self.linear(source, &[gate, up]);
+        self.linear(Source::Gated { gate: gate.to, up: up.to, activation }, &[down]);
+    }
+
     /// Norms each head where asked to, rotates it by the row's position, and takes off a center where there is one.
     fn rope(&mut self, heads: &[Heads]);
 

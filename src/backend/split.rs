@@ -5,8 +5,8 @@
 //! each boundary.
 
 use super::{
-    Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan, Projection, Rope,
-    Source, Stack, Stacked, Step, Vector,
+    Activation, Attention, Backend, Buffer, Device, Experts, Heads, KvShape, Limits, Matrix, Plan,
+    Projection, Rope, Source, Stack, Stacked, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::BlockType;
@@ -101,13 +101,6 @@ impl SplitBackend {
         }
     }
 
-    fn bring_source(&mut self, source: Source) {
-        match source {
-            Source::Buffer(buffer) | Source::RmsNorm { from: buffer, .. } => self.bring(buffer),
-            Source::Gated { gate, up, .. } => [gate, up].into_iter().for_each(|buffer| self.bring(buffer)),
-        }
-    }
-
     fn wrote(&mut self, buffer: Buffer) {
         self.written[buffer.0] = self.current;
     }
@@ -137,13 +130,28 @@ impl SplitBackend {
         }
     }
 
-    fn source(&self, source: Source) -> Source {
+    /// Brings what a source is made of to the current part; with its own handles.
+    fn own_source(&mut self, source: Source) -> Source {
+        match source {
+            Source::Buffer(buffer) | Source::RmsNorm { from: buffer, .. } => self.bring(buffer),
+            Source::Gated { gate, up, .. } => [gate, up].into_iter().for_each(|buffer| self.bring(buffer)),
+        }
+        self.wrote(source.buffer());
         match source {
             Source::RmsNorm { from, weight, epsilon, to } => {
                 Source::RmsNorm { from, weight: self.vector(weight), epsilon, to }
             }
             other => other,
         }
+    }
+
+    /// Brings what a product is added to to the current part; with its own handles.
+    fn own_projection(&mut self, p: &Projection) -> Projection {
+        p.sum.into_iter().for_each(|sum| self.bring(sum));
+        self.wrote(p.to);
+        let (part, matrix) = self.matrices[p.matrix.0];
+        debug_assert_eq!(part, self.current, "a matrix of this part");
+        Projection { matrix, bias: p.bias.map(|bias| self.vector(bias)), ..*p }
     }
 
     /// Bytes that a page's first positions have in each part.
@@ -252,18 +260,15 @@ impl Backend for SplitBackend {
     }
 
     fn linear(&mut self, source: Source, projections: &[Projection]) {
-        self.bring_source(source);
-        projections.iter().filter_map(|p| p.sum).for_each(|sum| self.bring(sum));
-        let own = |p: &Projection| {
-            let (part, matrix) = self.matrices[p.matrix.0];
-            debug_assert_eq!(part, self.current, "a matrix of this part");
-            Projection { matrix, bias: p.bias.map(|bias| self.vector(bias)), ..*p }
-        };
-        let own: Vec<Projection> = projections.iter().map(own).collect();
-        let own_source = self.source(source);
-        self.wrote(source.buffer());
-        projections.iter().for_each(|p| self.wrote(p.to));
+        let own_source = self.own_source(source);
+        let own: Vec<Projection> = projections.iter().map(|p| self.own_projection(p)).collect();
         self.backend().linear(own_source, &own);
+    }
+
+    fn feed_forward(&mut self, source: Source, projections: [Projection; 3], activation: Activation) {
+        let source = self.own_source(source);
+        let own = projections.map(|p| self.own_projection(&p));
+        self.backend().feed_forward(source, own, activation);
     }
 
     fn rope(&mut self, heads: &[Heads]) {

@@ -268,9 +268,10 @@ impl Decoder {
         let normed = self.normed(hidden, layer.ffn_norm);
         match &layer.feed_forward {
             FeedForward::Dense(Gated { gate, up, down }) => {
-                backend.linear(normed, &[gate.to(b.gate), up.to(b.up)]);
-                let gated = Source::Gated { gate: b.gate, up: b.up, activation: h.activation };
-                self.add(backend, gated, down, layer.post_ffn_norm, hidden);
+                let sum = layer.post_ffn_norm.is_none().then_some(hidden);
+                let projections = [gate.to(b.gate), up.to(b.up), down.update(b.update, sum)];
+                backend.feed_forward(normed, projections, h.activation);
+                self.add_norm(backend, layer.post_ffn_norm, hidden);
             }
             FeedForward::Experts { router, gate, shared, .. } => {
                 let (Some(scores), Some(experts)) = (b.scores, self.experts(i, b.scores, hidden)) else {
@@ -349,10 +350,15 @@ impl Decoder {
         hidden: Buffer,
     ) {
         let update = self.buffers.update;
-        let sum = if norm.is_none() { Some(hidden) } else { None };
+        let sum = norm.is_none().then_some(hidden);
         backend.linear(source, &[matrix.update(update, sum)]);
+        self.add_norm(backend, norm, hidden);
+    }
+
+    /// Adds the norm of a block's update to the residual stream, where models have one there.
+    fn add_norm(&self, backend: &mut dyn Backend, norm: Option<Vector>, hidden: Buffer) {
         if let Some(weight) = norm {
-            backend.add_norm(update, weight, self.hyperparameters.norm_epsilon, hidden);
+            backend.add_norm(self.buffers.update, weight, self.hyperparameters.norm_epsilon, hidden);
         }
     }
 

@@ -98,6 +98,7 @@ impl Workspace {
                     let out = Output { to: to.values.at(head * to.width), stride: heads * to.width };
                     matrix.multiply(isa, 0..matrix.tiles(), x, None, out, scratch);
                 }
+                matrix.drop_copied(0..matrix.tiles());
             }
         });
         // SAFETY: the job has ended.

@@ -268,7 +268,7 @@ impl Call<'_> {
     fn product(&self, part: usize, expert: usize, to: Shared<f32>) -> Product<'_> {
         let matrix = &[self.gate, self.up, self.down][part][expert];
         let bias = self.biases.map(|biases| &biases[part][expert * matrix.rows()..][..matrix.rows()]);
-        Product { matrix, bias, to, sum: None }
+        Product { matrix, bias, to, sum: None, gated: None }
     }
 
     /// Adds row i of an expert's output to the row that it belongs to.

@@ -126,6 +126,7 @@ pub fn product_rate(
             bias: None,
             to: y,
             sum: None,
+            gated: None,
         });
     });
     Ok(passes * (rows * kind.row_bytes(COLUMNS)) as f64)

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
-use super::kernels::elementwise::{clamped_swiglu, norm_factor, scale, swiglu};
-use super::kernels::{self, ActivationKind, Activations, CHUNK, Isa, Output, Scratch, TILE, WeightMatrix};
+use super::kernels::elementwise::{activate, norm_factor, scale};
+use super::kernels::{
+    self, ActivationKind, Activations, CHUNK, Isa, Output, PASS, Scratch, TILE, WeightMatrix,
+};
 use super::memory::Shared;
 use super::pool::{Pool, Tasks, Worker};
 use crate::backend::Activation;
@@ -61,6 +63,19 @@ pub struct Product<'a> {
     pub to: Shared<f32>,
     /// What `to` is added to, of the same shape.
     pub sum: Option<Shared<f32>>,
+    /// What `to` is the gate of.
+    pub gated: Option<Gated<'a>>,
+}
+
+/// The other half of a gated product: `to = activation(to, matrix * input + bias)`.
+#[derive(Clone, Copy)]
+pub struct Gated<'a> {
+    /// Of the same shape as the gate's.
+    pub matrix: &'a WeightMatrix,
+    /// Added to each row.
+    pub bias: Option<&'a [f32]>,
+    /// What is made of both.
+    pub activation: Activation,
 }
 
 /// Memory for products, allocated once.
@@ -107,13 +122,14 @@ impl Workspace {
     ) {
         let Input { rows, width, .. } = input;
         let products = || (0..count).map(&product);
-        let asked_for = |kind| products().any(|p| p.matrix.activation() == kind);
+        let matrices = || products().flat_map(|p| [Some(p.matrix), p.gated.map(|g| g.matrix)]).flatten();
+        let asked_for = |kind| matrices().any(|matrix| matrix.activation() == kind);
         let mut quantized = false;
         for activations in self.activations.iter_mut().filter(|a| asked_for(a.kind())) {
             activations.begin(activations.kind(), rows, width);
             quantized = true;
         }
-        let work: usize = products().map(|p| p.matrix.rows()).sum::<usize>() * rows * width;
+        let work: usize = matrices().map(WeightMatrix::rows).sum::<usize>() * rows * width;
         let threads = if work < SMALL { 1 } else { pool.threads() };
         let parts = Parts::new(rows, width, threads);
         let make = quantized || !matches!(input.made, Made::Already);
@@ -121,9 +137,9 @@ impl Workspace {
         let least = (CLAIM / (TILE * rows * width).max(1)).max(1);
         let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), least, threads);
 
-        for p in products() {
+        for matrix in matrices() {
             // SAFETY: the job below multiplies each tile once, and `finish` follows it.
-            self.copies = unsafe { p.matrix.begin(self.copies) };
+            self.copies = unsafe { matrix.begin(self.copies) };
         }
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &Worker| {
@@ -162,7 +178,7 @@ impl Workspace {
             pool.run(job)
         }
         // SAFETY: the job has ended.
-        products().for_each(|p| unsafe { p.matrix.finish() });
+        matrices().for_each(|matrix| unsafe { matrix.finish() });
     }
 }
 
@@ -204,16 +220,40 @@ impl Input<'_> {
                     scale(isa, from.at(first), factor, weight, self.values.at(first), n);
                 }
                 Made::Gated { up, activation } => {
-                    let (gate, up) = (self.values.at(first), up.at(first));
-                    match activation {
-                        Activation::SwiGlu => swiglu(isa, gate, up, gate, n),
-                        Activation::Clamped { alpha, limit } => {
-                            clamped_swiglu(isa, gate, up, gate, n, alpha, limit);
-                        }
-                    }
+                    let gate = self.values.at(first);
+                    activate(isa, activation, gate, up.at(first), [self.width; 2], 1, n);
                 }
             }
         }
+    }
+
+    /// Rows `tiles` of `matrix * input + bias`, for all rows of the input.
+    ///
+    /// # Safety
+    /// The input is made, and `activations` are of it; nobody else uses these places of `out` meanwhile.
+    unsafe fn multiply(
+        &self,
+        isa: Isa,
+        (matrix, bias): (&WeightMatrix, Option<&[f32]>),
+        tiles: Range<usize>,
+        activations: &[Activations],
+        out: Output,
+        scratch: &mut Scratch,
+    ) {
+        let Input { values, rows, width, .. } = *self;
+        let x = match matrix.activation() {
+            ActivationKind::F32 => {
+                // SAFETY: the caller's promise.
+                let x = unsafe { std::slice::from_raw_parts(values.at(0), rows * width) };
+                kernels::Input::Floats { x, width }
+            }
+            kind => {
+                let of_kind = activations.iter().find(|a| a.kind() == kind);
+                kernels::Input::Quantized(of_kind.expect("activations of each kind that matrices take"))
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe { matrix.multiply(isa, tiles, x, bias, out, scratch) }
     }
 
     /// These columns of a row.
@@ -240,31 +280,45 @@ impl Product<'_> {
         activations: &[Activations],
         scratch: &mut Scratch,
     ) {
-        let height = self.matrix.rows();
-        let Input { values, rows, width, .. } = input;
+        let (height, gate) = (self.matrix.rows(), (self.matrix, self.bias));
+        let columns = |tiles: &Range<usize>| tiles.start * TILE..(tiles.end * TILE).min(height);
         // SAFETY: the caller's promise.
         unsafe {
-            let x = match self.matrix.activation() {
-                ActivationKind::F32 => kernels::Input::Floats {
-                    x: std::slice::from_raw_parts(values.at(0), rows * width),
-                    width,
-                },
-                kind => {
-                    let of_kind = activations.iter().find(|a| a.kind() == kind);
-                    kernels::Input::Quantized(of_kind.expect("activations of each kind that matrices take"))
-                }
-            };
             let out = Output { to: self.to.at(0), stride: height };
-            self.matrix.multiply(isa, tiles.clone(), x, self.bias, out, scratch);
-            if let Some(sum) = self.sum {
-                let columns = tiles.start * TILE..(tiles.end * TILE).min(height);
-                for row in 0..rows {
-                    let first = row * height + columns.start;
-                    let to = std::slice::from_raw_parts(self.to.at(first), columns.len());
-                    let sum = std::slice::from_raw_parts_mut(sum.at(first), columns.len());
-                    sum.iter_mut().zip(to).for_each(|(sum, to)| *sum += to);
-                }
+            let Some(Gated { matrix, bias, activation }) = self.gated else {
+                input.multiply(isa, gate, tiles.clone(), activations, out, scratch);
+                self.matrix.drop_copied(tiles.clone());
+                return self.add(columns(&tiles), input.rows);
+            };
+            for first in tiles.clone().step_by(PASS) {
+                let pass = first..(first + PASS).min(tiles.end);
+                let Range { start, end } = columns(&pass);
+                input.multiply(isa, gate, pass.clone(), activations, out, scratch);
+                let mut gated = std::mem::take(&mut scratch.gated);
+                let up = Output { to: gated.as_mut_ptr().wrapping_sub(start), stride: PASS * TILE };
+                input.multiply(isa, (matrix, bias), pass, activations, up, scratch);
+                let (to, strides) = (self.to.at(start), [height, PASS * TILE]);
+                activate(isa, activation, to, gated.as_ptr(), strides, input.rows, end - start);
+                scratch.gated = gated;
             }
+            [self.matrix, matrix].into_iter().for_each(|matrix| matrix.drop_copied(tiles.clone()));
+        }
+    }
+
+    /// Adds these columns of the result to the sum, if there is one.
+    ///
+    /// # Safety
+    /// As in [`multiply`](Self::multiply).
+    unsafe fn add(&self, columns: Range<usize>, rows: usize) {
+        let Some(sum) = self.sum else { return };
+        for row in 0..rows {
+            let first = row * self.matrix.rows() + columns.start;
+            // SAFETY: the caller's promise.
+            let (sum, to) = unsafe {
+                let to = std::slice::from_raw_parts(self.to.at(first), columns.len());
+                (std::slice::from_raw_parts_mut(sum.at(first), columns.len()), to)
+            };
+            sum.iter_mut().zip(to).for_each(|(sum, to)| *sum += to);
         }
     }
 }

@@ -18,8 +18,8 @@ mod step;
 mod tests;
 
 use crate::backend::{
-    Attention, Backend, Buffer, Device, Experts, Heads, KvShape, KvType, Limits, Matrix, PAGE_LEN, Plan,
-    Projection, Rope, Source, Stack, Stacked, Step, Vector,
+    Activation, Attention, Backend, Buffer, Device, Experts, Heads, KvShape, KvType, Limits, Matrix,
+    PAGE_LEN, Plan, Projection, Rope, Source, Stack, Stacked, Step, Vector,
 };
 use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
@@ -29,9 +29,9 @@ pub use attention::page_bytes as attention_scratch_bytes;
 use half::f16;
 use kernels::attention::{Q8_0, append};
 use kernels::elementwise::{head_norms, norm_factor, scale};
-use kernels::{Isa, Layout, WeightMatrix};
+use kernels::{FEW_TOKENS, Isa, Layout, WeightMatrix};
 use kv::KvCache;
-use linear::{Input, Made, Product};
+use linear::{Gated, Input, Made, Product};
 use memory::{Memory, Shared};
 use pool::Pool;
 use step::{RopeTable, SERIAL, StepRows};
@@ -227,6 +227,41 @@ impl CpuBackend {
     pub fn experts_seen(&mut self, experts: &Experts, seen: impl FnMut(usize, [&[f32]; 2])) {
         self.with_experts(experts, |workspace, isa, pool, linear, call| {
             workspace.run_seen(isa, pool, linear, call, seen)
+        });
+    }
+
+    /// Products of a source; each of them as the gate of `gated`'s product.
+    fn products(
+        &mut self,
+        source: Source,
+        projections: &[Projection],
+        gated: Option<(Projection, Activation)>,
+    ) {
+        let CpuBackend { weights, vectors, rows, ready: Some(Ready { buffers, linear, .. }), .. } = self
+        else {
+            panic!("`prepare` comes before the first step");
+        };
+        let from = source.buffer();
+        for buffer in projections.iter().map(|p| p.to).chain([from]) {
+            buffers[buffer.0].rows = *rows;
+        }
+        let values = |buffer: Buffer| buffers[buffer.0].memory.shared();
+        let width = buffers[from.0].width;
+        let input = Input { values: values(from), rows: *rows, width, made: made(source, vectors, buffers) };
+        linear.multiply(self.isa, &self.pool, input, projections.len(), |i| {
+            let Projection { matrix, bias: of, to, sum } = projections[i];
+            let matrix = weights[matrix.0].matrix();
+            assert!(to != from && sum != Some(from) && sum != Some(to), "input and outputs are distinct");
+            for buffer in [Some(to), sum].into_iter().flatten() {
+                assert_eq!(buffers[buffer.0].width, matrix.rows(), "width of a product's output");
+            }
+            let bias = |bias: Option<Vector>| bias.map(|bias| &vectors[bias.0][..]);
+            let gated = gated.map(|(up, activation)| Gated {
+                matrix: weights[up.matrix.0].matrix(),
+                bias: bias(up.bias),
+                activation,
+            });
+            Product { matrix, bias: bias(of), to: values(to), sum: sum.map(values), gated }
         });
     }
 
@@ -426,27 +461,18 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&mut self, source: Source, projections: &[Projection]) {
-        let CpuBackend { weights, vectors, rows, ready: Some(Ready { buffers, linear, .. }), .. } = self
-        else {
-            panic!("`prepare` comes before the first step");
-        };
-        let from = source.buffer();
-        for buffer in projections.iter().map(|p| p.to).chain([from]) {
-            buffers[buffer.0].rows = *rows;
+        self.products(source, projections, None);
+    }
+
+    /// Many rows are gated as they are made, so that only the results go through memory.
+    fn feed_forward(&mut self, source: Source, [gate, up, down]: [Projection; 3], activation: Activation) {
+        if self.rows > FEW_TOKENS {
+            self.products(source, &[gate], Some((up, activation)));
+            self.products(Source::Buffer(gate.to), &[down], None);
+        } else {
+            self.products(source, &[gate, up], None);
+            self.products(Source::Gated { gate: gate.to, up: up.to, activation }, &[down], None);
         }
-        let values = |buffer: Buffer| buffers[buffer.0].memory.shared();
-        let width = buffers[from.0].width;
-        let input = Input { values: values(from), rows: *rows, width, made: made(source, vectors, buffers) };
-        linear.multiply(self.isa, &self.pool, input, projections.len(), |i| {
-            let Projection { matrix, bias, to, sum } = projections[i];
-            let matrix = weights[matrix.0].matrix();
-            assert!(to != from && sum != Some(from) && sum != Some(to), "input and outputs are distinct");
-            for buffer in [Some(to), sum].into_iter().flatten() {
-                assert_eq!(buffers[buffer.0].width, matrix.rows(), "width of a product's output");
-            }
-            let bias = bias.map(|bias| &vectors[bias.0][..]);
-            Product { matrix, bias, to: values(to), sum: sum.map(values) }
-        });
     }
 
     fn rope(&mut self, heads: &[Heads]) {

@@ -158,7 +158,18 @@ impl WeightMatrix {
         bytes.saturating_sub(tiles * tile_bytes)
     }
 
-    /// Ends a product: what it copied is used from now on. (The file's pages were given back as it was copied.)
+    /// Gives back the file's pages of those of the tiles that the present product has copied: soon after, so that little
+    /// is in memory twice, and of many tiles at once, as the system maps the neighbours of a page that is read.
+    pub fn drop_copied(&self, tiles: Range<usize>) {
+        let Storage::Interleaved(copied) = &self.storage else { return };
+        let (ready, end) = copied.range();
+        let (first, last) = (tiles.start.max(ready), tiles.end.min(end));
+        if first < last {
+            copied.tensor.drop_rows(first * TILE..(last * TILE).min(self.rows));
+        }
+    }
+
+    /// Ends a product: what it copied is used from now on.
     ///
     /// # Safety
     /// All threads of the product have ended.
@@ -284,10 +295,6 @@ impl WeightMatrix {
                             // SAFETY: the caller of `begin` promised that each tile belongs to one thread.
                             pass.clone().for_each(|tile| unsafe { copied.copy(isa, tile) });
                             multiply(interleaved, pass);
-                        }
-                        if ready < end {
-                            // at once, so that no more than this is in memory twice
-                            copied.tensor.drop_rows(ready * TILE..(end * TILE).min(self.rows));
                         }
                         multiply(Bytes::AsInFile(copied.tensor.bytes().as_ptr()), end..tiles.end);
                     }
@@ -475,6 +482,8 @@ pub struct Scratch {
     unpacked: Box<[Unpacked]>,
     sums: Vec<f32>,
     interleaved: Vec<u8>,
+    /// [rows, [`PASS`] * 16]: the other factor of what a gated product has in hand.
+    pub gated: Vec<f32>,
 }
 
 impl Scratch {
@@ -487,6 +496,7 @@ impl Scratch {
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
             sums: vec![0.0; PASS * rows * TILE],
             interleaved: vec![0; largest.max().unwrap_or(0)],
+            gated: vec![0.0; rows * PASS * TILE],
         }
     }
 }

@@ -113,6 +113,40 @@ fn a_product_is_added_to_the_residual_stream() {
 }
 
 #[test]
+fn a_feed_forward_is_its_products_one_after_the_other_to_the_bit() {
+    let clamped = Activation::Clamped { alpha: 1.7, limit: 0.9 };
+    for (rows, activation) in [(3, Activation::SwiGlu), (40, Activation::SwiGlu), (70, clamped)] {
+        let (width, inner) = (64, 136); // 9 tiles, the last of half
+        let x = noise(1, rows * width, 2.0);
+        let of = |fused: bool| {
+            everywhere(|mut backend| {
+                let mut projection = |seed: u64, rows: usize, columns: usize| Projection {
+                    matrix: backend
+                        .add_matrix(&matrix("m", &noise(seed, rows * columns, 0.3), columns))
+                        .unwrap(),
+                    bias: Some(backend.add_vector(noise(seed + 10, rows, 1.0)).unwrap()),
+                    to: backend.add_buffer(rows),
+                    sum: None,
+                };
+                let [gate, up, down] = [(2, inner, width), (3, inner, width), (4, width, inner)]
+                    .map(|(seed, rows, columns)| projection(seed, rows, columns));
+                apply(backend, &[&x], width, &no_rope(), |backend, b| {
+                    let (source, down) = (Source::Buffer(b[0]), Projection { sum: Some(b[0]), ..down });
+                    if fused {
+                        backend.feed_forward(source, [gate, up, down], activation);
+                    } else {
+                        backend.linear(source, &[gate, up]);
+                        backend.linear(Source::Gated { gate: gate.to, up: up.to, activation }, &[down]);
+                    }
+                    b[0]
+                })
+            })
+        };
+        assert_eq!(of(true), of(false));
+    }
+}
+
+#[test]
 fn rope_norms_each_head_before_and_takes_off_the_center_after() {
     for (heads, dim) in [(3, 64), (2, 80), (5, 20)] {
         let width = heads * dim;

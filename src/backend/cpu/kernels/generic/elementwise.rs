@@ -2,7 +2,7 @@
 
 use super::super::{Simd, entry_points};
 use super::math::Lanes;
-use crate::backend::RopeStyle;
+use crate::backend::{Activation, RopeStyle};
 
 entry_points! {
     /// `1 / sqrt(mean(x²) + epsilon)` of n values: the factor of their root-mean-square norm.
@@ -16,11 +16,9 @@ entry_points! {
     /// `(a * cos - b * sin, b * cos + a * sin)`.
     pub fn rotate(x: *mut f32, heads: usize, dim: usize, from: usize, cos: *const f32, sin: *const f32, pairs: usize, style: RopeStyle)
         = rotate_generic;
-    /// `to = gate / (1 + exp(-gate)) * up` over n values.
-    pub fn swiglu(gate: *const f32, up: *const f32, to: *mut f32, n: usize) = swiglu_generic;
-    /// `to = g / (1 + exp(-alpha * g)) * (u + 1)` over n values, g = min(gate, limit), u = up within -limit..limit.
-    pub fn clamped_swiglu(gate: *const f32, up: *const f32, to: *mut f32, n: usize, alpha: f32, limit: f32)
-        = clamped_swiglu_generic;
+    /// `gate = activation(gate, up)` over `rows` rows of n values, which begin `strides` values apart.
+    pub fn activate(activation: Activation, gate: *mut f32, up: *const f32, strides: [usize; 2], rows: usize, n: usize)
+        = activate_generic;
 }
 
 #[inline(always)]
@@ -127,53 +125,46 @@ unsafe fn sum_of_squares<S: Simd>(x: *const f32, n: usize) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn swiglu_generic<S: Simd>(gate: *const f32, up: *const f32, to: *mut f32, n: usize) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (whole, rest) = (n / 16 * 16, n % 16);
-        for i in (0..whole).step_by(16) {
-            silu::<S>(Lanes::load(gate.add(i))).mul(Lanes::load(up.add(i))).store(to.add(i));
-        }
-        if rest > 0 {
-            let gate = Lanes::load_part(gate.add(whole), rest);
-            let up = Lanes::load_part(up.add(whole), rest);
-            silu::<S>(gate).mul(up).store_part(to.add(whole), rest);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn clamped_swiglu_generic<S: Simd>(
-    gate: *const f32,
+unsafe fn activate_generic<S: Simd>(
+    activation: Activation,
+    gate: *mut f32,
     up: *const f32,
-    to: *mut f32,
+    strides: [usize; 2],
+    rows: usize,
     n: usize,
-    alpha: f32,
-    limit: f32,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (whole, rest) = (n / 16 * 16, n % 16);
-        for i in (0..whole).step_by(16) {
-            clamped::<S>(Lanes::load(gate.add(i)), Lanes::load(up.add(i)), alpha, limit).store(to.add(i));
-        }
-        if rest > 0 {
-            let gate = Lanes::load_part(gate.add(whole), rest);
-            let up = Lanes::load_part(up.add(whole), rest);
-            clamped::<S>(gate, up, alpha, limit).store_part(to.add(whole), rest);
+    let (whole, rest) = (n / 16 * 16, n % 16);
+    for row in 0..rows {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (gate, up) = (gate.add(row * strides[0]), up.add(row * strides[1]));
+            for i in (0..whole).step_by(16) {
+                let (at, up) = (gate.add(i), Lanes::load(up.add(i)));
+                activated::<S>(activation, Lanes::load(at), up).store(at);
+            }
+            if rest > 0 {
+                let (at, up) = (gate.add(whole), Lanes::load_part(up.add(whole), rest));
+                activated::<S>(activation, Lanes::load_part(at, rest), up).store_part(at, rest);
+            }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn clamped<S: Simd>(gate: Lanes<S>, up: Lanes<S>, alpha: f32, limit: f32) -> Lanes<S> {
+unsafe fn activated<S: Simd>(activation: Activation, gate: Lanes<S>, up: Lanes<S>) -> Lanes<S> {
     // SAFETY: the caller's promise.
     unsafe {
-        let (one, zero, limit) = (Lanes::splat(1.0), Lanes::splat(0.0), Lanes::splat(limit));
-        let g = gate.min(limit);
-        let u = up.min(limit).max(zero.sub(limit));
-        let sigmoid = one.div(one.add(zero.sub(g.mul(Lanes::splat(alpha))).exp()));
-        g.mul(sigmoid).mul(u.add(one))
+        let (one, zero) = (Lanes::splat(1.0), Lanes::splat(0.0));
+        match activation {
+            Activation::SwiGlu => silu::<S>(gate).mul(up),
+            Activation::Clamped { alpha, limit } => {
+                let limit = Lanes::splat(limit);
+                let g = gate.min(limit);
+                let u = up.min(limit).max(zero.sub(limit));
+                let sigmoid = one.div(one.add(zero.sub(g.mul(Lanes::splat(alpha))).exp()));
+                g.mul(sigmoid).mul(u.add(one))
+            }
+        }
     }
 }
 
