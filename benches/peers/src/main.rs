@@ -1,12 +1,13 @@
 //! pensive, llama.cpp and candle-transformers on the same file, in turn: medians and ratios.
 //!
-//! `peers quantize` compares what they quantize (quantized.rs).
+//! `peers quantize` compares what they quantize (quantized.rs), `peers perplexity` how well they predict (perplexity.rs).
 //!
 //! usage: peers MODEL.gguf [-t THREADS] [-r REPETITIONS] [-d DEPTH,…] [-p PROMPT] [-n GENERATE] [--no-candle]
 
 mod candle;
 mod llama;
 mod ours;
+mod perplexity;
 mod quantized;
 
 use std::path::PathBuf;
@@ -64,6 +65,9 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if words.first().is_some_and(|word| word == "quantize") {
         return quantized::main(&words[1..]);
+    }
+    if words.first().is_some_and(|word| word == "perplexity") {
+        return perplexity::main(&words[1..]);
     }
     let Some(args) = args() else {
         eprintln!(

@@ -26,7 +26,7 @@ use pensive::text::{Special, Tokenizer};
 use pensive::{Event, Model, Options, Prompt};
 
 /// Tokens of a window, each read by itself; the second half counts.
-const WINDOW: usize = 512;
+pub const WINDOW: usize = 512;
 /// Tokens that both engines continue the text by, and from how many.
 const GREEDY: usize = 64;
 const PROMPT: usize = 32;
@@ -72,6 +72,12 @@ fn args(words: &[String]) -> Option<Args> {
     args.text.exists().then_some(args)
 }
 
+impl Args {
+    fn windows_of<'a>(&self, tokens: &'a [u32]) -> impl Iterator<Item = &'a [u32]> {
+        tokens.chunks_exact(WINDOW).take(self.windows)
+    }
+}
+
 pub fn main(words: &[String]) {
     let Some(args) = args(words) else {
         eprintln!(
@@ -91,7 +97,8 @@ pub fn main(words: &[String]) {
     });
     println!("{} windows of {WINDOW} tokens", (tokens.len() / WINDOW).min(args.windows));
     let (mut reference, mut surprise) = (Vec::new(), 0.0);
-    evaluate(&backend, &args.source, &tokens, &args, |row, next| {
+    let model = load(&backend, &args.source);
+    evaluate(&backend, &model, args.windows_of(&tokens), args.threads, |row, next| {
         surprise -= f64::from(row[next as usize]);
         reference.push(row);
     });
@@ -195,21 +202,20 @@ fn context<'a>(backend: &LlamaBackend, model: &'a LlamaModel, threads: i32) -> L
     model.new_context(backend, params).expect("llama.cpp makes a context")
 }
 
-fn load(backend: &LlamaBackend, path: &Path) -> LlamaModel {
+pub fn load(backend: &LlamaBackend, path: &Path) -> LlamaModel {
     LlamaModel::load_from_file(backend, path, &LlamaModelParams::default()).expect("llama.cpp loads the file")
 }
 
 /// Log-probabilities of the rows that count, [windows x (WINDOW / 2 - 1)], each handed to `row` with the token that follows.
-fn evaluate(
+pub fn evaluate<'a>(
     backend: &LlamaBackend,
-    file: &Path,
-    tokens: &[u32],
-    args: &Args,
+    model: &LlamaModel,
+    windows: impl Iterator<Item = &'a [u32]>,
+    threads: i32,
     mut row: impl FnMut(Vec<f32>, u32),
 ) {
-    let model = load(backend, file);
-    let mut context = context(backend, &model, args.threads);
-    for window in tokens.chunks_exact(WINDOW).take(args.windows) {
+    let mut context = context(backend, model, threads);
+    for window in windows {
         context.clear_kv_cache();
         let mut batch = LlamaBatch::new(WINDOW, 1);
         for (position, &token) in window.iter().enumerate() {
@@ -232,7 +238,8 @@ fn measure(
     args: &Args,
 ) -> (f64, f64) {
     let (mut surprise, mut divergence, mut rows) = (0.0, 0.0, reference.iter());
-    evaluate(backend, file, tokens, args, |row, next| {
+    let model = load(backend, file);
+    evaluate(backend, &model, args.windows_of(tokens), args.threads, |row, next| {
         let expected = rows.next().expect("both have as many rows");
         surprise -= f64::from(row[next as usize]);
         divergence += expected.iter().zip(&row).map(|(p, q)| f64::from(p.exp() * (p - q))).sum::<f64>();
