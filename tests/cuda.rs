@@ -8,9 +8,13 @@ use common::emulated::Emulated;
 use common::tiny::{self, Architecture};
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::cuda::CudaBackend;
-use pensive::backend::{Attention, Backend, KvShape, KvType, PAGE_LEN, Plan, Rope, RopeStyle, Row, Step};
+use pensive::backend::{
+    Activation, Attention, Backend, Experts, Gate, KvShape, KvType, PAGE_LEN, Plan, Rope, RopeStyle, Routing,
+    Row, Stacked, Step,
+};
+use pensive::checkpoint::Tensor;
 use pensive::engine::{Engine, Feed, Sequence, Wants};
-use pensive::quant::BlockType;
+use pensive::quant::{self, BlockType};
 
 fn emulated() -> Option<Box<dyn Backend>> {
     Some(Box::new(CudaBackend::new(Box::new(Emulated::new()?))))
@@ -153,10 +157,114 @@ fn attention_over_pages_is_near_the_cpus_with_groups_windows_and_sinks() {
         let Some(backend) = emulated() else { return };
         let (got, expected) = (attended(backend, kv, attention), attended(cpu(), kv, attention));
         for (got, expected) in got.iter().zip(&expected) {
-            let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
-            let far = norm(&mut got.iter().zip(expected).map(|(a, b)| a - b));
-            let share = far / norm(&mut expected.iter().copied());
+            let share = difference(got, expected);
             assert!(share < 3e-3, "{kv:?} {attention:?}: {share}");
         }
+    }
+}
+
+/// How long the vector between two is, against the second.
+fn difference(got: &[f32], expected: &[f32]) -> f32 {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+    norm(&mut got.iter().zip(expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied())
+}
+
+/// Of a layer's experts, of which a row goes to [`USED`].
+const EXPERTS: usize = 8;
+const USED: usize = 3;
+
+/// A layer of experts.
+#[derive(Clone, Copy, Debug)]
+struct Layer {
+    kind: BlockType,
+    width: usize,
+    feed_forward: usize,
+    biases: bool,
+    activation: Activation,
+}
+
+/// What the matrices of a layer's experts stand for, in its blocks or as plain numbers.
+fn experts(layer: Layer, plain: bool, seed: usize, rows: usize, columns: usize) -> Vec<Tensor> {
+    let expert = |i: usize| {
+        let values: Vec<f32> =
+            numbers(seed * EXPERTS + i, rows * columns).iter().map(|v| v / (columns as f32).sqrt()).collect();
+        let mut bytes = vec![0; layer.kind.row_bytes(values.len())];
+        quant::quantize(layer.kind, &values, &mut bytes);
+        if !plain {
+            return Tensor::from_bytes("experts", layer.kind, &[rows, columns], bytes);
+        }
+        let mut values = values;
+        quant::dequantize(layer.kind, &bytes, &mut values);
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Tensor::from_bytes("experts", BlockType::F32, &[rows, columns], bytes)
+    };
+    (0..EXPERTS).map(expert).collect()
+}
+
+/// What a layer's experts make of so many rows, twice. All rows go to the second expert and none to the sixth.
+fn made_by_experts(mut backend: Box<dyn Backend>, layer: Layer, plain: bool, rows: usize) -> [Vec<f32>; 2] {
+    let Layer { width, feed_forward, biases, activation, .. } = layer;
+    let mut stack = |seed, rows, columns| {
+        let tensors = experts(layer, plain, seed, rows, columns);
+        backend.add_stack(&tensors, Stacked::Experts { used: USED }).unwrap()
+    };
+    let gate = stack(1, feed_forward, width);
+    let up = stack(2, feed_forward, width);
+    let down = stack(3, width, feed_forward);
+    let biases = biases.then(|| {
+        [feed_forward, feed_forward, width]
+            .map(|len| backend.add_vector(numbers(len, EXPERTS * len)).unwrap())
+    });
+    let [from, scores, sum] = [width, EXPERTS, width].map(|width| backend.add_buffer(width));
+    let plan = Plan { rows: 80, logit_rows: 80, sequences: 1, pages: 2, kv_type: KvType::F16 };
+    let rope = Rope { inverse_frequencies: vec![1.0], magnitude: 1.0, style: RopeStyle::Halves };
+    backend.prepare(plan, &rope).unwrap();
+    let routing =
+        Routing { used: USED, gate: Gate::SoftmaxOfChosen, groups: (1, 1), normalize: false, scale: 1.0 };
+    let experts =
+        Experts { from, scores, correction: None, routing, gate, up, down, biases, activation, sum };
+    let of_step: Vec<Row> =
+        (0..rows).map(|position| Row { sequence: 0, position, token: 0, wants_logits: false }).collect();
+    let of_row = |row: usize| {
+        let mut scores = numbers(row, EXPERTS);
+        (scores[1], scores[5]) = (2.5, -9.0);
+        scores
+    };
+    [(); 2].map(|()| {
+        backend.begin(&Step { rows: &of_step, tables: &[&[0, 1]] });
+        backend.write(from, &numbers(7, rows * width));
+        backend.write(scores, &(0..rows).flat_map(of_row).collect::<Vec<_>>());
+        backend.write(sum, &numbers(8, rows * width));
+        backend.experts(&experts);
+        backend.read(sum).unwrap().to_vec()
+    })
+}
+
+/// The CPU takes the same matrices as plain numbers, so that what differs is what the device makes of activations.
+#[test]
+fn rows_brought_together_by_expert_are_near_the_cpus() {
+    let clamped = Activation::Clamped { alpha: 1.7, limit: 1.5 };
+    let layer = |kind, width, feed_forward, biases, activation| Layer {
+        kind,
+        width,
+        feed_forward,
+        biases,
+        activation,
+    };
+    let cases = [
+        // tiles of 8, 16 and 32, of each of which the second expert has more than one
+        (layer(BlockType::Q8_0, 64, 2336, false, Activation::SwiGlu), 10),
+        (layer(BlockType::Q4_K, 256, 512, true, clamped), 20),
+        (layer(BlockType::Q5_1, 96, 160, true, clamped), 70),
+        (layer(BlockType::Q6_K, 256, 256, false, Activation::SwiGlu), 70),
+    ];
+    for (layer, rows) in cases {
+        let Some(backend) = emulated() else { return };
+        let [got, again] = made_by_experts(backend, layer, false, rows);
+        assert!(got == again, "{layer:?}, {rows} rows: other bits");
+        let [expected, _] = made_by_experts(cpu(), layer, true, rows);
+        let share = difference(&got, &expected);
+        println!("{layer:?}, {rows} rows: {share:.1e}");
+        assert!(share < 3e-3, "{layer:?}, {rows} rows: {share}");
     }
 }

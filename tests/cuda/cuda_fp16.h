@@ -232,6 +232,14 @@ template <class T> inline T __shfl_xor_sync(unsigned, T x, int mask) {
 template <class T> inline T __shfl_sync(unsigned, T x, int from) {
   return emulation::exchange<T, T>(x, [=](const emulation::Brought<T> &all, unsigned) { return all[from & 31]; });
 }
+inline unsigned __ballot_sync(unsigned, bool mine) {
+  return emulation::exchange<bool, unsigned>(mine, [](const emulation::Brought<bool> &all, unsigned) {
+    unsigned lanes = 0;
+    for (unsigned lane = 0; lane < 32; lane++) lanes |= (unsigned)all[lane] << lane;
+    return lanes;
+  });
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 // d = a * b + d for a [16, 16] row by row, b [16, 8] column by column, both f16: the fragments of mma.m16n8k16 (PTX ISA).
 inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

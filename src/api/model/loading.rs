@@ -209,11 +209,11 @@ impl ModelBuilder {
             on_cpu.experts.fill(0); // none may stay in a file
         }
         let Needs { buffers, page, .. } = Needs::new(h, 0, 0, self.sizes);
-        // of each row what its experts make
-        let of_experts = h
-            .experts
-            .as_ref()
-            .map_or(0, |e| 4 * self.sizes.chunk * e.routing.used * (2 * e.feed_forward + h.width));
+        // of each row what its experts make, and once more as f16 what the last of their matrices takes
+        let of_experts = h.experts.as_ref().map_or(0, |e| {
+            let values = 4 * (2 * e.feed_forward + h.width) + 2 * e.feed_forward;
+            self.sizes.chunk * e.routing.used * values
+        });
         Demand {
             page: page.div_ceil(h.layers as u64),
             cpu_buffers: buffers,

@@ -93,9 +93,10 @@ struct Scratch {
     /// Attention's splits, and how many of them are done.
     partial: Memory,
     arrived: Memory,
-    /// Experts: which, their weights, and what they make.
+    /// Experts: which, their weights, the results of each, and what they make.
     ids: Memory,
     shares: Memory,
+    groups: Memory,
     gate: Memory,
     up: Memory,
     down: Memory,

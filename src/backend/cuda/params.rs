@@ -54,7 +54,10 @@ params! {
     /// `prepare_rows`
     Prepare { source: Source, to: Address, scales: Address }
     /// `many_product_*`
-    ManyProduct { x: Address, scales: Address, targets: [Target; 3], rows: i32, columns: i32, count: i32 }
+    ManyProduct {
+        x: Address, scales: Address, targets: [Target; 3], order: Address, offsets: Address, rows: i32, columns: i32,
+        count: i32, share: i32,
+    }
     /// `dequantize`
     Dequantize { matrix: Blocks, to: Address, first: i32, rows: i32 }
     /// `finish_product`
@@ -89,6 +92,8 @@ params! {
         scores: Address, correction: Address, ids: Address, weights: Address, experts: i32, used: i32, gate: i32,
         groups: i32, groups_used: i32, normalize: i32, scale: f32,
     }
+    /// `group_results`
+    GroupResults { ids: Address, offsets: Address, order: Address, results: i32 }
     /// `combine`
     Combine { y: Address, weights: Address, sum: Address, used: i32, width: i32 }
     /// `attend_*`

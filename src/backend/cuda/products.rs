@@ -16,8 +16,9 @@ const ROW_THREADS: usize = 512;
 const ROW_STEP: usize = 2048;
 const ROW_SUMS: usize = ROW_THREADS * 33 * 4;
 
-/// Threads of `many_product_*`, and the rows of a matrix that a block takes.
+/// Threads of `many_product_*` at most, columns that a warp takes at once, and the rows of a matrix that a block takes.
 const MANY_THREADS: usize = 256;
+const MANY_COLUMNS: usize = 256;
 const MANY_ROWS: usize = 32;
 
 /// Rows up to which blocks are widened on the way; for more they are first made f16.
@@ -50,6 +51,23 @@ pub(super) struct Wanted<M> {
     pub bias: Address,
     pub to: Address,
     pub sum: Address,
+}
+
+/// Rows as f16, and the powers of two that they were divided by.
+#[derive(Clone, Copy)]
+pub(super) struct Narrow {
+    x: Address,
+    scales: Address,
+    columns: usize,
+}
+
+/// Results in the order of the matrices that make them: those of matrix m are order[offsets[m] .. offsets[m + 1]].
+#[derive(Clone, Copy)]
+pub(super) struct Groups {
+    pub order: Address,
+    pub offsets: Address,
+    pub matrices: usize,
+    pub results: usize,
 }
 
 impl CudaBackend {
@@ -99,7 +117,7 @@ impl CudaBackend {
                 && wanted.matrix.kind == BlockType::F16
                 && wanted.matrix.columns % 8 == 0
             {
-                let x = self.narrow(&source, &mut narrowed)?;
+                let x = self.narrow_once(&source, &mut narrowed)?;
                 self.multiply_f16(x, wanted)?;
             } else {
                 self.multiply_dense(source, wanted, 0, self.present)?;
@@ -117,11 +135,11 @@ impl CudaBackend {
             }
             1 => blocks.chunks(AT_ONCE).try_for_each(|part| self.multiply_row(source, part, None, 0, 1)),
             2..=FEW_PRODUCTS => {
-                let x = self.narrow(&source, &mut narrowed)?;
-                blocks.chunks(AT_ONCE).try_for_each(|part| self.multiply_few(x, source.columns, part))
+                let x = self.narrow_once(&source, &mut narrowed)?;
+                blocks.chunks(AT_ONCE).try_for_each(|part| self.multiply_few(x, part))
             }
             _ => {
-                let x = self.narrow(&source, &mut narrowed)?;
+                let x = self.narrow_once(&source, &mut narrowed)?;
                 blocks.iter().try_for_each(|wanted| self.multiply_many(x, wanted))
             }
         }
@@ -141,22 +159,22 @@ impl CudaBackend {
         Ok(x)
     }
 
-    /// The present rows as f16, and their scales.
-    fn narrow(
-        &mut self,
-        source: &params::Source,
-        made: &mut Option<(Address, Address)>,
-    ) -> Result<(Address, Address)> {
-        if let Some(made) = *made {
-            return Ok(made);
+    /// The present rows as f16, made when they are first asked for.
+    fn narrow_once(&mut self, source: &params::Source, made: &mut Option<Narrow>) -> Result<Narrow> {
+        match *made {
+            Some(narrow) => Ok(narrow),
+            None => Ok(*made.insert(self.narrow(source, self.present)?)),
         }
-        let rows = self.present;
-        let to = self.room(2 * rows * source.columns as usize, |this| &mut this.scratch.narrow)?;
+    }
+
+    /// So many rows as f16.
+    pub(super) fn narrow(&mut self, source: &params::Source, rows: usize) -> Result<Narrow> {
+        let columns = source.columns as usize;
+        let x = self.room(2 * rows * columns, |this| &mut this.scratch.narrow)?;
         let scales = self.room(4 * rows, |this| &mut this.scratch.scales)?;
-        let p = params::Prepare { source: *source, to, scales };
+        let p = params::Prepare { source: *source, to: x, scales };
         self.launch(Launch { kernel: "prepare_rows", grid: [rows, 1, 1], threads: THREADS, shared: 0 }, &p)?;
-        *made = Some((to, scales));
-        Ok((to, scales))
+        Ok(Narrow { x, scales, columns })
     }
 
     /// Whether two products may be those of a gated feed-forward, which one launch makes with what stands between them.
@@ -237,34 +255,58 @@ impl CudaBackend {
     }
 
     /// Up to [`FEW_PRODUCTS`] rows.
-    fn multiply_few(
-        &mut self,
-        (x, scales): (Address, Address),
-        columns: i32,
-        wanted: &[Wanted<Blocks>],
-    ) -> Result<()> {
+    fn multiply_few(&mut self, narrow: Narrow, wanted: &[Wanted<Blocks>]) -> Result<()> {
         let rows = self.present;
-        let (kernel, tile) = match rows {
-            ..=8 => ("many_product_8", 8),
-            9..=16 => ("many_product_16", 16),
-            _ => ("many_product_32", 32),
+        let p = params::ManyProduct { rows: rows as i32, ..Default::default() };
+        let tile = tile_of(rows);
+        self.multiply_tiles(narrow, wanted, p, tile, rows.div_ceil(tile))
+    }
+
+    /// Each result's row, of which `share` results follow each other, with the result's own matrix of some stacks.
+    pub(super) fn multiply_groups(
+        &mut self,
+        narrow: Narrow,
+        wanted: &[Wanted<Blocks>],
+        groups: Groups,
+        share: i32,
+    ) -> Result<()> {
+        let Groups { order, offsets, matrices, results } = groups;
+        let p = params::ManyProduct { order, offsets, share, ..Default::default() };
+        // twice the mean: shares are uneven, and each tile more widens the blocks again
+        let tile = tile_of(2 * results.div_ceil(matrices));
+        self.multiply_tiles(narrow, wanted, p, tile, matrices)
+    }
+
+    /// `many_product_*` of one row of the grid, or of several.
+    fn multiply_tiles(
+        &mut self,
+        narrow: Narrow,
+        wanted: &[Wanted<Blocks>],
+        mut p: params::ManyProduct,
+        tile: usize,
+        grid_rows: usize,
+    ) -> Result<()> {
+        let kernel = match tile {
+            8 => "many_product_8",
+            16 => "many_product_16",
+            _ => "many_product_32",
         };
-        let count = wanted.len() as i32;
-        let mut p =
-            params::ManyProduct { x, scales, rows: rows as i32, columns, count, ..Default::default() };
+        (p.x, p.scales, p.columns) = (narrow.x, narrow.scales, narrow.columns as i32);
+        p.count = wanted.len() as i32;
         let mut first = 0;
         for (to, wanted) in p.targets.iter_mut().zip(wanted) {
             let blocks = (wanted.matrix.rows as usize).div_ceil(MANY_ROWS);
             *to = target(wanted, first, blocks);
             first += blocks;
         }
-        let shared = MANY_THREADS / 32 * MANY_ROWS * tile * 4;
-        let grid = [first, rows.div_ceil(tile), 1];
-        self.launch(Launch { kernel, grid, threads: MANY_THREADS, shared }, &p)
+        // no warps that would find no columns: narrow matrices' blocks leave room for others
+        let threads = (32 * narrow.columns.div_ceil(MANY_COLUMNS)).min(MANY_THREADS);
+        let shared = threads / 32 * MANY_ROWS * tile * 4;
+        self.launch(Launch { kernel, grid: [first, grid_rows, 1], threads, shared }, &p)
     }
 
     /// Any number of rows: part by part the matrix becomes f16, and is multiplied.
-    fn multiply_many(&mut self, x: (Address, Address), wanted: &Wanted<Blocks>) -> Result<()> {
+    fn multiply_many(&mut self, x: Narrow, wanted: &Wanted<Blocks>) -> Result<()> {
         let matrix = wanted.matrix;
         let (rows, columns) = (matrix.rows as usize, matrix.columns as usize);
         // the library's fast kernels want rows of the product that begin at multiples of 16 bytes
@@ -275,23 +317,23 @@ impl CudaBackend {
             let p = Dequantize { matrix, to: dense, first: first as i32, rows: part as i32 };
             let grid = [(part * columns.div_ceil(64)).div_ceil(THREADS), 1, 1];
             self.launch(Launch { kernel: "dequantize", grid, threads: THREADS, shared: 0 }, &p)?;
-            self.multiply_part(x, dense, (rows, columns), first, part, wanted)?;
+            self.multiply_part(x, dense, rows, first, part, wanted)?;
         }
         Ok(())
     }
 
     /// A matrix of f16.
-    fn multiply_f16(&mut self, x: (Address, Address), wanted: &Wanted<Dense>) -> Result<()> {
-        let Dense { at, rows, columns, .. } = wanted.matrix;
-        self.multiply_part(x, at, (rows, columns), 0, rows, wanted)
+    fn multiply_f16(&mut self, x: Narrow, wanted: &Wanted<Dense>) -> Result<()> {
+        let Dense { at, rows, .. } = wanted.matrix;
+        self.multiply_part(x, at, rows, 0, rows, wanted)
     }
 
     /// Rows first .. first + part of a matrix, f16 at `dense`.
     fn multiply_part<M>(
         &mut self,
-        (x, scales): (Address, Address),
+        Narrow { x, scales, columns }: Narrow,
         dense: Address,
-        (rows, columns): (usize, usize),
+        rows: usize,
         first: usize,
         part: usize,
         wanted: &Wanted<M>,
@@ -380,6 +422,11 @@ impl From<Activation> for params::Activation {
             Activation::Clamped { alpha, limit } => params::Activation { kind: 2, alpha, limit },
         }
     }
+}
+
+/// The rows of x in a tile that so many are taken in.
+fn tile_of(rows: usize) -> usize {
+    rows.next_power_of_two().clamp(8, 32)
 }
 
 fn target(wanted: &Wanted<Blocks>, first: usize, blocks: usize) -> Target {

@@ -58,7 +58,7 @@ static __device__ __forceinline__ void let_next_start() {
 
 #endif
 
-static __device__ __forceinline__ float warp_sum(float x) {
+template <class T> static __device__ __forceinline__ T warp_sum(T x) {
   for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
   return x;
 }

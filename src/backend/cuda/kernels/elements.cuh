@@ -259,6 +259,40 @@ KERNEL(route, Route, 32, 16) {
   }
 }
 
+// Orders results by expert: order[offsets[e] .. offsets[e + 1]] are those of expert e, ascending. A block for each expert, which
+// counts those of experts before it by itself. Each of its warps has a stretch of the results.
+#define GROUP_THREADS 256
+struct GroupResults {
+  const int *ids;
+  int *offsets, *order;
+  int results;
+};
+
+KERNEL(group_results, GroupResults, GROUP_THREADS, 4) {
+  let_next_start();
+  wait_for_previous();
+  const int WARPS = GROUP_THREADS / WARP;
+  __shared__ int of_earlier[WARPS], of_mine[WARPS];
+  int expert = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+  int stretch = (p.results + WARPS - 1) / WARPS, first = warp * stretch, end = min(first + stretch, p.results);
+  int earlier = 0, mine = 0;
+  for (int i = first + lane; i < end; i += WARP) earlier += p.ids[i] < expert, mine += p.ids[i] == expert;
+  earlier = warp_sum(earlier), mine = warp_sum(mine);
+  if (lane == 0) of_earlier[warp] = earlier, of_mine[warp] = mine;
+  __syncthreads();
+  int at = 0;
+  for (int w = 0; w < WARPS; w++) at += of_earlier[w];
+  if (threadIdx.x == 0) p.offsets[expert] = at;
+  if (threadIdx.x == 0 && expert + 1 == (int)gridDim.x) p.offsets[expert + 1] = p.results;
+  for (int w = 0; w < warp; w++) at += of_mine[w];
+  for (int i = first; i < end; i += WARP) {
+    bool is_mine = i + lane < end && p.ids[i + lane] == expert;
+    unsigned lanes = __ballot_sync(ALL_LANES, is_mine);
+    if (is_mine) p.order[at + __popc(lanes & ((1u << lane) - 1))] = i + lane;
+    at += __popc(lanes);
+  }
+}
+
 // sum[row] += weight * y of each of its experts, in order. Grid: blocks of 256 columns, rows.
 struct Combine {
   const float *y, *weights;

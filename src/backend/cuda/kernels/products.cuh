@@ -416,17 +416,26 @@ KERNEL(prepare_rows, Prepare, 256, 4) {
   }
 }
 
-#define MANY_THREADS 256
-#define MANY_WARPS (MANY_THREADS / WARP)
-#define MANY_ROWS 32  // of the matrix, for a block
+#define MANY_THREADS 256  // at most
+#define MANY_ROWS 32      // of the matrix, for a block
 
-// Targets' blocks are for MANY_ROWS rows each; blockIdx.y counts tiles of 8 * N rows of x.
+// Targets' blocks are for MANY_ROWS rows each; blockIdx.y counts tiles of 8 * N rows of x, or with `order` matrices: of matrix m
+// are results order[offsets[m] .. offsets[m + 1]], each of row result / share.
 struct ManyProduct {
   const __half *x;      // [rows, columns]
   const float *scales;  // [rows]
   Target targets[MOST_MATRICES];
-  int rows, columns, count;
+  const int *order, *offsets;
+  int rows, columns, count, share;
 };
+
+// What a block multiplies: places first .. end in `order`, or rows without one; more than a tile's are left for the next.
+struct Tile {
+  int matrix, first, end;
+};
+
+static __device__ __forceinline__ int result_at(const ManyProduct &p, int place) { return p.order ? p.order[place] : place; }
+static __device__ __forceinline__ int row_of(const ManyProduct &p, int result) { return p.order ? result / p.share : result; }
 
 static __device__ __forceinline__ __half2 as_half2(unsigned bits) { return *(const __half2 *)&bits; }
 static __device__ __forceinline__ unsigned as_bits(__half2 pair) { return *(const unsigned *)&pair; }
@@ -443,11 +452,11 @@ static __device__ __forceinline__ void widen(unsigned codes, __half2 scale, __ha
 // The block's warps share the columns: each takes four units at once, one for each lane of a row. Which columns a fragment's places
 // stand for does not matter as long as they are the same for both operands, so that a lane uses what it has loaded.
 template <int F, int N>
-static __device__ void multiply_tile(const ManyProduct &p, const Target &t, float *sums) {
+static __device__ __forceinline__ void multiply_tile(const ManyProduct &p, const Target &t, const Tile &tile, float *sums) {
   typedef typename Of<F>::Raw Raw;
   const int UNITS = Of<F>::UNITS;
   int units = (p.columns + 63) / 64, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, row_blocks = p.columns / Of<F>::BLOCK;
-  int first_row = ((int)blockIdx.x - t.first) * MANY_ROWS, first_token = blockIdx.y * 8 * N;
+  int warps = blockDim.x / WARP, first_row = ((int)blockIdx.x - t.first) * MANY_ROWS, rows_before = tile.matrix * t.matrix.rows;
   float acc[2][N][4];
   for (int m = 0; m < 2; m++)
     for (int n = 0; n < N; n++)
@@ -456,7 +465,7 @@ static __device__ void multiply_tile(const ManyProduct &p, const Target &t, floa
   auto load = [&](int step, Raw (&raw)[4]) {
     int unit = min(step * 4 + lane % 4, units - 1);
     for (int i = 0; i < 4; i++) {
-      int row = min(first_row + 8 * i + lane / 4, t.matrix.rows - 1);
+      int row = rows_before + min(first_row + 8 * i + lane / 4, t.matrix.rows - 1);
       raw[i] = Of<F>::load(t.matrix, (size_t)row * row_blocks + unit / UNITS * Group<F>::BLOCKS, unit % UNITS);
     }
   };
@@ -464,8 +473,11 @@ static __device__ void multiply_tile(const ManyProduct &p, const Target &t, floa
   Raw raw[4];
   if (warp < steps) load(warp, raw);
   wait_for_previous();
+  // this lane's rows of x; behind the last it is that again, whose products go nowhere
+  unsigned x_row[N];
+  for (int n = 0; n < N; n++) x_row[n] = row_of(p, result_at(p, min(tile.first + 8 * n + lane / 4, tile.end - 1))) * p.columns;
 #pragma unroll 1
-  for (int step = warp; step < steps; step += MANY_WARPS) {
+  for (int step = warp; step < steps; step += warps) {
     int unit = step * 4 + lane % 4, of_group = unit % UNITS, column = unit / UNITS * Group<F>::VALUES;
     float2 scale[4][4];
     for (int i = 0; i < 4; i++) Of<F>::scales(raw[i], of_group, scale[i]);
@@ -486,10 +498,9 @@ static __device__ void multiply_tile(const ManyProduct &p, const Target &t, floa
       int at = column + Of<F>::run(of_group, r);
       bool present = at < p.columns;
       for (int n = 0; n < N; n++) {
-        int token = first_token + 8 * n + lane / 4;
         uint4 x[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-        if (present && token < p.rows) {
-          const uint4 *from = (const uint4 *)(p.x + (size_t)token * p.columns + at);
+        if (present) {
+          const uint4 *from = (const uint4 *)(p.x + x_row[n] + at);
           x[0] = from[0], x[1] = from[1];
         }
         for (int j = 0; j < 4; j++) {
@@ -501,7 +512,7 @@ static __device__ void multiply_tile(const ManyProduct &p, const Target &t, floa
         }
       }
     }
-    if (step + MANY_WARPS < steps) load(step + MANY_WARPS, raw);
+    if (step + warps < steps) load(step + warps, raw);
   }
 
   // [warp][row][token], added up in the order of warps
@@ -513,23 +524,40 @@ static __device__ void multiply_tile(const ManyProduct &p, const Target &t, floa
         sums[(warp * MANY_ROWS + row) * TOKENS + token] = acc[m][n][i];
       }
   __syncthreads();
-  for (int i = threadIdx.x; i < MANY_ROWS * TOKENS; i += MANY_THREADS) {
-    int row = first_row + i % MANY_ROWS, token = first_token + i / MANY_ROWS;
-    if (row >= t.matrix.rows || token >= p.rows) continue;
+  for (int i = threadIdx.x; i < MANY_ROWS * TOKENS; i += blockDim.x) {
+    int row = first_row + i % MANY_ROWS, place = tile.first + i / MANY_ROWS;
+    if (row >= t.matrix.rows || place >= tile.end) continue;
     float y = 0.0f;
-    for (int w = 0; w < MANY_WARPS; w++) y += sums[(w * MANY_ROWS + i % MANY_ROWS) * TOKENS + i / MANY_ROWS];
-    y = y * p.scales[token] + (t.bias ? t.bias[row] : 0.0f);
-    size_t at = (size_t)token * t.matrix.rows + row;
+    for (int w = 0; w < warps; w++) y += sums[(w * MANY_ROWS + i % MANY_ROWS) * TOKENS + i / MANY_ROWS];
+    int result = result_at(p, place);
+    y = y * p.scales[row_of(p, result)] + (t.bias ? t.bias[rows_before + row] : 0.0f);
+    size_t at = (size_t)result * t.matrix.rows + row;
     if (t.to) t.to[at] = y;
     if (t.sum) t.sum[at] += y;
   }
 }
 
-template <int F> static __device__ __forceinline__ void tile_8(const ManyProduct &p, const Target &t, float *s) { multiply_tile<F, 1>(p, t, s); }
-template <int F> static __device__ __forceinline__ void tile_16(const ManyProduct &p, const Target &t, float *s) { multiply_tile<F, 2>(p, t, s); }
-template <int F> static __device__ __forceinline__ void tile_32(const ManyProduct &p, const Target &t, float *s) { multiply_tile<F, 4>(p, t, s); }
+// A tile, or all tiles of a matrix.
+template <int F, int N>
+static __device__ void multiply_tiles(const ManyProduct &p, const Target &t, float *sums) {
+  const int TOKENS = 8 * N;
+  Tile tile = {0, (int)blockIdx.y * TOKENS, min(((int)blockIdx.y + 1) * TOKENS, p.rows)};
+  if (p.order) {
+    wait_for_previous();
+    tile = {(int)blockIdx.y, p.offsets[blockIdx.y], p.offsets[blockIdx.y + 1]};
+  }
+#pragma unroll 1
+  for (; tile.first < tile.end; tile.first += TOKENS) {
+    multiply_tile<F, N>(p, t, tile, sums);
+    __syncthreads();  // sums are read
+  }
+}
 
-// Shared memory: MANY_WARPS * MANY_ROWS * rows of the tile * 4 bytes.
+template <int F> static __device__ __forceinline__ void tiles_8(const ManyProduct &p, const Target &t, float *s) { multiply_tiles<F, 1>(p, t, s); }
+template <int F> static __device__ __forceinline__ void tiles_16(const ManyProduct &p, const Target &t, float *s) { multiply_tiles<F, 2>(p, t, s); }
+template <int F> static __device__ __forceinline__ void tiles_32(const ManyProduct &p, const Target &t, float *s) { multiply_tiles<F, 4>(p, t, s); }
+
+// Shared memory: warps * MANY_ROWS * rows of the tile * 4 bytes.
 #define MANY(NAME, TILE)                                              \
   KERNEL(NAME, ManyProduct, MANY_THREADS, 1) {                        \
     DYNAMIC_SHARED(shared);                                           \
@@ -537,9 +565,9 @@ template <int F> static __device__ __forceinline__ void tile_32(const ManyProduc
     const Target &t = target_of_block(p.targets, p.count);            \
     FOR_FORMAT(t.matrix.format, TILE, p, t, (float *)shared)          \
   }
-MANY(many_product_8, tile_8)
-MANY(many_product_16, tile_16)
-MANY(many_product_32, tile_32)
+MANY(many_product_8, tiles_8)
+MANY(many_product_16, tiles_16)
+MANY(many_product_32, tiles_32)
 
 // ---- whole matrices ----
 
