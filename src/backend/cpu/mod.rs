@@ -256,10 +256,14 @@ impl CpuBackend {
                 assert_eq!(buffers[buffer.0].width, matrix.rows(), "width of a product's output");
             }
             let bias = |bias: Option<Vector>| bias.map(|bias| &vectors[bias.0][..]);
-            let gated = gated.map(|(up, activation)| Gated {
-                matrix: weights[up.matrix.0].matrix(),
-                bias: bias(up.bias),
-                activation,
+            let gated = gated.map(|(up, activation)| {
+                let shape = |matrix: &WeightMatrix| (matrix.rows(), matrix.columns());
+                let up_matrix = weights[up.matrix.0].matrix();
+                assert!(
+                    shape(up_matrix) == shape(matrix) && sum.is_none(),
+                    "gate and up of one shape, no sum"
+                );
+                Gated { matrix: up_matrix, bias: bias(up.bias), activation }
             });
             Product { matrix, bias: bias(of), to: values(to), sum: sum.map(values), gated }
         });

@@ -233,8 +233,8 @@ impl WeightMatrix {
     /// The same bits for every ISA, layout, division into tiles and number of input rows, however much is copied.
     ///
     /// # Safety
-    /// `out` holds input.rows() rows that are as wide as this matrix has rows, and no other thread uses these
-    /// places meanwhile.
+    /// `out` holds, of input.rows() rows as wide as this matrix has rows, at least the places of these tiles; no other thread
+    /// uses them meanwhile.
     ///
     /// # Panics
     /// If the input is of the wrong kind or width, `bias` has the wrong length, the tiles do not exist, or `scratch`

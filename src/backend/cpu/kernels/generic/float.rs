@@ -67,7 +67,7 @@ pub struct FloatProduct {
     pub tokens: usize,
     /// `[rows]`, or null.
     pub bias: *const f32,
-    /// `[tokens][rows]`, rows `out_stride` apart.
+    /// `[tokens][rows]`, rows `out_stride` apart; the rows of other tiles need not be there.
     pub out: *mut f32,
     /// See `out`.
     pub out_stride: usize,
@@ -138,7 +138,8 @@ unsafe fn multiply_tile<S: Simd, W: Float, const P: usize, const R: usize, const
             for (t, &partials) in partials.iter().enumerate() {
                 let bias = if p.bias.is_null() { None } else { Some(*p.bias.add(first + row)) };
                 let sum = sum_tree(partials);
-                *p.out.add((token + t) * p.out_stride + first + row) = bias.map_or(sum, |bias| sum + bias);
+                *p.out.wrapping_add((token + t) * p.out_stride + first + row) =
+                    bias.map_or(sum, |bias| sum + bias);
             }
         }
     }

@@ -331,7 +331,7 @@ pub struct Product {
     pub tokens: usize,
     /// `[rows]`, or null.
     pub bias: *const f32,
-    /// `[tokens][rows]`, rows `out_stride` apart.
+    /// `[tokens][rows]`, rows `out_stride` apart; the rows of other tiles need not be there.
     pub out: *mut f32,
     /// See `out`.
     pub out_stride: usize,
@@ -442,7 +442,7 @@ pub(super) unsafe fn store_tile(p: &Product, tile: usize, token: usize, sums: *c
     unsafe {
         let row = tile * TILE;
         let rows = (p.rows - row).min(TILE);
-        let out = p.out.add(token * p.out_stride + row);
+        let out = p.out.wrapping_add(token * p.out_stride + row);
         if p.bias.is_null() && rows == TILE {
             // of a length that is known, so without a call
             out.cast::<[f32; TILE]>().write_unaligned(sums.cast::<[f32; TILE]>().read_unaligned());
