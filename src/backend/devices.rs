@@ -7,8 +7,6 @@ use std::str::FromStr;
 #[cfg(feature = "candle")]
 use super::candle::{self, Accelerator, CandleBackend};
 use super::{Backend, KvShape, PAGE_LEN};
-#[cfg(any(test, not(feature = "candle")))]
-use crate::Error;
 use crate::Result;
 
 /// Where a model is to run.
@@ -130,7 +128,7 @@ impl DeviceChoice {
 
     #[cfg(not(feature = "candle"))]
     fn named(&self) -> Result<Vec<Gpu>> {
-        Err(Error::Usage(format!(
+        Err(crate::Error::Usage(format!(
             "--device {self}: this pensive was built for the CPU alone: build one with `cargo build --release --features \
              cuda` (or metal), or use --device cpu"
         )))
@@ -237,7 +235,7 @@ mod tests {
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cuda_names_the_remedy() {
-        let Err(Error::Usage(text)) = DeviceChoice::Cuda(vec![0]).open() else {
+        let Err(crate::Error::Usage(text)) = DeviceChoice::Cuda(vec![0]).open() else {
             panic!("there is no CUDA in this build")
         };
         assert!(text.contains("--features cuda") && !text.contains('\n'), "{text}");
