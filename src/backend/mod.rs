@@ -350,6 +350,19 @@ pub struct Plan {
     pub kv_type: KvType,
 }
 
+impl Plan {
+    /// # Errors
+    /// [`crate::Error::Usage`] for keys and values that GPUs do not store.
+    #[cfg(feature = "candle")]
+    fn check_for_gpu(&self) -> Result<()> {
+        if self.kv_type == KvType::Q8_0 {
+            let what = "keys and values in q8_0 are for layers on the CPU: a GPU keeps them as f16 or f32 (--kv-type)";
+            return Err(crate::Error::Usage(what.into()));
+        }
+        Ok(())
+    }
+}
+
 /// What a backend computes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {

@@ -290,6 +290,7 @@ impl Product<'_> {
                 self.matrix.drop_copied(tiles.clone());
                 return self.add(columns(&tiles), input.rows);
             };
+            assert!(input.rows * PASS * TILE <= scratch.gated.len(), "{} rows, scratch for less", input.rows);
             for first in tiles.clone().step_by(PASS) {
                 let pass = first..(first + PASS).min(tiles.end);
                 let Range { start, end } = columns(&pass);

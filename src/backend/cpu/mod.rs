@@ -468,7 +468,8 @@ impl Backend for CpuBackend {
         self.products(source, projections, None);
     }
 
-    /// Many rows are gated as they are made, so that only the results go through memory.
+    /// Many rows are gated as they are made, so that only the results go through memory. Few have room in the caches, and
+    /// take one matrix after the other in one stretch each.
     fn feed_forward(&mut self, source: Source, [gate, up, down]: [Projection; 3], activation: Activation) {
         if self.rows > FEW_TOKENS {
             self.products(source, &[gate], Some((up, activation)));

@@ -317,10 +317,7 @@ impl Backend for CudaBackend {
     }
 
     fn prepare(&mut self, plan: Plan, rope: &Rope) -> Result<()> {
-        if plan.kv_type == KvType::Q8_0 {
-            let what = "keys and values in q8_0 are for layers on the CPU: a GPU keeps them as f16 or f32 (--kv-type)";
-            return Err(Error::Usage(what.into()));
-        }
+        plan.check_for_gpu()?;
         let cache = cache::Cache::new(&self.shapes, plan, &*self.driver)?;
         self.ready = Some(Ready { plan, rope: rope.clone(), cache, angles: Vec::new() });
         Ok(())
