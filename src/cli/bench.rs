@@ -10,7 +10,7 @@ use super::args::{BenchArgs, BenchFormat, LoadArgs};
 use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
-use crate::api::measure::{SpeedTest, Stopwatch, Summary};
+use crate::api::measure::{Measurement, SpeedTest, Stopwatch, Summary};
 use crate::backend::{Device, KvType, Limits};
 use crate::model::Synthetic;
 use crate::{Error, Model, Result};
@@ -31,8 +31,8 @@ pub(super) fn run(args: &BenchArgs, console: &Console) -> Result<ExitCode> {
         let mut sha256 = None;
         plan.threads.iter().try_for_each(|&threads| {
             let loaded = load(args, *named, threads, &plan, console)?;
-            let subject = Subject::new(*named, loaded, &mut sha256, &mut known, console)?;
-            subject.measure(&plan, console, |row| {
+            let subject = Subject::new(*named, loaded, &mut sha256, console)?;
+            subject.measure(&plan, &mut known, console, |row| {
                 if args.format == BenchFormat::Jsonl {
                     print(json_line(&row)?)?; // each as soon as it is known
                 }
@@ -142,30 +142,37 @@ fn settings(
     Settings::from_env(Flags { model: Some(model.name.to_owned()), load, ..Flags::default() })
 }
 
-/// The limits of the devices that were met.
+/// The limits of the devices that were met, a measurement for each test.
 #[derive(Default)]
-struct Known(Vec<(Device, Option<Limits>)>);
+struct Known(Vec<(Device, Vec<Limits>)>);
 
 impl Known {
-    /// None, and a line that says why, where they cannot be measured.
-    fn limits(&mut self, stopwatch: &Stopwatch, device: Device, console: &Console) -> Option<Limits> {
-        if let Some((_, limits)) = self.0.iter().find(|(known, _)| *known == device) {
-            return *limits;
+    /// Keeps a measurement; says once of a device why it has none.
+    fn add(&mut self, device: Device, limits: &Result<Limits>, console: &Console) {
+        let known = self.0.iter().position(|(known, _)| *known == device);
+        let place = known.unwrap_or(self.0.len());
+        match limits {
+            Err(error) if known.is_none() => console.note(format!("{device}: no limits known: {error}")),
+            _ => {}
         }
-        let limits = stopwatch.limits();
-        let limits =
-            limits.inspect_err(|error| console.note(format!("{device}: no limits known: {error}"))).ok();
-        self.0.push((device, limits));
-        limits
+        if known.is_none() {
+            self.0.push((device, Vec::new()));
+        }
+        self.0[place].1.extend(limits.as_ref().ok());
     }
 
     /// What stands below the table.
     fn lines(&self) -> String {
-        let line = |(device, limits): &(Device, Option<Limits>)| {
-            let Limits { read_bandwidth, int8_rate } = limits.as_ref()?;
-            let (bytes, products) = (read_bandwidth / 1e9, int8_rate / 1e9);
+        let line = |(device, limits): &(Device, Vec<Limits>)| {
+            let range = |of: fn(&Limits) -> f64, decimals: usize| {
+                let numbers = || limits.iter().map(|limits| of(limits) / 1e9);
+                let [low, high] = [numbers().reduce(f64::min)?, numbers().reduce(f64::max)?];
+                let [low, high] = [low, high].map(|number| format!("{number:.decimals$}"));
+                Some(if low == high { low } else { format!("{low} to {high}") })
+            };
+            let (bytes, products) = (range(|l| l.read_bandwidth, 1)?, range(|l| l.int8_rate, 0)?);
             Some(format!(
-                "{device}: memory is read at {bytes:.1} GB/s, int8 products are done at {products:.0} G/s\n"
+                "{device}: memory is read at {bytes} GB/s, int8 products are done at {products} G/s\n"
             ))
         };
         ["\n".to_owned()].into_iter().chain(self.0.iter().filter_map(line)).collect()
@@ -178,17 +185,10 @@ struct Subject {
     name: String,
     /// None: it is synthetic.
     sha256: Option<String>,
-    limits: Option<Limits>,
 }
 
 impl Subject {
-    fn new(
-        called: Named,
-        model: Model,
-        sha256: &mut Option<String>,
-        known: &mut Known,
-        console: &Console,
-    ) -> Result<Subject> {
+    fn new(called: Named, model: Model, sha256: &mut Option<String>, console: &Console) -> Result<Subject> {
         let sha256 = match sha256 {
             _ if called.synthetic => None,
             Some(hash) => Some(hash.clone()),
@@ -197,7 +197,6 @@ impl Subject {
                 Some(sha256.insert(model.sha256(|done, total| bar.update(done, total))?).clone())
             }
         };
-        let limits = known.limits(&Stopwatch::new(&model), model.device(), console);
         let mut name = match called.synthetic {
             true => format!("synthetic {}", called.name),
             false => short_name(called.name),
@@ -205,12 +204,13 @@ impl Subject {
         if let Some(mix) = model.quantized() {
             name = format!("{name} as {}", mix.name);
         }
-        Ok(Subject { name, model, sha256, limits })
+        Ok(Subject { name, model, sha256 })
     }
 
     fn measure(
         &self,
         plan: &Plan,
+        known: &mut Known,
         console: &Console,
         mut found: impl FnMut(Row) -> Result<()>,
     ) -> Result<()> {
@@ -218,13 +218,13 @@ impl Subject {
         for &test in &plan.tests {
             for &repetitions in &plan.repetitions {
                 let mut bar = console.slow_bar("measuring", Unit::Tokens);
-                let speed = stopwatch.measure(test, repetitions, |done, total| {
+                let measured = stopwatch.measure(test, repetitions, |done, total| {
                     bar.update(done as u64, total as u64);
                     bar.message(test.to_string());
                 })?;
                 bar.finish();
-                let limit = self.limits.as_ref().and_then(|limits| stopwatch.limit(test, limits));
-                let row = self.row(test, stopwatch.kv_type(), speed, limit);
+                known.add(self.model.device(), &measured.limits, console);
+                let row = self.row(test, stopwatch.kv_type(), measured);
                 console.note(format!("{} on {}: {test} {}", row.model, self.model.device(), row.speed()));
                 found(row)?;
             }
@@ -232,8 +232,9 @@ impl Subject {
         Ok(())
     }
 
-    fn row(&self, test: SpeedTest, kv_type: KvType, speed: Summary, limit: Option<f64>) -> Row {
+    fn row(&self, test: SpeedTest, kv_type: KvType, measured: Measurement) -> Row {
         let Device { kind, name, threads } = self.model.device();
+        let limits = measured.limits.ok();
         Row {
             test: test.to_string(),
             model: self.name.clone(),
@@ -249,12 +250,12 @@ impl Subject {
             n_gen: test.generate,
             n_depth: test.depth,
             n_sequences: test.sequences,
-            share_of_limit: limit.map(|limit| speed.median / limit),
-            tokens_per_second: speed,
+            share_of_limit: measured.share,
+            tokens_per_second: measured.speed,
             limits: RowLimits {
-                tokens_per_second: limit,
-                read_bytes_per_second: self.limits.map(|limits| limits.read_bandwidth),
-                int8_products_per_second: self.limits.map(|limits| limits.int8_rate),
+                tokens_per_second: measured.limit,
+                read_bytes_per_second: limits.map(|limits| limits.read_bandwidth),
+                int8_products_per_second: limits.map(|limits| limits.int8_rate),
             },
         }
     }
@@ -288,12 +289,12 @@ struct Row {
     n_depth: usize,
     n_sequences: usize,
     tokens_per_second: Summary,
-    /// The median, of what the machine allows.
+    /// Of what the machine allows: the median over the repetitions.
     share_of_limit: Option<f64>,
     limits: RowLimits,
 }
 
-/// What the machine allows: in this test, and by the two measures that this comes from.
+/// What the machine allows, medians while the test ran: in this test, and by the two measures that this comes from.
 #[derive(Clone, Debug, Serialize)]
 struct RowLimits {
     tokens_per_second: Option<f64>,

@@ -1,4 +1,5 @@
-//! pensive, llama.cpp and candle-transformers on the same file, in turn: medians and ratios.
+//! pensive, llama.cpp and candle-transformers on the same file, in turn: medians and ratios, and how fast memory was read
+//! between the runs (least, median, greatest).
 //!
 //! `peers quantize` compares what they quantize (quantized.rs), `peers perplexity` how well they predict (perplexity.rs).
 //!
@@ -11,6 +12,11 @@ mod perplexity;
 mod quantized;
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use pensive::backend::cpu::kernels::Isa;
+use pensive::backend::cpu::limits;
+use pensive::backend::cpu::pool::Pool;
 
 /// An engine that can be timed.
 trait Peer {
@@ -84,25 +90,46 @@ fn main() {
         peers.push(Box::new(candle::Candle::load(&args.model, args.threads)));
     }
     let names: Vec<_> = peers.iter().map(|p| p.name()).collect();
-    println!("| test | {} | pensive / llama.cpp |", names.join(" | "));
-    println!("|---|{}---|", "---|".repeat(names.len()));
-    row("load, s", peers.iter().map(|p| p.load_seconds()).collect());
+    println!("| test | {} | pensive / llama.cpp | memory, GB/s |", names.join(" | "));
+    println!("|---|{}---|---|", "---|".repeat(names.len()));
+    let memory = Memory::new(args.threads);
+    row("load, s", peers.iter().map(|p| p.load_seconds()).collect(), vec![memory.speed()]);
     let mut tests = vec![(0, args.prompt, 0)];
     tests.extend(args.depths.iter().map(|&depth| (depth, 0, args.generate)));
     for (depth, prompt, generate) in tests {
-        let mut samples = vec![Vec::new(); peers.len()];
+        let (mut samples, mut speeds) = (vec![Vec::new(); peers.len()], Vec::new());
         for _ in 0..args.repetitions {
             for (peer, samples) in peers.iter_mut().zip(&mut samples) {
                 samples.push(peer.run(depth, prompt, generate));
+                speeds.push(memory.speed());
             }
         }
         let name =
             if prompt > 0 { format!("pp{prompt} @ d{depth}") } else { format!("tg{generate} @ d{depth}") };
-        row(&name, samples.into_iter().map(median).collect());
+        row(&name, samples.into_iter().map(median).collect(), speeds);
     }
 }
 
-fn row(name: &str, values: Vec<f64>) {
+/// A line of the table; of memory's speeds the least, the median and the greatest.
+fn row(name: &str, values: Vec<f64>, mut speeds: Vec<f64>) {
     let cells: Vec<_> = values.iter().map(|v| format!("{v:.2}")).collect();
-    println!("| {name} | {} | {:.2} |", cells.join(" | "), values[0] / values[1]);
+    speeds.sort_by(f64::total_cmp);
+    let [low, high] = [speeds[0], speeds[speeds.len() - 1]];
+    let memory = format!("{low:.0}, {:.0}, {high:.0}", median(speeds));
+    println!("| {name} | {} | {:.2} | {memory} |", cells.join(" | "), values[0] / values[1]);
+}
+
+/// What the machine gives meanwhile: on a virtual one it changes within seconds.
+struct Memory(Pool, Isa);
+
+impl Memory {
+    fn new(threads: usize) -> Self {
+        Memory(Pool::new(Some(threads)).expect("threads start"), Isa::detect().expect("an instruction set"))
+    }
+
+    /// GB/s that the threads together read.
+    fn speed(&self) -> f64 {
+        let patience = Duration::from_millis(60);
+        limits::read_bandwidth_of(&self.0, self.1, 256 << 20, patience).expect("memory") / 1e9
+    }
 }

@@ -6,4 +6,4 @@ mod speed;
 
 pub use agreement::{Agreement, Trial, agreement, synthetic_agreement};
 pub use quality::{Quality, Reference, divergence, perplexity};
-pub use speed::{SpeedTest, Stopwatch, Summary};
+pub use speed::{Measurement, SpeedTest, Stopwatch, Summary};

@@ -131,6 +131,21 @@ impl Summary {
     }
 }
 
+/// What a test came to.
+#[derive(Debug)]
+pub struct Measurement {
+    /// Tokens per second, of all sequences together.
+    pub speed: Summary,
+    /// What the device can do at most: medians over the repetitions. A CPU is measured before and after each, because a
+    /// virtual machine's cores move: memory was read at 36 or at 62 GB/s where two of them shared a cache, or did not,
+    /// and either lasted seconds.
+    pub limits: Result<Limits>,
+    /// Tokens per second that these allow, where that is known.
+    pub limit: Option<f64>,
+    /// The median of each repetition's share of what was allowed around it.
+    pub share: Option<f64>,
+}
+
 /// Steps to warm up: after so many the weights stand where they stay.
 const WARM_UP: usize = 16;
 
@@ -148,7 +163,7 @@ impl Stopwatch {
         Stopwatch { model: model.clone(), cache: Sequence::new(), is_warm: false }
     }
 
-    /// Measures what the model's device can do at most; takes a second or two.
+    /// Measures what the model's device can do at most; takes half a second.
     ///
     /// # Errors
     /// Memory that the system does not give.
@@ -175,8 +190,8 @@ impl Stopwatch {
         Some(test.tokens() as f64 / seconds)
     }
 
-    /// Runs a test `repetitions` times, after a run to warm up (of generation: 16 tokens); gives tokens per second, of all
-    /// sequences together. `progress` is told (tokens done, tokens in all), those of the cache and of warming up included.
+    /// Runs a test `repetitions` times, after a run to warm up (of generation: 16 tokens), and measures the device's limits
+    /// meanwhile. `progress` is told (tokens done, tokens in all), those of the cache and of warming up included.
     ///
     /// The first test of all is preceded by 16 steps, so that none meets weights on their way to where they stay.
     ///
@@ -187,7 +202,7 @@ impl Stopwatch {
         test: SpeedTest,
         repetitions: usize,
         mut progress: impl FnMut(usize, usize),
-    ) -> Result<Summary> {
+    ) -> Result<Measurement> {
         if repetitions == 0 {
             return Err(Error::Usage("0 repetitions measure nothing: take 1 or more".into()));
         }
@@ -199,16 +214,42 @@ impl Stopwatch {
         let missing = test.depth.saturating_sub(self.cache.len());
         let total = missing + warm_up.tokens() + repetitions * test.tokens();
         self.fill(test, |done| progress(done, total))?;
-        let mut done = missing;
-        let mut run = |this: &mut Self, test: SpeedTest| {
-            let speed = this.run(test);
+        self.run(warm_up)?;
+        let mut done = missing + warm_up.tokens();
+        progress(done, total);
+        let mut limits = vec![self.limits()];
+        let mut samples = Vec::with_capacity(repetitions);
+        for _ in 0..repetitions {
+            samples.push(self.run(test)?);
+            if self.limits_vary() && limits[0].is_ok() {
+                limits.push(self.limits());
+            }
             done += test.tokens();
             progress(done, total);
-            speed
-        };
-        run(self, warm_up)?;
-        let samples = (0..repetitions).map(|_| run(self, test)).collect::<Result<_>>()?;
-        Ok(Summary::of(samples))
+        }
+        Ok(self.summarize(test, samples, limits.into_iter().collect()))
+    }
+
+    /// Whether what the device can do may change while it is measured.
+    fn limits_vary(&self) -> bool {
+        self.model.device().kind == "cpu"
+    }
+
+    fn summarize(&self, test: SpeedTest, samples: Vec<f64>, limits: Result<Vec<Limits>>) -> Measurement {
+        let each = limits.as_ref().ok().and_then(|limits| {
+            limits.iter().map(|limits| self.limit(test, limits)).collect::<Option<Vec<_>>>()
+        });
+        let median =
+            |of: fn(&Limits) -> f64, limits: &[Limits]| Summary::of(limits.iter().map(of).collect()).median;
+        Measurement {
+            share: each.as_ref().map(|limits| median_share(&samples, limits)),
+            limit: each.map(|limits| Summary::of(limits).median),
+            limits: limits.map(|limits| Limits {
+                read_bandwidth: median(|l| l.read_bandwidth, &limits),
+                int8_rate: median(|l| l.int8_rate, &limits),
+            }),
+            speed: Summary::of(samples),
+        }
     }
 
     /// Runs a test once; gives tokens per second.
@@ -275,6 +316,13 @@ impl Stopwatch {
     }
 }
 
+/// The median of the samples' shares of their limits: one for all, or one before each sample and one after the last.
+fn median_share(samples: &[f64], limits: &[f64]) -> f64 {
+    let limit = |i: usize| limits[i.min(limits.len() - 1)];
+    let share = |(i, sample): (usize, &f64)| sample / ((limit(i) + limit(i + 1)) / 2.0);
+    Summary::of(samples.iter().enumerate().map(share).collect()).median
+}
+
 /// Tokens for positions `from .. from + count`. Any do: the work does not depend on which.
 fn some_tokens(from: usize, count: usize, vocabulary: usize) -> Vec<u32> {
     (from..from + count).map(|position| (position * 7919 % vocabulary) as u32).collect()
@@ -318,6 +366,14 @@ mod tests {
         let eight = SpeedTest { sequences: 8, ..test(0, 2, 5) };
         assert_eq!((eight.tokens(), eight.context(), eight.to_string()), (16, 7, "tg2x8@d5".into()));
         assert_eq!(eight.steps(512).collect::<Vec<_>>(), [(8, 8, 6), (8, 8, 7)]);
+    }
+
+    #[test]
+    fn each_sample_is_held_against_the_limits_around_it() {
+        // 30 of 30, 45 of (30 + 60) / 2, 54 of 60
+        assert_eq!(median_share(&[30.0, 45.0, 54.0], &[30.0, 30.0, 60.0, 60.0]), 1.0);
+        assert_eq!(median_share(&[54.0, 45.0], &[60.0, 60.0, 30.0]), (0.9 + 1.0) / 2.0);
+        assert_eq!(median_share(&[20.0, 30.0, 40.0], &[40.0]), 0.75, "one for all");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::quant::BlockType;
 const BUFFER: usize = 512 << 20;
 
 /// How long each of the two is measured; the best pass counts.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(150);
 
 /// Bytes of a matrix that a thread multiplies when a kernel is measured: they fit into its caches.
 const SAMPLE: usize = 512 << 10;
