@@ -222,7 +222,7 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
                     }
                     dot = dot_group::<S, F>(dot, quants[i], x.group::<S>(group));
                     if !powers::<F>() {
-                        let (x_scale, dot) = (S::f_splat(x.scales[group]), S::f_from_i(dot));
+                        let (x_scale, dot) = (S::f_splat(x.of_groups[group]), S::f_from_i(dot));
                         scaled = if first { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled) };
                     }
                 }

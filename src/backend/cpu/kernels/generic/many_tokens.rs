@@ -331,7 +331,7 @@ unsafe fn scaled_by_groups<S: Simd, F: Format, const V: usize>(
         for i in 0..F::SCALE_LEN / GROUP {
             let group = first + i;
             let (four, start) = (x.group::<S>(group), S::i_splat(start::<S, F>(x, starts, group)));
-            let x_scale = S::f_splat(x.scales[group]);
+            let x_scale = S::f_splat(x.of_groups[group]);
             for v in 0..V {
                 let dot = S::f_from_i(dot_group::<S, F>(start, w[v][i], four));
                 scaled[v] = if i == 0 { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled[v]) };

@@ -28,13 +28,13 @@ use super::interleave::{RowPointers, interleave};
 
 /// One chunk of a token's activations. For blocks of 32 each group has a scale. For super-blocks the chunk has one, and
 /// each pair of groups a power of two: value = scale * 2^e * quant.
-#[repr(C, align(32))]
+#[repr(C, align(64))]
 pub struct QuantizedChunk {
     /// Rounded to -127..=127.
     pub(super) values: [i8; CHUNK],
-    /// Of each group: largest magnitude / 127; 0 if that magnitude is below [`TINY`], NaN if it is no number. Without powers of
-    /// two.
-    pub(super) scales: [f32; CHUNK / GROUP],
+    /// Of each group. Without powers of two its scale: largest magnitude / 127; 0 if that magnitude is below [`TINY`], NaN if it
+    /// is no number. With powers of two what integer sums begin with, as bits: 1.5 * 2^(23 + e), the same for both of a pair.
+    pub(super) of_groups: [f32; CHUNK / GROUP],
     /// Σ values, negated: where a dot product with offset quants starts from.
     negative_sums: [i32; CHUNK / GROUP],
     /// scale * Σ values, of two groups. Without powers of two.
@@ -45,8 +45,6 @@ pub struct QuantizedChunk {
     integer_sums: [[i16; 2]; CHUNK / GROUP / 2],
     /// The same of two groups.
     integer_pair_sums: [[i16; 2]; CHUNK / PAIR / 2],
-    /// 1.5 * 2^(23 + e) of each pair: what integer sums begin with, as bits.
-    pub(super) zeros: [f32; CHUNK / PAIR],
     /// The chunk's scale, with powers of two.
     pub(super) scale: f32,
 }
@@ -55,19 +53,19 @@ impl QuantizedChunk {
     /// All zero.
     pub const ZERO: Self = Self {
         values: [0; CHUNK],
-        scales: [0.0; CHUNK / GROUP],
+        of_groups: [0.0; CHUNK / GROUP],
         negative_sums: [0; CHUNK / GROUP],
         pair_sums: [0.0; CHUNK / PAIR],
         sum_zero: 0.0,
         integer_sums: [[0; 2]; CHUNK / GROUP / 2],
         integer_pair_sums: [[0; 2]; CHUNK / PAIR / 2],
-        zeros: [0.0; CHUNK / PAIR],
         scale: 0.0,
     };
 
     /// The value that stands for activation `i`, as blocks of 32 take it, or with powers of two.
     pub fn value(&self, i: usize, powers: bool) -> f32 {
-        let scale = if powers { self.scale * unit(self.zeros[i / PAIR]) } else { self.scales[i / GROUP] };
+        let of_group = self.of_groups[i / GROUP];
+        let scale = if powers { self.scale * unit(of_group) } else { of_group };
         scale * f32::from(self.values[i])
     }
 
@@ -97,7 +95,7 @@ impl QuantizedChunk {
     #[inline(always)]
     pub(super) unsafe fn times_power<S: Simd>(&self, sum: S::I, group: usize) -> S::F {
         // SAFETY: the caller's promise.
-        unsafe { S::f_sub(S::f_from_bits(sum), S::f_splat(self.zeros[group / 2])) }
+        unsafe { S::f_sub(S::f_from_bits(sum), S::f_splat(self.of_groups[group])) }
     }
 
     /// The values of a group, four to a lane, all lanes alike.
@@ -166,7 +164,7 @@ unsafe fn quantize_chunk<S: Simd>(x: *const f32, columns: usize, powers: bool, o
         if powers {
             sum_integers(&sums, out);
         } else {
-            let of = |group: usize| out.scales[group] * sums[group] as f32;
+            let of = |group: usize| out.of_groups[group] * sums[group] as f32;
             for pair in 0..CHUNK / PAIR {
                 out.pair_sums[pair] = of(2 * pair) + of(2 * pair + 1);
             }
@@ -180,7 +178,7 @@ fn sum_integers(sums: &[i32; CHUNK / GROUP], out: &mut QuantizedChunk) {
     // 2^e * Σ values, at most 32 * 127 * 2^16
     let (mut of_groups, mut of_pairs) = ([0; CHUNK / GROUP], [0; CHUNK / PAIR]);
     for group in 0..CHUNK / GROUP {
-        of_groups[group] = sums[group] * unit(out.zeros[group / 2]) as i32;
+        of_groups[group] = sums[group] * unit(out.of_groups[group]) as i32;
     }
     for pair in 0..CHUNK / PAIR {
         of_pairs[pair] = of_groups[2 * pair] + of_groups[2 * pair + 1];
@@ -208,7 +206,7 @@ fn in_order(sums: &[i16], words: &mut [[i16; 2]]) {
 fn scale_groups(largest: &[u32; CHUNK / GROUP], out: &mut QuantizedChunk) -> [f32; CHUNK / GROUP] {
     let mut inverses = [0.0; CHUNK / GROUP];
     for group in 0..CHUNK / GROUP {
-        (out.scales[group], inverses[group]) = scale_and_inverse(largest[group]);
+        (out.of_groups[group], inverses[group]) = scale_and_inverse(largest[group]);
     }
     inverses
 }
@@ -238,7 +236,8 @@ fn scale_by_powers(largest: &[u32; CHUNK / GROUP], out: &mut QuantizedChunk) -> 
         // how often the pair can be doubled without becoming larger than the chunk: a difference of exponents, less one
         // if the pair's mantissa is the larger
         let doublings = ((of_chunk - of_pair) >> 23).min(LARGEST_EXPONENT);
-        out.zeros[pair] = ZERO * power((LARGEST_EXPONENT - doublings) << 23);
+        let zero = ZERO * power((LARGEST_EXPONENT - doublings) << 23);
+        (out.of_groups[2 * pair], out.of_groups[2 * pair + 1]) = (zero, zero);
         let inverse = inverse * power(doublings << 23);
         (inverses[2 * pair], inverses[2 * pair + 1]) = (inverse, inverse);
     }
@@ -378,22 +377,24 @@ pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
     x: *const QuantizedChunk,
 ) -> [[u32; CHUNK / GROUP]; T] {
     let mut starts = [[0; CHUNK / GROUP]; T];
-    if let Some(shift) = shift::<S, F>() {
-        for t in 0..T {
-            // SAFETY: there are T tokens.
-            let x = unsafe { &*x.add(t) };
-            for group in 0..CHUNK / GROUP {
-                let mut sum = x.negative_sums[group];
+    let Some(shift) = shift::<S, F>() else { return starts };
+    for t in 0..T {
+        for first in (0..CHUNK / GROUP).step_by(S::LANES) {
+            // SAFETY: there are T tokens. Behind the last negative sum stands another field: what is loaded one place further on
+            // is a group's neighbour, of which only those of even groups are used.
+            unsafe {
+                let x = x.add(t);
+                let sums = (&raw const (*x).negative_sums).cast::<u32>().add(first);
+                let mut start = S::i_load(sums);
                 if powers::<F>() && F::SCALE_LEN == PAIR {
-                    sum += x.negative_sums[group | 1] * i32::from(group % 2 == 0);
+                    start = S::i_add(start, S::i_load(sums.add(1)));
                 }
-                let zero = if powers::<F>() { x.zeros[group / 2].to_bits() } else { 0 };
-                starts[t][group] = zero.wrapping_add((sum << shift) as u32);
-            }
-            // or the compiler takes the same group of all tokens together, by gathers and scatters: of eight tokens a fifth
-            // of the time that Q6_K takes
-            if T > 4 {
-                std::hint::black_box(&mut starts[t]);
+                start = S::i_mul(start, S::i_splat(1 << shift));
+                if powers::<F>() {
+                    let zeros = (&raw const (*x).of_groups).cast::<u32>().add(first);
+                    start = S::i_add(start, S::i_load(zeros));
+                }
+                S::i_store(starts[t].as_mut_ptr().add(first), start);
             }
         }
     }
@@ -409,7 +410,7 @@ pub(super) fn start<S: Simd, F: Format>(
 ) -> u32 {
     match shift::<S, F>() {
         Some(_) => starts[group],
-        None if powers::<F>() => x.zeros[group / 2].to_bits(),
+        None if powers::<F>() => x.of_groups[group].to_bits(),
         None => 0,
     }
 }
