@@ -43,7 +43,7 @@ printed), 2 wrong usage, 1 anything else.";
 
 const BENCH_HELP: &str = "\
 Every combination of the lists is measured: prompts (pp512) and generation (tg128) after each depth (tg128@d4096). \
-The share is of what the memory's bandwidth and the rate of int8 products, both measured before, allow.
+The share is of what the memory's bandwidth and the rate of int8 products, both measured meanwhile, allow.
 
 Examples:
   pensive bench deepseek-r1

@@ -151,9 +151,8 @@ impl Known {
     fn add(&mut self, device: Device, limits: &Result<Limits>, console: &Console) {
         let known = self.0.iter().position(|(known, _)| *known == device);
         let place = known.unwrap_or(self.0.len());
-        match limits {
-            Err(error) if known.is_none() => console.note(format!("{device}: no limits known: {error}")),
-            _ => {}
+        if let (Err(error), None) = (limits, known) {
+            console.note(format!("{device}: no limits known: {error}"));
         }
         if known.is_none() {
             self.0.push((device, Vec::new()));
