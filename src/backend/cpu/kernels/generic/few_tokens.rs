@@ -20,14 +20,18 @@ pub const FEW_TOKENS: usize = 16;
 const PREFETCH: usize = 8192;
 
 /// Whether a product's interleaved weights are better left to the processor, which sees by itself that they are read in
-/// ascending order. It fetches them as fast as memory gives them, but only where they are used as fast; and a core can wait
-/// for fewer lines that it was asked for than for those that it fetches by itself. Measured on one Zen 4 core that reads 32
-/// GB/s, one token, asked for and not: Q4_K 24 and 31 GB/s, Q8_0 22 and 31; but of eight tokens 10 and 6, of Q3_K 20 and 14,
-/// of Q6_K in AVX2, which goes over each chunk twice, 21 and 6.
+/// ascending order. It fetches them as fast as memory gives them, but only where they are used faster than that; and a core
+/// can wait for fewer lines that it was asked for than for those that it fetches by itself. Measured on one Zen 4 core that
+/// reads 32 GB/s, asked for and not: one token Q4_K 24 and 31 GB/s, Q8_0 22 and 31, but Q3_K 20 and 14, AVX2's Q6_K 21 and 6;
+/// two tokens Q8_0 22 and 30, but Q4_K 29 and 24; eight tokens Q4_K 10 and 6.
 const fn processor_fetches<S: Simd, F: Format>(tokens: usize) -> bool {
     use BlockType::*;
-    let fast = matches!(F::KIND, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q6_K | IQ4_NL | IQ4_XS | MXFP4);
-    tokens == 1 && S::LANES == TILE && fast
+    let fast = match F::KIND {
+        Q8_0 => tokens <= 3,
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q4_K | Q6_K | IQ4_NL | IQ4_XS | MXFP4 => tokens == 1,
+        _ => false,
+    };
+    S::LANES == TILE && fast
 }
 
 /// Computes the tiles of a product.
@@ -47,10 +51,11 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
                 }
             )*}};
         }
-        // As many tokens as the registers hold.
+        // As many tokens as the registers hold. Two passes where one would do cost half as much again, and drafts of 2 and 4
+        // tokens make 3 and 5 rows.
         match (S::LANES, S::REGISTERS) {
-            (16, 32) => passes!(8 4 2 1),
-            (8, 16) | (4, 32) => passes!(4 2 1),
+            (16, 32) => passes!(8 6 5 4 3 2 1),
+            (8, 16) | (4, 32) => passes!(4 3 2 1),
             _ => passes!(1),
         }
     }
@@ -235,7 +240,7 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
                 sums[t] = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums[t]);
             }
             // eight tokens interleaved need more registers than there are: half the speed, measured with Q6_K
-            if T > 4 {
+            if T > 1 {
                 sums[t] = S::pin(sums[t]);
             }
         }
