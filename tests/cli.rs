@@ -580,6 +580,15 @@ fn the_model_inside_the_binary_answers_with_nothing_downloaded() {
 
 #[cfg(feature = "pocket")]
 #[test]
+fn without_speculation_the_answer_is_the_same() {
+    let home = Home::new();
+    let question = ["run", "pocket", "--seed", "1", "What is 12 + 30?"];
+    let plain = home.run(&[&question[..], &["--no-speculation"]].concat());
+    assert_eq!(plain.succeeds(), home.run(&question).succeeds());
+}
+
+#[cfg(feature = "pocket")]
+#[test]
 fn a_chat_opens_with_pocket_where_no_model_was_pulled_and_says_how_to_get_a_real_one() {
     let home = Home::new();
     let answer = home.run_with_stdin(&[], b"What is 12 + 30?\n");

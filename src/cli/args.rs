@@ -269,6 +269,9 @@ pub struct GenerateArgs {
     /// Let thoughts and answers repeat themselves
     #[arg(long)]
     pub no_loop_guard: bool,
+    /// Compute token after token, with no drafts of what the text may repeat: the same tokens, for measuring
+    #[arg(long)]
+    pub no_speculation: bool,
     /// End the answer at this string, which is not printed; may be given several times
     #[arg(long, value_name = "STRING", aliases = ["reverse-prompt"], allow_hyphen_values = true, value_parser = parse_stop)]
     pub stop: Vec<String>,

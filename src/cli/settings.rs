@@ -397,6 +397,7 @@ impl Settings {
         let mut options = Options::new().sampling(self.sampling());
         options.thought = self.flags.generate.thought();
         options.loop_guard = !self.flags.generate.no_loop_guard;
+        options.speculate = !self.flags.generate.no_speculation;
         options.max_tokens = self.flags.generate.max_tokens;
         options.seed = self.flags.generate.seed;
         options.think = self.think.as_ref().map(|t| t.value);
