@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::super::memory::Memory;
 use super::super::pool::Pool;
 use super::entry_points;
-use super::generic::few_tokens::{self, FEW_TOKENS};
+use super::generic::few_tokens;
 use super::generic::float::{self, Float, FloatProduct};
 use super::generic::formats::{CHUNK, Format, TILE, Unpacked, with_format};
 use super::generic::interleave::{self, RowPointers};
@@ -22,6 +22,8 @@ use crate::{Error, Result};
 entry_points! {
     /// [`few_tokens::multiply`] on an ISA.
     fn multiply_few<F: Format>(p: &Product) = few_tokens::multiply;
+    /// [`few_tokens::suits`] on an ISA.
+    fn suits_few<F: Format>(tokens: usize, interleaved: bool) -> bool = few_tokens::suits;
     /// [`many_tokens::multiply`] on an ISA.
     fn multiply_many<F: Format>(p: &Product) = many_tokens::multiply;
     /// [`interleave::interleave`] on an ISA.
@@ -275,11 +277,13 @@ impl WeightMatrix {
                 };
                 let mut multiply = |weights: Bytes, tiles: Range<usize>| {
                     (product.weights, product.tiles) = (weights, (tiles.start, tiles.end));
+                    let interleaved = matches!(weights, Bytes::Interleaved(_));
                     // SAFETY: the ISA is available; shapes were checked, and the caller promises `out`.
                     unsafe {
-                        with_format!(self.kind, F => match x.rows {
-                            ..=FEW_TOKENS => multiply_few::<F>(isa, &product),
-                            _ => multiply_many::<F>(isa, &product),
+                        with_format!(self.kind, F => if suits_few::<F>(isa, x.rows, interleaved) {
+                            multiply_few::<F>(isa, &product)
+                        } else {
+                            multiply_many::<F>(isa, &product)
                         }, panic!("{} matrices take f32 activations", self.kind));
                     }
                 };

@@ -156,6 +156,7 @@ macro_rules! entry_points {
             macro_rules! instance {
                 ($instance:ident, $simd:ty, $features:literal) => {
                     #[target_feature(enable = $features)]
+                    #[allow(unused_unsafe)] // some algorithms are safe
                     unsafe fn $instance $(<$g: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
                         // SAFETY: the caller's promise.
                         unsafe { algorithm::<$simd $(, $g)?>($($arg),*) }

@@ -11,9 +11,6 @@ use super::quantized::{
 };
 use crate::quant::BlockType;
 
-/// Most tokens that a tile is read for more than once: then the quants are better unpacked for all of them.
-pub const FEW_TOKENS: usize = 16;
-
 /// How far ahead of their use interleaved weights are asked for, in bytes: into the second cache level, from where the
 /// processor fetches them by itself, because they are read in ascending order (measured: asked for into the first, they
 /// come at three quarters of the speed). Where rows are apart, it is the same place of the next tile.
@@ -34,6 +31,40 @@ const fn processor_fetches<S: Simd, F: Format>(tokens: usize) -> bool {
     S::LANES == TILE && fast
 }
 
+/// Most tokens that are ever multiplied here.
+pub const FEW_TOKENS: usize = 24;
+
+/// Whether so many tokens are better multiplied here. For each pass quants are made anew: worth it for some passes where they
+/// are a mask and a shift away, not where they are put together or looked up, nor where rows must be interleaved first.
+#[inline(always)]
+pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool) -> bool {
+    use BlockType::*;
+    let most = match F::KIND {
+        _ if !interleaved => 1,
+        Q4_0 | Q4_1 | Q8_0 | IQ4_NL | MXFP4 => 4,
+        Q4_K | Q2_K | Q5_0 | Q5_1 | Q6_K if S::LANES == TILE => 4,
+        Q4_K | Q2_K => 3,
+        _ => 1,
+    };
+    tokens <= FEW_TOKENS && passes::<S>(tokens) <= most
+}
+
+/// Most tokens of a pass: as many as the registers hold.
+const fn longest_pass<S: Simd>() -> usize {
+    match (S::LANES, S::REGISTERS) {
+        (16, 32) => 8,
+        (8, 16) | (4, 32) => 4,
+        _ => 1,
+    }
+}
+
+/// Passes over each tile for so many tokens. Of 32 registers six tokens' sums leave enough for one pair's quants; seven do not,
+/// and eight, whose loop the compiler leaves rolled, are only better than passes of four.
+const fn passes<S: Simd>(tokens: usize) -> usize {
+    let longest = longest_pass::<S>();
+    if tokens == longest { 1 } else { tokens.div_ceil(if longest == 8 { 6 } else { longest }) }
+}
+
 /// Computes the tiles of a product.
 ///
 /// # Safety
@@ -42,21 +73,21 @@ const fn processor_fetches<S: Simd, F: Format>(tokens: usize) -> bool {
 pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     for tile in p.tiles.0..p.tiles.1 {
         let mut token = 0;
-        macro_rules! passes {
-            ($($tokens:literal)*) => {{$(
-                while p.tokens - token >= $tokens {
-                    // SAFETY: the caller's promise.
-                    unsafe { multiply_tile::<S, F, $tokens>(p, tile, token) };
-                    token += $tokens;
-                }
-            )*}};
-        }
-        // As many tokens as the registers hold. Two passes where one would do cost half as much again, and drafts of 2 and 4
-        // tokens make 3 and 5 rows.
-        match (S::LANES, S::REGISTERS) {
-            (16, 32) => passes!(8 6 5 4 3 2 1),
-            (8, 16) | (4, 32) => passes!(4 3 2 1),
-            _ => passes!(1),
+        while token < p.tokens {
+            // Of about one length: a pass of one token at the end would cost as much as one of three.
+            let left = p.tokens - token;
+            let tokens = left.div_ceil(passes::<S>(left));
+            macro_rules! multiply {
+                ($($tokens:literal)*) => {
+                    match tokens {
+                        // SAFETY: the caller's promise.
+                        $($tokens if $tokens <= longest_pass::<S>() => unsafe { multiply_tile::<S, F, $tokens>(p, tile, token) },)*
+                        _ => unreachable!("a pass of {tokens} tokens"),
+                    }
+                };
+            }
+            multiply!(1 2 3 4 5 6 8);
+            token += tokens;
         }
     }
 }
