@@ -25,7 +25,6 @@ pub(super) struct Trace {
     pub stats: Stats,
     history: Vec<u32>,                  // prompt and generated tokens
     draft: Vec<u32>,                    // what is fed next: the last token and a draft of those after it
-    is_guess: bool,                     // the draft was looked up
     limit: usize,                       // of generated tokens
     edits: VecDeque<(usize, Vec<u32>)>, // what the user wrote, and where, when a receipt is checked
     opening: ThoughtParser,
@@ -95,7 +94,6 @@ impl Trace {
             stats,
             history: start.prompt,
             draft: Vec::new(),
-            is_guess: false,
             edits: VecDeque::new(),
             opening: start.parser.clone(),
             digests: VecDeque::new(),
@@ -265,7 +263,6 @@ impl Trace {
         }
         self.draft.clear();
         self.draft.extend_from_slice(&self.history[self.sequence.len()..]);
-        self.is_guess = false;
         if self.draft.len() == 1 && !self.stats.tokens.is_empty() {
             // a draft must leave room for the token that is chosen after it
             let most = (self.limit - self.stats.tokens.len() - 1).min(rows - 1);
@@ -277,7 +274,6 @@ impl Trace {
             } else if let Some(lookup) = &mut self.lookup {
                 let found = lookup.draft(&self.history, most);
                 self.draft.extend_from_slice(&self.history[found]);
-                self.is_guess = self.draft.len() > 1;
             }
         }
         true
@@ -312,8 +308,12 @@ impl Trace {
         }
         self.digests.clear();
         self.sequence.truncate(known + right);
-        if let Some(lookup) = self.lookup.as_mut().filter(|_| self.is_guess) {
-            lookup.report(rows - 1, right);
+    }
+
+    /// What was fed after the prompt took so long, in a step of its own.
+    pub fn took(&mut self, time: Duration) {
+        if let Some(lookup) = &mut self.lookup {
+            lookup.took(self.draft.len(), time.as_secs_f64());
         }
     }
 
