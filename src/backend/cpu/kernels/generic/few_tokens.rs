@@ -270,7 +270,7 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
             if F::MINIMA && !powers::<F>() {
                 sums[t] = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums[t]);
             }
-            // eight tokens interleaved need more registers than there are: half the speed, measured with Q6_K
+            // tokens interleaved need more registers than there are: two thirds of the speed, measured with four of Q6_K
             if T > 1 {
                 sums[t] = S::pin(sums[t]);
             }
