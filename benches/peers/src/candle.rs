@@ -54,10 +54,6 @@ impl Candle {
 }
 
 impl super::Peer for Candle {
-    fn name(&self) -> &'static str {
-        "candle"
-    }
-
     fn load_seconds(&self) -> f64 {
         self.load_seconds
     }

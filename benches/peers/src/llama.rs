@@ -63,10 +63,6 @@ impl Llama {
 }
 
 impl super::Peer for Llama {
-    fn name(&self) -> &'static str {
-        "llama.cpp"
-    }
-
     fn load_seconds(&self) -> f64 {
         self.load_seconds
     }

@@ -20,12 +20,20 @@ use pensive::backend::cpu::pool::Pool;
 
 /// An engine that can be timed.
 trait Peer {
-    fn name(&self) -> &'static str;
     /// Seconds from nothing to the first logits of a one-token prompt.
     fn load_seconds(&self) -> f64;
     /// Tokens a second of a prompt of `prompt` tokens (or of generating `generate`), after `depth` in the cache.
     fn run(&mut self, depth: usize, prompt: usize, generate: usize) -> f64;
 }
+
+/// Name, and how it is loaded.
+type Engine = (&'static str, fn(&Args) -> Box<dyn Peer>);
+
+const ENGINES: [Engine; 3] = [
+    ("pensive", |args| Box::new(ours::Pensive::load(&args.model, args.threads, args.context()))),
+    ("llama.cpp", |args| Box::new(llama::Llama::load(&args.model, args.threads, args.context()))),
+    ("candle", |args| Box::new(candle::Candle::load(&args.model, args.threads))),
+];
 
 struct Args {
     model: PathBuf,
@@ -35,6 +43,15 @@ struct Args {
     prompt: usize,
     generate: usize,
     candle: bool,
+    /// Of [`ENGINES`]: only to print how long it takes to load.
+    load_only: Option<usize>,
+}
+
+impl Args {
+    /// Tokens that the longest test takes.
+    fn context(&self) -> usize {
+        self.depths.iter().max().unwrap_or(&0) + self.prompt + self.generate
+    }
 }
 
 fn args() -> Option<Args> {
@@ -46,6 +63,7 @@ fn args() -> Option<Args> {
         prompt: 512,
         generate: 32,
         candle: true,
+        load_only: None,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -55,6 +73,7 @@ fn args() -> Option<Args> {
             "-p" => args.prompt = words.next()?.parse().ok()?,
             "-n" => args.generate = words.next()?.parse().ok()?,
             "-d" => args.depths = words.next()?.split(',').map(|d| d.parse().ok()).collect::<Option<_>>()?,
+            "--load-only" => args.load_only = Some(words.next()?.parse().ok()?),
             "--no-candle" => args.candle = false,
             _ => args.model = word.into(),
         }
@@ -81,19 +100,16 @@ fn main() {
         );
         std::process::exit(2);
     };
-    let context = args.depths.iter().max().unwrap_or(&0) + args.prompt + args.generate;
-    let mut peers: Vec<Box<dyn Peer>> = vec![
-        Box::new(ours::Pensive::load(&args.model, args.threads, context)),
-        Box::new(llama::Llama::load(&args.model, args.threads, context)),
-    ];
-    if args.candle {
-        peers.push(Box::new(candle::Candle::load(&args.model, args.threads)));
+    if let Some(engine) = args.load_only {
+        return println!("{}", ENGINES[engine].1(&args).load_seconds());
     }
-    let names: Vec<_> = peers.iter().map(|p| p.name()).collect();
+    let engines = if args.candle { &ENGINES[..] } else { &ENGINES[..2] };
+    let names: Vec<_> = engines.iter().map(|(name, _)| *name).collect();
     println!("| test | {} | pensive / llama.cpp | memory, GB/s |", names.join(" | "));
     println!("|---|{}---|---|", "---|".repeat(names.len()));
     let memory = Memory::new(args.threads);
-    row("load, s", peers.iter().map(|p| p.load_seconds()).collect(), vec![memory.speed()]);
+    time_loads(&args, engines.len(), &memory);
+    let mut peers: Vec<_> = engines.iter().map(|(_, load)| load(&args)).collect();
     let mut tests = vec![(0, args.prompt, 0)];
     tests.extend(args.depths.iter().map(|&depth| (depth, 0, args.generate)));
     for (depth, prompt, generate) in tests {
@@ -108,6 +124,26 @@ fn main() {
             if prompt > 0 { format!("pp{prompt} @ d{depth}") } else { format!("tg{generate} @ d{depth}") };
         row(&name, samples.into_iter().map(median).collect(), speeds);
     }
+}
+
+/// Each load in a process of its own, as a user meets it; once more before, so that the file is in the page cache.
+fn time_loads(args: &Args, engines: usize, memory: &Memory) {
+    let program = std::env::current_exe().expect("the path of this program");
+    let load = |engine: usize| -> f64 {
+        let mut command = std::process::Command::new(&program);
+        command.arg(&args.model).args(["-t", &args.threads.to_string(), "--load-only", &engine.to_string()]);
+        let output = command.output().expect("this program starts again");
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("seconds")
+    };
+    load(0);
+    let (mut samples, mut speeds) = (vec![Vec::new(); engines], Vec::new());
+    for _ in 0..args.repetitions {
+        for (engine, samples) in samples.iter_mut().enumerate() {
+            samples.push(load(engine));
+            speeds.push(memory.speed());
+        }
+    }
+    row("load, s", samples.into_iter().map(median).collect(), speeds);
 }
 
 /// A line of the table; of memory's speeds the least, the median and the greatest.

@@ -28,10 +28,6 @@ impl Pensive {
 }
 
 impl super::Peer for Pensive {
-    fn name(&self) -> &'static str {
-        "pensive"
-    }
-
     fn load_seconds(&self) -> f64 {
         self.load_seconds
     }
