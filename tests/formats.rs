@@ -44,8 +44,15 @@ fn latent_attention_and_experts_give_the_same_bits_whatever_the_way() {
 
 #[test]
 fn weights_that_are_no_numbers_are_an_error_on_every_instruction_set() {
-    for kind in [BlockType::Q8_0, BlockType::Q4_K, BlockType::F16] {
-        let model = model_of(Architecture::Llama, kind, 5);
+    use Architecture::{Deepseek2, Llama};
+    let models = [
+        (Llama, BlockType::Q8_0),
+        (Llama, BlockType::Q4_K),
+        (Llama, BlockType::F16),
+        (Deepseek2, BlockType::F32),
+    ];
+    for (architecture, kind) in models {
+        let model = model_of(architecture, kind, 5);
         let mut bytes = std::fs::read(model.path()).unwrap();
         let checkpoint = Checkpoint::open(std::path::Path::new(model.path())).unwrap();
         let norm = checkpoint.tensor("blk.0.attn_norm.weight").unwrap().bytes().to_vec();

@@ -189,9 +189,12 @@ impl ModelBuilder {
         let entry = found.entry.or_else(|| known(&checkpoint, &hyperparameters));
         // the vocabulary is built while the weights are made ready
         let (text, engine) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| Text::read(&checkpoint.metadata));
+            let read = || Text::read(&checkpoint.metadata);
+            let text = std::thread::Builder::new().spawn_scoped(scope, read);
             let engine = self.engine(&checkpoint, &hyperparameters);
-            (text.join().expect("building the vocabulary does not panic"), engine)
+            // where the system has no thread left, it is built afterwards
+            let text = text.map_or_else(|_| read(), |text| text.join().expect("building it does not panic"));
+            (text, engine)
         });
         let (text, Loaded { engine, context, placed, quantized, weight_bytes }) = (text?, engine?);
         let h = engine.decoder().hyperparameters();

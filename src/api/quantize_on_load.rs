@@ -37,7 +37,11 @@ impl Quantize {
         let to = |mix| Conversion::new(mix, checkpoint, h);
         match self {
             Quantize::Never => None,
-            Quantize::To(mix) => Some(to(mix)),
+            Quantize::To(mix) => {
+                let stored = loaded_bytes(checkpoint, None);
+                Some(to(mix)).filter(|to| loaded_bytes(checkpoint, Some(to)) < stored) // else nothing changes
+            }
+            Quantize::Auto if !fits(0) => None, // it is the context that memory has no room for
             Quantize::Auto if !is_plain(checkpoint) || fits(loaded_bytes(checkpoint, None)) => None,
             Quantize::Auto => {
                 let tried = || TRIED.iter().filter_map(|name| Mix::parse(name)).map(to);
@@ -115,6 +119,12 @@ mod tests {
     }
 
     #[test]
+    fn a_context_that_memory_has_no_room_for_is_no_reason_to_quantize() {
+        let (checkpoint, h) = plain();
+        assert!(Quantize::Auto.conversion(&checkpoint, &h, |_| false).is_none());
+    }
+
+    #[test]
     fn only_what_is_asked_for_is_done_to_what_is_quantized_already() {
         let (plain, _) = plain();
         let folder = tempfile::tempdir().unwrap();
@@ -125,6 +135,8 @@ mod tests {
         let h = Hyperparameters::read(&checkpoint).unwrap();
         assert!(Quantize::Auto.conversion(&checkpoint, &h, |_| false).is_none());
         assert!(Quantize::Never.conversion(&checkpoint, &h, |_| false).is_none());
+        let more: Quantize = "F16".parse().unwrap();
+        assert!(more.conversion(&checkpoint, &h, |_| true).is_none(), "nothing gets more bits than it has");
         let asked: Quantize = "Q4_0".parse().unwrap();
         assert_eq!(asked.conversion(&checkpoint, &h, |_| true).unwrap().mix.name, "Q4_0");
     }

@@ -43,6 +43,8 @@ impl Router {
         if let Some(correction) = correction {
             choice.iter_mut().zip(correction).for_each(|(choice, c)| *choice += c);
         }
+        // -inf is only what is out of the question: NaN must not be chosen twice
+        choice.iter_mut().for_each(|choice| *choice = choice.max(f32::MIN));
         mask_groups(choice, routing.groups, groups);
         chosen.clear();
         for _ in 0..routing.used {
@@ -85,11 +87,11 @@ fn mask_groups(choice: &mut [f32], (groups, used): (usize, usize), values: &mut 
     }
 }
 
-/// The index of the largest value, the first of equals; NaN is never the largest.
+/// The index of the largest value, the first of equals.
 fn largest(values: &[f32]) -> usize {
     let mut best = 0;
     for (i, &value) in values.iter().enumerate() {
-        if value > values[best] || values[best].is_nan() {
+        if value > values[best] {
             best = i;
         }
     }
@@ -132,6 +134,16 @@ mod tests {
         close(&route(&scores, None, ALL), &[(1, 0.5), (2, 1.0 / 3.0)]);
         let normalized = Routing { normalize: true, scale: 10.0, ..ALL };
         close(&route(&scores, None, normalized), &[(1, 6.0), (2, 4.0)]);
+    }
+
+    #[test]
+    fn a_row_goes_to_different_experts_even_if_its_scores_are_no_numbers() {
+        for gate in [Gate::Softmax, Gate::Sigmoid, Gate::SoftmaxOfChosen] {
+            for scores in [[f32::NAN; 4], [f32::NEG_INFINITY; 4], [1.0, f32::NAN, f32::INFINITY, f32::NAN]] {
+                let chosen = route(&scores, None, Routing { used: 4, gate, ..ALL });
+                assert_eq!(chosen.iter().map(|&(expert, _)| expert).collect::<Vec<_>>(), [0, 1, 2, 3]);
+            }
+        }
     }
 
     #[test]

@@ -217,7 +217,7 @@ pub struct LoadArgs {
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
     #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
-    /// Quantize weights that are stored as plain floats while they are loaded: q8_0, q4_k_m and so on, none, or auto: as far
+    /// Quantize weights that have more bits while they are loaded: q8_0, q4_k_m and so on, none, or auto: plain floats, as far
     /// as memory asks for [default: auto]
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<Quantize>,
@@ -398,7 +398,7 @@ pub struct ShowArgs {
     /// Context in tokens for the memory that is needed
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
-    /// What weights that are stored as plain floats are loaded as, for the memory that is needed [default: auto]
+    /// What weights that have more bits are loaded as, for the memory that is needed [default: auto]
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<Quantize>,
     /// Print a JSON object
@@ -503,7 +503,7 @@ pub struct BenchArgs {
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
     #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
     pub kv_type: Option<KvArg>,
-    /// Quantize weights that are stored as plain floats while they are loaded [default: auto]
+    /// Quantize weights that have more bits while they are loaded [default: auto: plain floats, as far as memory asks for]
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<Quantize>,
     /// Load even what does not fit into memory

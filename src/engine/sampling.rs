@@ -165,6 +165,9 @@ impl Sampler {
             return best;
         }
         let best_logit = logits[best as usize];
+        if best_logit == f32::NEG_INFINITY {
+            return best; // nothing may be drawn
+        }
         let [.., last] = BOUNDS;
         let total = self.weigh(logits, best_logit, last);
         let u = philox::uniform(self.seed, self.sequence, index);

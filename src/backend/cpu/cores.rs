@@ -22,7 +22,12 @@ pub fn count() -> usize {
 /// By the files under /proc and /sys; None where they are not there.
 fn linux(root: &Path) -> Option<usize> {
     let status = read_to_string(root.join("proc/self/status")).ok()?;
-    let allowed = parse_list(status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?)?;
+    let mut allowed = parse_list(status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?)?;
+    // processors that could be plugged in are among them
+    if let Ok(online) = read_to_string(root.join("sys/devices/system/cpu/online")) {
+        let online = parse_list(&online)?;
+        allowed.retain(|cpu| online.contains(cpu));
+    }
     let of_cpu = |cpu: usize, file: &str| {
         read_to_string(root.join(format!("sys/devices/system/cpu/cpu{cpu}/{file}"))).ok()
     };
@@ -101,6 +106,13 @@ mod tests {
 
     const PAIRS: [(usize, &str, Option<u64>); 4] =
         [(0, "0,2", None), (1, "1,3", None), (2, "0,2", None), (3, "1,3", None)];
+
+    #[test]
+    fn processors_that_are_not_online_do_not_count() {
+        let root = tree("0-31", &PAIRS);
+        write(root.path(), "sys/devices/system/cpu/online", "0-3");
+        assert_eq!(linux(root.path()), Some(2));
+    }
 
     #[test]
     fn two_threads_of_a_core_are_one_core() {

@@ -231,13 +231,14 @@ impl Workspace {
     ) {
         let (width, feed_forward) = (call.gate[0].columns(), call.gate[0].rows());
         let Workspace { assignments, input, gate, up, output, .. } = self;
-        let memory = [input, gate, up, output].map(|memory| Shared::of(memory));
-        let [input, gate, up, output] = memory;
+        let room = input.len(); // all four have the same
+        let [input, gate, up, output] = [input, gate, up, output].map(|memory| Shared::of(memory));
         let least = (SERIAL / width).max(1);
         let groups = || assignments.chunk_by(|a, b| a.expert == b.expert);
         let mut ahead = groups().skip(AHEAD);
         for group in groups() {
             let (expert, rows) = (group[0].expert, group.len());
+            assert!(rows * width.max(feed_forward) <= room, "a row goes to an expert once");
             if let Some(later) = ahead.next() {
                 let parts = [call.gate, call.up, call.down].map(|part| &part[later[0].expert]);
                 parts.into_iter().filter_map(WeightMatrix::mapped).for_each(Tensor::read_ahead);

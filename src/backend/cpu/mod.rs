@@ -363,7 +363,7 @@ impl Backend for CpuBackend {
 
     fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack> {
         // Where memory is short, it is for what every token needs: experts stay mapped, and the system keeps the hot ones.
-        let is_short = self.interleaved_bytes < u64::MAX - (1 << 62);
+        let is_short = matches!(of, Stacked::Experts { .. }) && self.interleaved_bytes < u64::MAX - (1 << 62);
         let left =
             if is_short { std::mem::take(&mut self.interleaved_bytes) } else { self.interleaved_bytes };
         let matrices = tensors.iter().map(|tensor| self.matrix(tensor)).collect::<Result<Vec<_>>>()?;

@@ -26,6 +26,9 @@ use crate::{Error, Result};
 /// than the pause between two prompts.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Most threads of a pool: with many more, the standard library cannot report what the system refuses them.
+const MOST_THREADS: usize = 1024;
+
 /// Times that a thread gives way before it sleeps, where there are more threads than cores.
 const YIELDS: usize = 4;
 
@@ -109,9 +112,12 @@ impl Pool {
     /// A pool of `threads` threads, the caller included; `None`: one for each fast physical core that this process may use.
     ///
     /// # Errors
-    /// The operating system refuses a thread.
+    /// More than 1,024 threads; the operating system refuses a thread.
     pub fn new(threads: Option<usize>) -> Result<Self> {
-        let threads = threads.unwrap_or_else(cores::count).max(1);
+        let threads = threads.unwrap_or_else(|| cores::count().min(MOST_THREADS)).max(1);
+        if threads > MOST_THREADS {
+            return Err(Error::Usage(format!("{threads} threads: --threads must be at most {MOST_THREADS}")));
+        }
         let shared = Arc::new(Shared {
             threads,
             spin: threads <= cores::available(),
