@@ -6,8 +6,9 @@
 //! What models do, and what is made of it:
 //! - the start marker is missing and nothing but text comes: it is answer;
 //! - the start marker is missing and an end marker comes: what came before was the thought ([`Piece::WasThought`]);
-//! - a marker is repeated: it is dropped; a start marker before the first visible character of the answer reopens the
-//!   thought;
+//! - a marker is repeated within the thought: it is dropped; a start marker before the first visible character of the
+//!   answer reopens the thought;
+//! - a marker stands in an answer that can be seen: it is text, and so is an end marker behind it;
 //! - the end marker never comes: everything is thought.
 //!
 //! gpt-oss writes messages on channels. What stands between `<|end|>`, `<|start|>` or `<|channel|>` and `<|message|>` is
@@ -69,6 +70,8 @@ pub struct ThoughtParser {
     answer_tokens: usize,
     thought_seen: bool,
     answer_visible: bool,
+    /// The answer speaks of a start marker: an end marker does not make it a thought.
+    quotes: bool,
 }
 
 impl ThoughtParser {
@@ -100,6 +103,7 @@ impl ThoughtParser {
             answer_tokens: 0,
             thought_seen: state == State::Thinking,
             answer_visible: false,
+            quotes: false,
         }
     }
 
@@ -142,11 +146,21 @@ impl ThoughtParser {
         self.held_tokens.push_back(Held { bytes: bytes.len(), in_marker: false });
         while let Some((at, len, mark)) = self.find_marker() {
             self.release(at, out);
-            self.consume(len, None);
-            self.marker(mark, out);
+            if self.is_text(mark) {
+                self.quotes = true;
+                self.release(len, out);
+            } else {
+                self.consume(len, None);
+                self.marker(mark, out);
+            }
         }
         let keep = self.possible_marker();
         self.release(self.held.len() - keep, out);
+    }
+
+    /// Bytes that are held back.
+    pub fn held(&self) -> usize {
+        self.held.len()
     }
 
     /// The end of the trace: what is held back is text.
@@ -164,6 +178,18 @@ impl ThoughtParser {
             Some((at, marker.len(), mark))
         };
         self.markers.marks().into_iter().filter_map(find).min_by_key(|found| found.0)
+    }
+
+    /// Whether a marker that stands here is a part of the answer. An end marker may still close a thought that nothing
+    /// opened.
+    fn is_text(&self, mark: Mark) -> bool {
+        self.state == State::Answering
+            && self.answer_visible
+            && match mark {
+                Mark::Open => true,
+                Mark::Close => self.thought_seen || self.quotes,
+                Mark::Header | Mark::Message => false,
+            }
     }
 
     /// Length of the longest end of the held bytes that may become a marker.
@@ -336,9 +362,20 @@ mod tests {
     }
 
     #[test]
-    fn repeated_markers_are_dropped() {
+    fn repeated_markers_are_dropped_before_the_answer_is_visible() {
         expect(open(), &["<think>", "a", "<think>", "b", "</think>", "</think>", "c"], "ab", "c", (2, 1));
-        expect(open(), &["a", "</think>", "b", "</think>", "c", "<think>", "d"], "a", "bcd", (1, 3));
+    }
+
+    #[test]
+    fn markers_in_a_visible_answer_are_a_part_of_it() {
+        let answer = ["cut '<", "think", ">.*</", "think", ">'"];
+        let said = "cut '<think>.*</think>'";
+        expect(closed(), &answer, "", said, (0, 5));
+        expect(ThoughtParser::answering(Markers::default()), &answer, "", said, (0, 5));
+        expect(open(), &[&["hm", "</think>"], &answer[..]].concat(), "hm", said, (1, 5));
+        expect(open(), &["a", "</think>b</think>", "c"], "a", "b</think>c", (1, 1));
+        // behind a thought that nothing opened as well
+        expect(closed(), &["hm", "</think>", "b", "<think>", "c"], "hm", "b<think>c", (1, 3));
     }
 
     #[test]
