@@ -57,6 +57,8 @@ pub struct LoopGuard {
     /// Bytes of a fence that have come, and whether one is open.
     fence: usize,
     in_code: bool,
+    /// The window has been full since there was code in it.
+    code_run: bool,
 }
 
 impl Default for LoopGuard {
@@ -72,6 +74,7 @@ impl Default for LoopGuard {
             full: 0,
             fence: 0,
             in_code: false,
+            code_run: false,
         }
     }
 }
@@ -89,7 +92,9 @@ impl LoopGuard {
         }
         self.count(distance.map(|bytes| ((bytes as f32).log2() * STEPS) as u8));
         self.full = if self.repeated >= MOST { self.full + 1 } else { 0 };
-        let windows = match self.in_code {
+        // behind the closing fence the window is still full of the code
+        self.code_run = self.full > 0 && (self.code_run || self.in_code);
+        let windows = match self.code_run {
             _ if self.full == 0 => return false,
             _ if !self.is_steady() => UNSTEADY_WINDOWS,
             true => CODE_WINDOWS,

@@ -247,3 +247,11 @@ fn checks(seed: usize) -> String {
         .map(|n| format!("Let me check {n}: {n} squared is {}, and {} is {}. ", n * n, r(500), r(900)))
         .collect()
 }
+
+#[test]
+fn behind_its_closing_fence_code_is_still_code() {
+    let block = format!("```\n{}```\n", PARAGRAPH.repeat(8));
+    let text = prose(3, 100) + &block + &prose(4, 100);
+    assert_eq!(alarm(&words(&text)), None);
+    assert!(alarm(&words(&text.replace("```", ""))).is_some(), "it repeats itself");
+}
