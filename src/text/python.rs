@@ -5,6 +5,8 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
+use super::guard::is_sentinel;
+
 /// The filter `tojson`: `json.dumps(value, ensure_ascii, indent, separators, sort_keys)`, by transformers'
 /// defaults not limited to ASCII, and nothing escaped for HTML.
 pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
@@ -123,7 +125,8 @@ impl Json {
                 '\t' => self.out.push_str("\\t"),
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{C}' => self.out.push_str("\\f"),
-                c if c < ' ' || (self.ascii && c > '~') => {
+                // a sentinel is taken out again, which it could not be as an escape
+                c if c < ' ' || (self.ascii && c > '~' && !is_sentinel(c)) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         write!(self.out, "\\u{unit:04x}").expect("a string can be written to");
                     }
@@ -227,6 +230,8 @@ mod tests {
             r#"{"a": [1, 2.0, null, true], "b": {}, "é<>&'": "\"\\\n\t\u0001🙂"}"#
         );
         assert_eq!(render(r#"{{ "é🙂" | tojson(ensure_ascii=true) }}"#), r#""\u00e9\ud83d\ude42""#);
+        let sentinel = "\"<\u{FDD0}\"";
+        assert_eq!(render(&format!("{{{{ {sentinel} | tojson(ensure_ascii=true) }}}}")), sentinel);
         assert_eq!(
             render(r#"{{ [1, {"b": 2, "a": []}] | tojson(sort_keys=true) }}"#),
             r#"[1, {"a": [], "b": 2}]"#
