@@ -193,3 +193,42 @@ fn other_tokens_beyond_the_embedding_do_no_harm() {
     assert!(!stats.answer.trim().is_empty(), "{stats:?}");
     assert!(model.generate(Prompt::Tokens(vec![75]), &Options::new()).unwrap().any(|event| event.is_err()));
 }
+
+#[test]
+fn a_bound_too_small_for_a_thought_leaves_an_answer() {
+    let stats = ask(&IN_BRACKETS, "2?", &says(&IN_BRACKETS, "[THINK]hm").max_tokens(4));
+    assert!(stats.thought.is_empty() && !stats.answer.is_empty(), "{stats:?}");
+}
+
+#[test]
+fn a_thought_that_nothing_opened_keeps_what_was_held_back_and_takes_no_time_of_the_prompt() {
+    let options = says(&IN_BRACKETS, "two h[/THINK]4</s>").stop("hx");
+    let events: Vec<Event> =
+        IN_BRACKETS.generate("2?", &options).unwrap().map(|event| event.unwrap()).collect();
+    let Some(Event::Done(stats)) = events.last() else { panic!("it ends") };
+    assert_eq!(parts(stats), ("two h", "4"));
+    let shown =
+        events.iter().filter_map(|e| if let Event::Answer(text) = e { Some(text.as_str()) } else { None });
+    assert_eq!(shown.collect::<String>(), "two h4");
+    let took = events
+        .iter()
+        .find_map(|e| if let Event::ThoughtDone { seconds, .. } = e { Some(*seconds) } else { None });
+    assert!(took.expect("there was a thought") <= stats.seconds.decode, "{took:?}");
+}
+
+#[test]
+fn an_edit_keeps_the_marker_that_the_model_wrote() {
+    for (says_so, written, thought) in [
+        ("[THINK]hi[/THINK]4</s>", 1, "sohi"),
+        ("[THINK]hi[/THINK]4</s>", 3, "so"),
+        ("[THINK]h[THINK]i[/THINK]4</s>", 4, "so"),
+    ] {
+        let mut generation = IN_BRACKETS.generate("2?", &says(&IN_BRACKETS, says_so)).unwrap();
+        while generation.stats().tokens.len() < written {
+            generation.next().expect("it goes on").unwrap();
+        }
+        assert!(generation.set_thought("so").unwrap());
+        let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+        assert_eq!(parts(&stats), (thought, "4"), "{says_so} after {written}");
+    }
+}

@@ -75,6 +75,30 @@ fn a_raw_run_and_an_interrupted_one_are_identical() {
 }
 
 #[test]
+fn a_run_is_identical_that_was_interrupted_where_its_control_was_about_to_act() {
+    let options = warm().think_budget(40).speculate(false);
+    let act = done(POCKET.generate(QUESTION, &options).unwrap()).control[0].at;
+    let mut bound = POCKET.generate(QUESTION, &options).unwrap();
+    while bound.stats().tokens.len() < act {
+        bound.next().expect("it goes on").unwrap();
+    }
+    let mut edited = POCKET.generate(QUESTION, &options).unwrap();
+    while edited.thought().len() < 10 {
+        edited.next().expect("it goes on").unwrap();
+    }
+    let kept = edited.thought()[..5].to_owned();
+    assert!(edited.set_thought(&(kept + " hm")).unwrap());
+    for generation in [bound, edited] {
+        generation.cancel_handle().cancel();
+        let receipt = Receipt::new(&POCKET, &[done(generation)], |_, _| ()).unwrap();
+        for verdict in both_ways(&receipt) {
+            assert!(verdict.is_identical(), "{verdict}");
+            assert_eq!(verdict.tokens, receipt.sequences[0].tokens.len());
+        }
+    }
+}
+
+#[test]
 fn a_run_that_filled_a_context_by_which_positions_are_encoded_is_replayed_in_that_one() {
     let receipt = receipt(&warm().max_tokens(20));
     let tokens = receipt.prompt_tokens.len() + receipt.sequences[0].tokens.len();

@@ -266,6 +266,15 @@ fn an_edit_of_an_edit_that_is_still_written_replaces_it() {
 }
 
 #[test]
+fn an_edit_that_leaves_no_room_for_an_answer_is_wrong_usage() {
+    let mut generation = thinking(&Options::new().max_tokens(200), 30);
+    let error = generation.set_thought(&"so long ".repeat(200)).unwrap_err();
+    assert!(matches!(&error, Error::Usage(why) if why.contains("no room for an answer")), "{error}");
+    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    assert!(!stats.thought.contains("so long") && !stats.answer.is_empty(), "it goes on: {stats:?}");
+}
+
+#[test]
 fn a_thought_that_was_not_changed_goes_on_as_if_nothing_was() {
     let untouched = ask(LONG, &Options::new());
     // behind a token that shows something, and behind a blank

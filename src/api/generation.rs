@@ -100,6 +100,8 @@ pub struct Stats {
     pub prompt_tokens: usize,
     /// How many of them were still in the KV cache.
     pub cached_tokens: usize,
+    /// How many of them were read; not all the others if it was cancelled meanwhile.
+    pub read_tokens: usize,
     /// The thought, trimmed; empty if there was none.
     pub thought: String,
     /// The answer, trimmed (verbatim for a raw prompt).
@@ -123,9 +125,9 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Speed of reading the prompt, tokens a second (those that were not in the cache).
+    /// Speed of reading the prompt, tokens a second.
     pub fn prefill_tokens_per_second(&self) -> f64 {
-        rate(self.prompt_tokens - self.cached_tokens, self.seconds.prefill)
+        rate(self.read_tokens, self.seconds.prefill)
     }
 
     /// Speed of generating, tokens a second (the first token is the prompt's).
@@ -236,7 +238,7 @@ impl Generation {
     /// follow for what comes after it. False, and nothing happens, outside a thought.
     ///
     /// # Errors
-    /// A text that cannot be encoded.
+    /// A text that cannot be encoded; [`Error::Usage`](crate::Error::Usage) for one that leaves no room for an answer.
     pub fn set_thought(&mut self, text: &str) -> Result<bool> {
         self.trace.set_thought(text)
     }

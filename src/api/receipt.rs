@@ -599,8 +599,11 @@ fn difference(recorded: &RecordedSequence, found: &Stats) -> Option<Difference> 
     });
     let token = at.map(|i| (i, Some(tokens[i].0), found.tokens.get(i).copied()));
     let by = tokens.iter().zip(&record.by).any(|(token, by)| token.2 != *by);
-    let acts = recorded.control.iter().zip(&found.control).any(|(a, b)| a != b)
-        || recorded.control.len() != found.control.len();
+    // what was done where the record ends has written nothing: an edit that was interrupted at once
+    let acts = |acts: &[ControlEvent]| -> Vec<ControlEvent> {
+        acts.iter().filter(|act| act.at < tokens.len()).copied().collect()
+    };
+    let acts = acts(&recorded.control) != acts(&found.control);
     let control = token.is_none() && logits.is_none() && (by || acts);
     (logits.is_some() || token.is_some() || control).then_some(Difference {
         sequence: recorded.sequence,

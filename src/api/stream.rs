@@ -27,10 +27,10 @@ impl Channel {
         &self.text
     }
 
-    /// Takes the text out.
+    /// Takes the text out, and begins anew.
     pub fn take(&mut self) -> String {
-        self.space.clear();
-        std::mem::take(&mut self.text)
+        let fresh = self.fresh();
+        std::mem::replace(self, fresh).text
     }
 
     /// Puts text before what comes.
@@ -40,7 +40,11 @@ impl Channel {
 
     /// Adds bytes; gives the text that became visible, and whether a stop string ended it.
     pub fn push(&mut self, bytes: &[u8]) -> (String, bool) {
-        let text = self.detokenizer.push(bytes);
+        let mut text = self.detokenizer.push(bytes);
+        // white space that is never shown is no stop string either
+        if !self.verbatim && self.text.is_empty() && self.stops.held.is_empty() {
+            text.drain(..text.len() - text.trim_start().len());
+        }
         let (text, stopped) = self.stops.push(text);
         (self.show(&text), stopped)
     }
@@ -143,6 +147,25 @@ mod tests {
         assert_eq!(channel.push(b"N"), ("".into(), false));
         assert_eq!(channel.push(b"Dtwo"), ("".into(), true));
         assert_eq!((channel.finish().as_str(), channel.text()), ("", "one"));
+    }
+
+    #[test]
+    fn a_stop_string_of_white_space_stops_behind_the_first_visible_character() {
+        let mut channel = Channel::new(false, vec!["\n\n".into()]);
+        assert_eq!(channel.push(b"\n\n"), ("".into(), false));
+        assert_eq!(channel.push(b"\n42\n"), ("42".into(), false));
+        assert_eq!(channel.push(b"\n"), ("".into(), true));
+        assert_eq!(Channel::new(true, vec!["\n\n".into()]).push(b"\n\n4"), ("".into(), true));
+    }
+
+    #[test]
+    fn what_was_held_back_is_not_left_behind_when_the_text_is_taken_out() {
+        let mut channel = Channel::new(false, vec!["END".into()]);
+        channel.push(b"the E");
+        assert_eq!((channel.finish(), channel.take()), (" E".into(), "the E".into()));
+        assert_eq!(channel.push(b"ND END"), ("ND".into(), true));
+        channel.take();
+        assert_eq!(channel.push(b"b"), ("b".into(), false));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::generation::{Event, Finish, Seconds, Start, Stats, ThoughtEnd};
 use super::receipt::{Opening, Record, digest, digests};
 use super::stream::Channel;
 use super::{LogitsHook, Model, Options};
+use crate::Error;
 use crate::engine::lookup::Lookup;
 use crate::engine::sampling::Sampler;
 use crate::engine::{Feed, Sequence, Wants};
@@ -56,6 +57,7 @@ impl Trace {
             context,
             prompt_tokens: start.prompt.len(),
             cached_tokens: sequence.len(),
+            read_tokens: 0,
             thought: String::new(),
             answer: String::new(),
             tokens: Vec::new(),
@@ -119,6 +121,7 @@ impl Trace {
     /// What it has come to so far.
     pub fn stats(&self) -> Stats {
         let mut stats = self.stats.clone();
+        stats.read_tokens = self.sequence.len().min(stats.prompt_tokens).saturating_sub(stats.cached_tokens);
         stats.thought = self.thought.text().to_owned();
         stats.answer = self.answer.text().to_owned();
         stats.thought_tokens = self.parser.thought_tokens();
@@ -174,6 +177,9 @@ impl Trace {
 
     /// Goes on from `text` as if it were the thought so far. Tokens, keys and values are kept up to the first change;
     /// false, and nothing happens, outside a thought.
+    ///
+    /// # Errors
+    /// A text that cannot be encoded, or leaves no room for an answer; nothing happens then.
     pub fn set_thought(&mut self, text: &str) -> crate::Result<bool> {
         if !self.is_thinking() {
             return Ok(false);
@@ -183,10 +189,7 @@ impl Trace {
         }
         let model = self.model.clone();
         let tokenizer = model.tokenizer();
-        let whole = tokenizer.decode(&self.stats.tokens);
-        // what stands before the thought's first character: a marker, white space
-        let before = whole.find(self.thought.text()).unwrap_or(0);
-        let text = [&whole[..before], text].concat();
+        let text = self.before_thought() + text;
         let (mut keep, mut bytes) = (0, 0);
         for &id in &self.stats.tokens {
             if !text.as_bytes()[bytes..].starts_with(tokenizer.bytes(id)) {
@@ -203,6 +206,13 @@ impl Trace {
             return Ok(true);
         }
         let rest = tokenizer.encode(&text[bytes..], Special::Text)?;
+        let most = self.limit.saturating_sub(model.inner.control_tokens.least_limit());
+        if keep + rest.len() > most {
+            return Err(Error::Usage(format!(
+                "a thought of {} tokens leaves no room for an answer: shorten it to {most}",
+                keep + rest.len()
+            )));
+        }
         self.go_back(keep);
         if let Some(control) = &mut self.control {
             control.edited(keep);
@@ -210,6 +220,28 @@ impl Trace {
         }
         self.forced.extend(rest);
         Ok(true)
+    }
+
+    /// What stands before the thought's first visible character: a marker, white space.
+    fn before_thought(&self) -> String {
+        let (mut parser, mut pieces, mut written) = (self.opening.clone(), Vec::new(), Vec::new());
+        for &token in &self.stats.tokens {
+            let bytes = self.model.tokenizer().bytes(token);
+            written.extend_from_slice(bytes);
+            if self.is_text(token) {
+                parser.push(bytes, &mut pieces);
+            }
+            for piece in pieces.drain(..) {
+                if let Piece::Text(Part::Thought, text) = piece
+                    && !text.trim_ascii_start().is_empty()
+                {
+                    let behind = text.trim_ascii_start().len() + parser.held();
+                    written.truncate(written.len() - behind);
+                    return String::from_utf8_lossy(&written).into_owned();
+                }
+            }
+        }
+        String::from_utf8_lossy(&written).into_owned()
     }
 
     /// Forgets all but the first `keep` generated tokens.
@@ -268,7 +300,8 @@ impl Trace {
             let most = (self.limit - self.stats.tokens.len() - 1).min(rows - 1);
             if let Some(script) = &self.script {
                 let written = self.stats.tokens.len();
-                self.draft.extend(script[written.min(script.len())..].iter().take(most));
+                let end = script.len().saturating_sub(1); // the last one is chosen, not fed
+                self.draft.extend(script[written.min(end)..end].iter().take(most));
             } else if !self.forced.is_empty() {
                 self.draft.extend(self.forced.iter().take(most));
             } else if let Some(lookup) = &mut self.lookup {
@@ -406,7 +439,7 @@ impl Trace {
         let tokenizer = model.tokenizer();
         if tokenizer.ends().contains(&token) {
             self.end(Finish::Stop);
-        } else if !tokenizer.is_control(token) || model.inner.control_tokens.is_marker(token) {
+        } else if self.is_text(token) {
             self.parser.push(tokenizer.bytes(token), &mut self.pieces);
             if self.parser.part() == Part::Thought {
                 self.thought_began.get_or_insert(self.seconds());
@@ -417,6 +450,11 @@ impl Trace {
                 self.end(Finish::Loop);
             }
         }
+    }
+
+    /// Whether the parser sees a token: text and markers.
+    fn is_text(&self, token: u32) -> bool {
+        !self.model.tokenizer().is_control(token) || self.model.inner.control_tokens.is_marker(token)
     }
 
     /// Shows a token to the loop guard. Sees to a thought that is a loop; true for an answer that is one.
@@ -466,6 +504,8 @@ impl Trace {
                     self.thought_done();
                 }
                 Piece::WasThought => {
+                    let rest = self.answer.finish();
+                    self.event(Part::Answer, rest);
                     let text = self.answer.take();
                     self.thought.append(&text);
                     self.thought_done();
@@ -489,7 +529,8 @@ impl Trace {
             Some(Act::User) => ThoughtEnd::User,
             _ => ThoughtEnd::Natural,
         });
-        let seconds = self.seconds() - self.thought_began.take().unwrap_or_default();
+        // one that nothing opened began with the first token
+        let seconds = self.seconds() - self.thought_began.take().unwrap_or(self.stats.seconds.prefill);
         self.events.push_back(Event::ThoughtDone { tokens: self.parser.thought_tokens(), seconds });
     }
 

@@ -226,6 +226,9 @@ impl Control {
                 if p.answer_visible {
                     return Decision::Draw;
                 }
+                if !p.has_thought && !self.has_room_to_think(p) {
+                    self.tokens.markers[0].iter().for_each(|&id| forbid(logits, id));
+                }
                 self.tokens.ends.iter().for_each(|&id| forbid(logits, id));
                 if p.answer_tokens < BLANKS { Decision::Draw } else { Decision::DrawVisible }
             }
@@ -262,6 +265,12 @@ impl Control {
         let ControlTokens { line_end, end, .. } = &self.tokens;
         p.written + tokens + line_end.len() + end.len() < self.room
             && self.bounds.budget.is_none_or(|budget| p.thought_tokens + tokens + line_end.len() <= budget)
+    }
+
+    /// Whether a thought could be opened here and closed at once. On channels an answer is opened like a thought.
+    fn has_room_to_think(&self, p: &Position) -> bool {
+        let ControlTokens { line_end, end, headers, .. } = &self.tokens;
+        !headers.is_empty() || p.written + 1 + line_end.len() + end.len() <= self.room
     }
 
     fn too_early(&self, p: &Position) -> bool {

@@ -147,6 +147,7 @@ pub(in crate::cli) fn stats() -> Stats {
         context: 4096,
         prompt_tokens: 10,
         cached_tokens: 0,
+        read_tokens: 10,
         thought: "hm".into(),
         answer: "4".into(),
         tokens: vec![1, 2, 3, 4],

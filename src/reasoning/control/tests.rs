@@ -164,3 +164,20 @@ fn between_two_messages_only_the_bound_on_tokens_closes_a_thought() {
     assert_eq!(control.instead(&header(30), END), None, "a message that ends is not held open");
     assert!(matches!(control.before(&header(73), &mut [0.0; 10]), Decision::Write(_)));
 }
+
+#[test]
+fn no_thought_is_opened_that_could_not_be_closed_before_an_answer() {
+    let inline = ControlTokens { headers: vec![], ..tokens() };
+    let open = Position { part: Part::Answer, has_thought: false, ..thinking(0) };
+    let is_forbidden = |tokens: &ControlTokens, limit| {
+        let mut logits = [0.0; 10];
+        Control::new(ThoughtBounds::default(), tokens.clone(), limit, Act::Length).before(&open, &mut logits);
+        logits[0] == f32::NEG_INFINITY
+    };
+    let least = inline.least_limit();
+    assert_eq!(
+        [4, least, least + 1, 1000].map(|limit| is_forbidden(&inline, limit)),
+        [true, true, false, false]
+    );
+    assert!(!is_forbidden(&tokens(), 4), "on channels an answer begins so as well");
+}

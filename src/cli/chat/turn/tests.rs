@@ -15,6 +15,7 @@ pub(in crate::cli::chat) fn stats(finish: Finish, thought_tokens: usize, answer_
         context: 4096,
         prompt_tokens: 20,
         cached_tokens: 5,
+        read_tokens: 15,
         thought: String::new(),
         answer: String::new(),
         tokens: vec![1; thought_tokens + answer_tokens],
