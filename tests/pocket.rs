@@ -137,3 +137,41 @@ fn a_chat_s_keys_and_values_are_saved_and_taken_back_to_the_bit() {
     saved[at] ^= 1;
     assert!(other.load_cache(&saved[..]).is_err(), "a changed byte is found");
 }
+
+#[test]
+fn a_prompt_that_was_read_in_part_counts_as_much_as_was_read() {
+    let model = Model::builder("pocket").chunk(16).load().unwrap();
+    let mut generation = model.generate("What is 12 + 30? ".repeat(20), &Options::new()).unwrap();
+    let Some(Ok(Event::Prefill { done: read, total })) = generation.next() else {
+        panic!("it is read first")
+    };
+    generation.cancel_handle().cancel();
+    let stats = done(generation);
+    assert_eq!((stats.read_tokens, stats.prompt_tokens), (read, total));
+    assert!(read < total && stats.prefill_tokens_per_second() * stats.seconds.prefill < total as f64);
+}
+
+#[test]
+fn a_chat_that_forgets_has_room_for_some_turns_again() {
+    let model = Model::builder("pocket").context(1024).load().unwrap();
+    let mut chat = model.chat();
+    let turn = [Message::user("What is 12 + 30?"), Message::assistant("It is 42.")];
+    chat.set_messages(turn.iter().cycle().take(400).cloned().collect());
+    let options = Options::new().think(Think::Off).max_tokens(8);
+    let mut ask = || {
+        let events: Vec<Event> =
+            chat.ask("What is 3 + 4?", &options).unwrap().map(|event| event.unwrap()).collect();
+        let forgotten =
+            events.iter().find_map(|e| if let Event::Forgotten { turns } = e { Some(*turns) } else { None });
+        match events.into_iter().next_back() {
+            Some(Event::Done(stats)) => (forgotten, *stats),
+            other => panic!("the last event is {other:?}"),
+        }
+    };
+    // three quarters of the three quarters that a prompt may have
+    let (forgotten, first) = ask();
+    assert!(forgotten > Some(100) && (500..=576).contains(&first.prompt_tokens), "{forgotten:?}: {first:?}");
+    let (forgotten, second) = ask();
+    assert_eq!(forgotten, None);
+    assert!(second.cached_tokens > second.prompt_tokens / 2, "{second:?}");
+}

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::generation::{Slot, lock};
+use super::generation::{Slot, Start, lock};
 use super::{CancelHandle, Event, Generation, Message, Model, Options, Role};
 use crate::engine::{Engine, Sequence};
 use crate::{Error, Result};
@@ -149,33 +149,44 @@ impl Chat {
         self.forgotten = before.forgotten;
     }
 
-    /// Starts the reply to the messages; oldest turns go until the prompt leaves room for an answer.
+    /// Starts the reply to the messages; oldest turns go if the prompt leaves no room for an answer.
     fn reply(&mut self, options: &Options) -> Result<(Generation, usize)> {
+        let context = self.model.context();
+        // room for an answer: 512 tokens, or a quarter of a small context
+        let most = context - (context / 4).min(512);
         let mut turns = 0;
-        loop {
-            let system = self.system_len();
-            let seen: Vec<Message> =
-                [&self.messages[..system], &self.messages[system + self.forgotten..]].concat();
-            let mut start = self.model.start(&seen.into(), options)?;
-            start.sequence = self.attempts;
-            let context = self.model.context();
-            // room for an answer: 512 tokens, or a quarter of a small context
-            let fits = start.prompt.len() + (context / 4).min(512) <= context;
-            match self.second_turn() {
-                Some(next) if !fits => {
-                    self.forgotten = next - system;
-                    turns += 1;
+        let mut start = self.start(self.forgotten, options)?;
+        if start.prompt.len() > most {
+            // a quarter more than need be, so that what is cached stays the prompt's beginning for some turns
+            let (later, most) = (self.later_turns(), most / 4 * 3);
+            let (mut low, mut high) = (0, later.len().saturating_sub(1));
+            while low < high {
+                let middle = (low + high) / 2;
+                if self.start(later[middle], options)?.prompt.len() > most {
+                    low = middle + 1;
+                } else {
+                    high = middle;
                 }
-                _ => return Ok((self.model.begin(start, options, self.slot.clone())?, turns)),
+            }
+            if let Some(&forgotten) = later.get(low) {
+                (self.forgotten, turns) = (forgotten, low + 1);
+                start = self.start(forgotten, options)?;
             }
         }
+        start.sequence = self.attempts;
+        Ok((self.model.begin(start, options, self.slot.clone())?, turns))
     }
 
-    /// Where the second of the turns in the context begins.
-    fn second_turn(&self) -> Option<usize> {
-        let first = self.system_len() + self.forgotten;
-        let rest = self.messages.get(first + 1..)?;
-        rest.iter().position(|m| m.role == Role::User).map(|at| first + 1 + at)
+    /// What a reply starts from without the oldest `forgotten` messages.
+    fn start(&self, forgotten: usize, options: &Options) -> Result<Start> {
+        let (system, rest) = self.messages.split_at(self.system_len());
+        self.model.start(&[system, &rest[forgotten..]].concat().into(), options)
+    }
+
+    /// Where the turns in the context begin but for the first, without the system's message.
+    fn later_turns(&self) -> Vec<usize> {
+        let messages = &self.messages[self.system_len()..];
+        (self.forgotten + 1..messages.len()).filter(|&at| messages[at].role == Role::User).collect()
     }
 
     fn system_len(&self) -> usize {
