@@ -1,7 +1,7 @@
-//! Ctrl-C: the first one stops what goes on; a later one may stop the process.
+//! Ctrl-C: the first one stops what goes on; a later one may stop the process. SIGTERM and SIGHUP end the process.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::keyboard;
@@ -33,7 +33,7 @@ struct Catch {
     pressed: Vec<Instant>,
 }
 
-/// What a Ctrl-C comes to.
+/// What a Ctrl-C or another signal comes to.
 enum Answer {
     Stop(Stop),
     Nothing,
@@ -54,10 +54,22 @@ impl Catch {
             None => Answer::Exit,
         }
     }
+
+    /// SIGTERM or SIGHUP: a command is stopped first, so that it leaves nothing half-done; a chat is not asked.
+    #[cfg(unix)]
+    fn end(&mut self, again: bool) -> Answer {
+        if again || self.second == Second::Waits {
+            return Answer::Exit;
+        }
+        self.stop.take().map_or(Answer::Nothing, Answer::Stop)
+    }
 }
 
 /// None: Ctrl-C ends the process.
 static CATCH: Mutex<Option<Catch>> = Mutex::new(None);
+
+/// The exit code of the process once what is armed has stopped; 0: it goes on.
+static ENDING: AtomicI32 = AtomicI32::new(0);
 
 /// Ctrl-C stopped what went on since [`arm`] was called last.
 static CAUGHT: AtomicBool = AtomicBool::new(false);
@@ -66,29 +78,66 @@ fn catch() -> std::sync::MutexGuard<'static, Option<Catch>> {
     CATCH.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Installs the handler; once, at the start.
+/// Installs the handlers; once, at the start. Without one a signal still ends the process: no reason to refuse to run.
 pub fn install(color: bool) {
-    let handler = move || {
+    let _ = ctrlc::set_handler(move || {
         let answer = catch().as_mut().map_or(Answer::Exit, |catch| catch.press(Instant::now()));
-        let bar_was_shown = clear_bar();
-        match answer {
-            Answer::Stop(stop) => {
-                CAUGHT.store(true, Ordering::Relaxed);
-                stop();
-            }
-            Answer::Nothing => {}
-            Answer::Exit => {
-                keyboard::restore();
-                let _ = crossterm::terminal::disable_raw_mode();
-                if !bar_was_shown {
-                    error_line(if color { RESET } else { "" });
-                }
-                std::process::exit(EXIT_INTERRUPTED.into());
-            }
+        give(answer, EXIT_INTERRUPTED.into(), color);
+    });
+    #[cfg(unix)]
+    install_end(color);
+}
+
+/// SIGTERM and SIGHUP; one that is ignored, as SIGHUP under `nohup`, stays so.
+#[cfg(unix)]
+fn install_end(color: bool) {
+    use signal_hook::consts::{SIGHUP, SIGTERM};
+    let heeded = [SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
+    let Ok(mut signals) = signal_hook::iterator::Signals::new(heeded) else { return };
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            let code = 128 + signal;
+            let mut catch = catch();
+            // under the lock, so that a guard that is dropped from here on sees it
+            let again = ENDING.swap(code, Ordering::Relaxed) != 0;
+            let answer = catch.as_mut().map_or(Answer::Exit, |catch| catch.end(again));
+            drop(catch);
+            give(answer, code, color);
         }
-    };
-    // Without a handler Ctrl-C still ends the process: no reason to refuse to run.
-    let _ = ctrlc::set_handler(handler);
+    });
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: a sigaction is plain data, and without a new one the call only fills in the present one.
+    unsafe {
+        let mut present: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut present) == 0
+            && present.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+fn give(answer: Answer, code: i32, color: bool) {
+    let bar_was_shown = clear_bar();
+    match answer {
+        Answer::Stop(stop) => {
+            CAUGHT.store(true, Ordering::Relaxed);
+            stop();
+        }
+        Answer::Nothing => {}
+        Answer::Exit => {
+            if !bar_was_shown {
+                error_line(if color { RESET } else { "" });
+            }
+            leave(code);
+        }
+    }
+}
+
+fn leave(code: i32) -> ! {
+    keyboard::restore();
+    let _ = crossterm::terminal::disable_raw_mode();
+    std::process::exit(code)
 }
 
 /// Lets the next Ctrl-C call `on_interrupt` instead of ending the process, until the guard is dropped.
@@ -103,13 +152,17 @@ pub fn caught() -> bool {
     CAUGHT.load(Ordering::Relaxed)
 }
 
-/// While it lives Ctrl-C is caught.
+/// While it lives Ctrl-C is caught. Its end is that of a process that waited for what was armed to stop.
 #[must_use]
 pub struct Armed(());
 
 impl Drop for Armed {
     fn drop(&mut self) {
         catch().take();
+        match ENDING.load(Ordering::Relaxed) {
+            0 => {}
+            code => leave(code),
+        }
     }
 }
 
@@ -138,5 +191,18 @@ mod tests {
     fn in_a_chat_only_three_within_a_second_leave() {
         assert_eq!(presses(Second::Waits, &[0, 400, 1100, 1900, 3000]), "s....");
         assert_eq!(presses(Second::Waits, &[0, 300, 600]), "s.x");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_signal_to_end_stops_a_command_first_and_leaves_a_chat_at_once() {
+        let catch = |second| Catch::new(Box::new(|| ()), second);
+        let mut command = catch(Second::Ends);
+        assert!(matches!(command.end(false), Answer::Stop(_)));
+        assert!(matches!(command.end(true), Answer::Exit), "a second one does not wait");
+        let mut stopping = catch(Second::Ends);
+        stopping.press(Instant::now());
+        assert!(matches!(stopping.end(false), Answer::Nothing), "Ctrl-C has stopped it");
+        assert!(matches!(catch(Second::Waits).end(false), Answer::Exit));
     }
 }

@@ -42,7 +42,8 @@ const EXIT_USAGE: u8 = 2;
 /// Exit code of any other failure.
 const EXIT_FAILURE: u8 = 1;
 
-/// Runs the command line; the exit code is 0 for success, 2 for wrong usage, 130 after Ctrl-C, 1 for anything else.
+/// Runs the command line; the exit code is 0 for success, 2 for wrong usage, 130 after Ctrl-C, 143 and 129 after
+/// SIGTERM and SIGHUP, 1 for anything else.
 pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match args::parse(args.clone()) {
