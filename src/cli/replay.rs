@@ -1,5 +1,7 @@
 //! `pensive replay FILE`: whether a run can be repeated, bit for bit. And how `run --receipt FILE` writes one.
 
+use std::fs::{File, Metadata};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -119,18 +121,66 @@ pub(super) fn write(path: &Path, model: &Model, traces: &[Stats], console: &Cons
     })
 }
 
-/// Whether there is a folder for a receipt: asked before a run that would be lost.
+/// Whether a receipt can be written there, over nothing else: asked before a run that would be lost.
 ///
 /// # Errors
-/// There is none.
-pub(super) fn has_folder(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match folder.map(Path::metadata) {
-        Some(Ok(there)) if !there.is_dir() => {
-            Err(Error::file(path, "what stands before the name is no folder"))
+/// There is no folder, nothing may be written in it, or the file holds something else than a receipt.
+pub(super) fn check_place(path: &Path) -> Result<()> {
+    let there = path.metadata().ok();
+    if there.as_ref().is_some_and(Metadata::is_dir) {
+        return Err(Error::file(path, "is a folder: name a file"));
+    }
+    match there {
+        Some(there) if !there.is_file() => return Ok(()), // such as a pipe
+        Some(there) if there.len() > 0 && !is_receipt(path) => {
+            let what = "is there already and is no receipt: name another file";
+            return Err(Error::file(path, what));
         }
-        Some(Err(e)) => Err(Error::io(path, e)),
-        _ if path.is_dir() => Err(Error::file(path, "is a folder: name a file")),
-        _ => Ok(()),
+        _ => {}
+    }
+    let to = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        let what = format!("there is no folder {}: make it, or name another file", folder.display());
+        return Err(Error::file(path, what));
+    }
+    tempfile::tempfile_in(folder).map(drop).map_err(|e| Error::io(path, e))
+}
+
+/// Whether a file is a receipt, of whatever version. Other files are not read to their end.
+fn is_receipt(path: &Path) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        schema: String,
+    }
+    let kind = File::open(path).map(|file| serde_json::from_reader::<_, Kind>(BufReader::new(file)));
+    matches!(kind, Ok(Ok(kind)) if kind.schema.starts_with("pensive receipt "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_replaces_nothing_but_a_receipt() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        for good in
+            [file("empty", ""), file("r.json", r#"{"schema":"pensive receipt 0"}"#), "new.json".into()]
+        {
+            check_place(&good).unwrap();
+        }
+        for (name, text) in [("m.gguf", "GGUF"), ("package.json", "{}"), ("x.json", r#"{"schema":"x"}"#)] {
+            let error = check_place(&file(name, text)).unwrap_err().to_string();
+            assert!(error.contains(name) && error.ends_with("no receipt: name another file"), "{error}");
+        }
+        let error = check_place(&folder.path().join("none/r.json")).unwrap_err().to_string();
+        assert!(error.contains("r.json: there is no folder"), "{error}");
+        assert!(check_place(folder.path()).unwrap_err().to_string().ends_with("is a folder: name a file"));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 5, "nothing is left of the check");
     }
 }

@@ -11,7 +11,7 @@ use super::render::{Bar, Console, Unit, error_line, stdout_error};
 use super::replay;
 use super::session;
 use super::settings::{Flags, Settings};
-use super::text::read_stdin;
+use super::text::{LARGEST_PROMPT, read_stdin};
 use super::votes::{self, VoteReport};
 use crate::api::{Outcome, VoteOptions};
 use crate::{CancelHandle, Error, Event, Finish, Generation, Message, Model, Prompt, Result, Stats};
@@ -20,10 +20,11 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
     if args.prompt.is_empty() && console.stdin_terminal {
         return chat(args, console);
     }
-    args.receipt.as_deref().map_or(Ok(()), replay::has_folder)?;
+    args.receipt.as_deref().map_or(Ok(()), replay::check_place)?;
     let settings = Settings::from_env(Flags::from(args))?;
     let thought = thought(args, &settings)?;
-    let piped = if console.stdin_terminal { None } else { Some(read_stdin()?) };
+    let how = votes::options(&args.vote)?;
+    let piped = if console.stdin_terminal { None } else { Some(read_stdin(LARGEST_PROMPT)?) };
     let prompt = prompt(&args.prompt, piped, args.raw)?;
 
     let model = session::load(&settings, console)?;
@@ -39,11 +40,12 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
         let system = settings.system.iter().map(|system| Message::system(&system.value));
         system.chain([Message::user(prompt)]).collect::<Vec<_>>().into()
     };
-    if let Some(how) = votes::options(&args.vote) {
+    if let Some(how) = how {
+        let votes = model.vote(prompt, &options, how)?;
         if how.boxed && !args.json {
             console.note(format!("asked as well: {}", crate::api::BOXED.trim()));
         }
-        let outcome = votes::run(model.vote(prompt, &options, how)?, console)?;
+        let outcome = votes::run(votes, console)?;
         let is_stopped = stopped.is_cancelled();
         show_vote(&outcome, &model, how, args, thought, is_stopped, console)?;
         write_receipt(args, &model, &outcome.traces, console)?;

@@ -10,15 +10,22 @@ use super::output::{Report, Screen};
 use super::render::{Console, error_line, harmless};
 use crate::api::{Count, Outcome, VoteEvent, VoteOptions, Votes};
 use crate::reasoning::answers::final_answer;
-use crate::{Event, Finish, Model, Result, Stats};
+use crate::{Error, Event, Finish, Model, Result, Stats};
 
 /// How often the table changes.
 const EVERY: Duration = Duration::from_millis(100);
 
 /// What `--votes` and its like ask for.
-pub(super) fn options(args: &VoteArgs) -> Option<VoteOptions> {
-    let count = args.votes?;
-    Some(VoteOptions { count, until_agree: args.until_agree, boxed: !args.no_boxed })
+///
+/// # Errors
+/// More shall agree than think.
+pub(super) fn options(args: &VoteArgs) -> Result<Option<VoteOptions>> {
+    let Some(count) = args.votes else { return Ok(None) };
+    if let Some(enough) = args.until_agree.filter(|&enough| enough > count) {
+        let what = format!("--until-agree {enough}: of --votes {count} no more than {count} can agree");
+        return Err(Error::Usage(what));
+    }
+    Ok(Some(VoteOptions { count, until_agree: args.until_agree, boxed: !args.no_boxed }))
 }
 
 /// Runs a vote to its end, with a table on a terminal.
@@ -30,7 +37,7 @@ pub(super) fn run(mut votes: Votes, console: &Console) -> Result<Outcome> {
             VoteEvent::Trace { sequence, event } => table.update(sequence, &event, &votes),
         }
     }
-    Err(crate::Error::Unsupported("the vote ended without its last event".into()))
+    Err(Error::Unsupported("the vote ended without its last event".into()))
 }
 
 /// Shows the trace that was chosen, then the tally.

@@ -66,7 +66,7 @@ pub(super) const COMMANDS: &[Spec] = &[
     Spec { aliases: &["/?"], ..spec("/help", "", "show this list") },
     spec("/clear", "", "forget the conversation, keep the system message"),
     spec("/regen", "", "answer the last message anew"),
-    spec("/undo", "", "take the last message and its answer back"),
+    spec("/undo", "", "take back what /read gave, else the last message"),
     spec("/system", "[TEXT]", "show or set the system message; \"\" removes it"),
     spec("/set", "[NAME [VALUE]]", "show or change sampling, seed and bounds; `default` resets"),
     spec("/read", "FILE", "put a text file before the next message"),
@@ -75,7 +75,7 @@ pub(super) const COMMANDS: &[Spec] = &[
     spec("/budget", "[N|off]", "most tokens of a thought; 0: no thought"),
     spec("/save", SAVED, "save the conversation; --kv: with its keys and values"),
     spec("/load", "[NAME]", "load a saved conversation; alone: list them"),
-    spec("/receipt", "[FILE]", "write each answer's receipt there; alone: no more"),
+    spec("/receipt", "[FILE]", "keep the last answer's receipt there; alone: no more"),
     spec("/copy", "", "copy the last answer to the clipboard"),
     spec("/stats", "", "speed and context use of the last answer"),
     spec("/model", "[NAME]", "switch to another model; alone: describe this one"),
@@ -89,7 +89,7 @@ const KEYS: &[(&str, &str)] = &[
     ("Ctrl-O", "edit the message in $EDITOR"),
     ("Tab", "complete a command, its argument or a file name"),
     ("Ctrl-R", "search in the history"),
-    ("Ctrl-C", "stop the answer, or clear the line"),
+    ("Ctrl-C", "pause a thought, stop the answer, or clear the line"),
     ("Ctrl-D", "leave"),
 ];
 

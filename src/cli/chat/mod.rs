@@ -23,6 +23,7 @@ use store::{Store, open_private};
 use turn::Screen;
 
 use super::args::Thought;
+use super::interrupt;
 use super::render::{Console, knows_escape_codes, stdout_error};
 use super::replay;
 use super::session;
@@ -35,7 +36,7 @@ use crate::{Error, Message, Options, Result, Sampling, Stats, Think};
 /// # Errors
 /// The model cannot be loaded, the input read, or the output written.
 pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
-    let model = session::load(settings, console)?;
+    let model = session::load(settings, console).map_err(|error| whose(error, settings))?;
     let store = Store::new(settings.paths.data.join("chats"));
     let mut chat = model.chat();
     chat.set_system(settings.system.as_ref().map(|s| s.value.clone()));
@@ -46,7 +47,7 @@ pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
         err: io::stderr(),
         size: Size::of_terminal,
     };
-    if console.stdin_terminal && !console.quiet {
+    if console.stdin_terminal {
         let welcome = format!(
             "{}, context {} tokens: /? lists the commands, Ctrl-D leaves",
             model.name(),
@@ -71,6 +72,29 @@ pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
     let talk = ModelChat { chat, settings: settings.clone(), console: *console };
     let draft = settings.paths.state.join("thought.md");
     Repl::new(talk, screen, input, settings.options(), thought, store, draft).run()
+}
+
+/// Says where the name of a model that does not load comes from, if it was not typed.
+fn whose(error: Error, settings: &Settings) -> Error {
+    if interrupt::caught() {
+        return error;
+    }
+    let from = match settings.model.as_ref().map(|model| &model.origin) {
+        Some(Origin::LastUsed) => "the model used last".to_owned(),
+        Some(Origin::Variable(name)) => format!("the model of {name}"),
+        Some(Origin::Config) => format!("the model of {}", settings.paths.config.display()),
+        _ => return error,
+    };
+    let hint = format!(" ({from}; name another: `pensive chat MODEL`)");
+    match error {
+        Error::Usage(what) => Error::Usage(what + &hint),
+        Error::File { path, what } => Error::File { path, what: what + &hint },
+        Error::Io { path, source } => Error::File { path, what: source.to_string() + &hint },
+        Error::Hub(what) => Error::Hub(what + &hint),
+        Error::Unsupported(what) => Error::Unsupported(what + &hint),
+        Error::Memory(what) => Error::Memory(what + &hint),
+        other => other,
+    }
 }
 
 /// A conversation with a loaded model.

@@ -17,6 +17,7 @@ use crate::cli::args::Thought;
 use crate::cli::interrupt::{EXIT_INTERRUPTED, Second};
 use crate::cli::keyboard;
 use crate::cli::render::{bytes, harmless, stdout_error};
+use crate::cli::replay::check_place;
 use crate::cli::text::read_file;
 use crate::{CancelHandle, Message, Options, Result, Role, Sampling, Think};
 
@@ -56,7 +57,7 @@ pub(super) struct Repl<T, O, E> {
     /// Name under which the chat was saved or loaded last.
     saved_as: Option<String>,
     last: Option<Stats>,
-    /// Where the receipt of each answer goes.
+    /// Where the last answer's receipt goes.
     receipt: Option<PathBuf>,
     /// Holds a thought while $EDITOR has it.
     draft: PathBuf,
@@ -105,7 +106,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
                 }
                 Line::Cleared => Ok(Next::Line),
                 // It comes while the prompt's line is open.
-                Line::Trouble(text) => self.screen.note(&format!("\n{text}")).map(|()| Next::Line),
+                Line::Trouble(text) => self.screen.aside(&format!("\n{text}\n")).map(|()| Next::Line),
                 Line::End => Ok(Next::End),
             };
             match next.map_err(stdout_error)? {
@@ -137,8 +138,10 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         let before = self.talk.messages().len();
         let next = self.turn(Some([&attached, text.as_str()].concat()));
         // A turn that came to nothing is not in the conversation: the files go with the next message.
-        if self.talk.messages().len() == before {
+        if self.talk.messages().len() == before && !attached.is_empty() {
             self.attached = attached;
+            let lines = lines_go(&self.attached, " still");
+            self.screen.note(&format!("{lines} (/undo drops them)"))?;
         }
         next
     }
@@ -205,7 +208,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             Command::Think(think) => Ok(self.think(think)),
             Command::Save(name, with_cache) => self.save(name, with_cache),
             Command::Load(name) => self.load(name),
-            Command::Receipt(file) => Ok(self.receipt(file)),
+            Command::Receipt(file) => self.receipt(file),
             Command::Copy => self.copy(),
             Command::Stats => self.last.as_ref().map(stats).ok_or("there was no answer yet".into()),
             Command::Model(None) => Ok(self.talk.describe()),
@@ -222,7 +225,12 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         "the conversation is forgotten\n".into()
     }
 
+    /// Takes back what was said last: the files for the next message, else the last message.
     fn undo(&mut self) -> Result<String, String> {
+        if !self.attached.is_empty() {
+            self.attached.clear();
+            return Ok("taken back: what /read put before the next message\n".into());
+        }
         let text = self.talk.undo().ok_or("there is no message to take back")?;
         self.last = None;
         Ok(format!("taken back: {}\n", first_line(&text)))
@@ -264,9 +272,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         }
         self.attached.push_str(text);
         self.attached.push_str("\n\n");
-        let lines = text.lines().count();
-        let go = if lines == 1 { "goes" } else { "go" };
-        Ok(format!("{file}: {} {go} with the next message\n", count(lines, "line")))
+        Ok(format!("{file}: {}\n", lines_go(text, "")))
     }
 
     fn thought(&mut self, view: Option<Thought>) -> Result<String, String> {
@@ -310,13 +316,15 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         Ok(text)
     }
 
-    fn receipt(&mut self, file: Option<String>) -> String {
-        self.receipt = file.map(|file| expand_home(&file));
+    fn receipt(&mut self, file: Option<String>) -> Result<String, String> {
+        let path = file.map(|file| expand_home(&file));
+        path.as_deref().map_or(Ok(()), check_place).map_err(|e| e.to_string())?;
+        self.receipt = path;
         self.options.record = self.receipt.is_some();
-        match &self.receipt {
-            Some(path) => format!("the receipt of each answer from now on goes to {}\n", path.display()),
+        Ok(match &self.receipt {
+            Some(path) => format!("{} holds the last answer's receipt from now on\n", path.display()),
             None => "no receipts are written\n".into(),
-        }
+        })
     }
 
     fn load(&mut self, name: Option<String>) -> Result<String, String> {
@@ -375,6 +383,13 @@ enum Next {
     Line,
     End,
     Interrupted,
+}
+
+/// "2 lines go with the next message".
+fn lines_go(text: &str, still: &str) -> String {
+    let lines = text.trim_end().lines().count();
+    let go = if lines == 1 { "goes" } else { "go" };
+    format!("{}{still} {go} with the next message", count(lines, "line"))
 }
 
 /// The start of a text, for a line that recalls it.

@@ -52,7 +52,10 @@ impl Store {
         let text = serde_json::to_string_pretty(chat).map_err(|e| Error::file(&path, e.to_string()))?;
         // Written aside first: a full disk must not cost the chat that was there.
         let aside = path.with_extension("json.part");
-        write_private(&aside, text.as_bytes())?;
+        write_private(&aside, text.as_bytes()).map_err(|error| match error {
+            Error::Io { source, .. } => Error::io(&path, source), // the file that was asked for
+            other => other,
+        })?;
         fs::rename(&aside, &path).map_err(|e| Error::io(&path, e))?;
         Ok(path)
     }
@@ -240,6 +243,9 @@ mod tests {
                 store.save(name, &chat(), false).unwrap_err().to_string().contains("cannot be a file's name")
             );
         }
+        let nowhere = folder.path().join("none").join("x.json");
+        let error = store.save(nowhere.to_str().unwrap(), &chat(), false).unwrap_err().to_string();
+        assert!(error.contains("x.json: "), "{error}");
         assert!(store.load("none").unwrap_err().to_string().contains("there is no such chat"));
 
         let path = folder.path().join("x.json");

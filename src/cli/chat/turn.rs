@@ -29,13 +29,16 @@ pub(super) struct Screen<O, E> {
 }
 
 impl<O: Write, E: Write> Screen<O, E> {
-    /// A dimmed line beside the conversation.
+    /// A dimmed line beside the conversation, unless quiet. An empty one ends the line that is open.
     pub(super) fn note(&mut self, text: &str) -> io::Result<()> {
+        if self.console.quiet && !text.is_empty() {
+            return Ok(());
+        }
         self.aside(&format!("{text}\n"))
     }
 
     /// Dimmed text beside the conversation.
-    fn aside(&mut self, text: &str) -> io::Result<()> {
+    pub(super) fn aside(&mut self, text: &str) -> io::Result<()> {
         if self.dims() {
             // Before the line feed: an attribute must not reach into the next line.
             let body = text.trim_end_matches('\n');
@@ -172,10 +175,10 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
             self.screen.note("")?;
         }
         let choice = loop {
-            self.screen.note(PAUSED)?;
+            self.screen.aside(&format!("{PAUSED}\n"))?;
             match pause.resolve(reply)? {
                 Ok(choice) => break choice,
-                Err(error) => self.screen.note(&harmless(&error.to_string()))?,
+                Err(error) => self.screen.aside(&format!("{}\n", harmless(&error.to_string())))?,
             }
         };
         // what was erased comes back; what was edited is shown anew

@@ -216,8 +216,24 @@ fn a_file_stays_attached_when_its_turn_fails() {
     std::fs::write(&path, "first\n").unwrap();
     let done = chat(&format!("/read {}\nfail\nsummarise\nagain\n", path.display()));
     assert!(done.err.contains("note.txt: 1 line goes with the next message"), "{}", done.err);
+    assert!(done.err.contains("1 line still goes with the next message (/undo drops them)"), "{}", done.err);
     assert_eq!(done.asked(1), ["first\n\nsummarise"]);
     assert_eq!(done.asked(2)[2], "again");
+}
+
+#[test]
+fn undo_takes_back_a_file_before_a_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("note.txt");
+    std::fs::write(&path, "first\n").unwrap();
+    let done = chat(&format!("one\n/read {}\n/undo\ntwo\n/undo\nthree\n", path.display()));
+    assert!(
+        done.err.contains("taken back: what /read put before the next message\ntaken back: two\n"),
+        "{}",
+        done.err
+    );
+    assert_eq!(done.asked(1), ["one", "ONE", "two"]);
+    assert_eq!(done.asked(2), ["one", "ONE", "three"]);
 }
 
 #[test]
@@ -327,4 +343,6 @@ fn each_answer_s_receipt_is_written_from_when_it_is_asked_for() {
         done.asked.iter().map(|(_, options)| options.record).collect::<Vec<_>>(),
         [false, true, false]
     );
+    let done = chat(&format!("/receipt {}\none\n", folder.path().join("none/r.json").display()));
+    assert!(done.err.contains("r.json: there is no folder") && !done.asked[0].1.record, "{}", done.err);
 }

@@ -178,6 +178,18 @@ fn a_thought_pauses_again_when_the_editor_failed() {
 }
 
 #[test]
+fn quiet_leaves_notices_out_but_ends_open_lines_and_asks() {
+    let mut screen = pipes();
+    screen.console.quiet = true;
+    let mut pause =
+        Pause::new(CancelHandle::new(), Second::Waits, Some(Box::new(|| Ok(Choice::GoOn))), "x".into());
+    pause.press();
+    let events = Steered(reply(&["hm"]).into_iter().map(Ok).collect::<Vec<_>>().into_iter());
+    show(events, Thought::Show, None, &mut pause, &mut screen).unwrap().unwrap();
+    assert_eq!(String::from_utf8(screen.err).unwrap(), format!("{PAUSED}\nhm\n"));
+}
+
+#[test]
 fn an_answer_that_was_stopped_stays_and_says_so() {
     let (contents, _) = on_terminal(Thought::Fold, vec![say("It is"), done(Finish::Interrupted)]);
     assert_eq!(contents, ">>> why?\nIt is\nstopped");
