@@ -75,7 +75,9 @@ fn help_names_every_command_and_shows_examples() {
         "completions",
     ] {
         home.run(&[command, "--help"]).succeeds();
+        assert!(home.run(&["help", command]).succeeds().contains("Usage: pensive"), "{command}");
     }
+    assert!(home.run(&["help"]).succeeds().contains("Examples:"));
 }
 
 #[test]
@@ -114,6 +116,11 @@ fn wrong_usage_exits_with_2() {
         &["quantize", "m", "f.gguf", "--type", "q9"],
         &["run", "m", "hi", "--quantize", "q9"],
         &["perplexity", "m", "--text", "a", "--reference", "b"],
+        &["run", "m", "--format", "json", "hi"],
+        &["tokenize", "m", "--no-specal"],
+        &["run", "m", "hi", "--votes", "2", "--until-agree", "3"],
+        &["run", "m", "hi", "--min-think", "100", "--think-budget", "10"],
+        &["run", "m", "hi", "--min-think", "100", "--no-think"],
         &["--nonsense"],
     ] {
         let answer = home.run(args);
@@ -184,6 +191,41 @@ fn a_file_that_is_no_gguf_is_named() {
     let file = home.file("notes.gguf", "these are notes, not weights\n");
     for command in [&["run", &file, "hi"][..], &["show", &file], &["tokenize", &file, "a"]] {
         home.run(command).fails(1, &["notes.gguf", "GGUF"]);
+    }
+}
+
+#[test]
+fn a_receipt_never_replaces_another_file() {
+    let home = Home::new();
+    let file = home.file("m.gguf", "GGUF");
+    home.run(&["run", &file, "hi", "--receipt", &file]).fails(1, &["m.gguf", "no receipt", "another file"]);
+    assert_eq!(std::fs::read_to_string(&file).expect("it is still there"), "GGUF");
+}
+
+#[test]
+fn a_text_without_text_is_named_before_the_model_is_loaded() {
+    let home = Home::new();
+    let file = home.file("empty.txt", "\n");
+    home.run(&["perplexity", "m", "--text", &file]).fails(1, &["empty.txt: holds no text"]);
+}
+
+#[test]
+fn a_chat_whose_model_is_gone_says_who_named_it() {
+    let home = Home::new();
+    let gone = |command: &mut Command| Answer::of(command.output().expect("pensive runs"));
+    let answer = gone(home.command(&["chat"]).env("PENSIVE_MODEL", "./no/such.gguf"));
+    answer.fails(1, &["no/such.gguf", "the model of PENSIVE_MODEL", "`pensive chat MODEL`"]);
+    let typed = gone(&mut home.command(&["chat", "./no/such.gguf"]));
+    assert!(typed.code == Some(1) && !typed.stderr.contains("pensive chat MODEL"), "{typed:?}");
+}
+
+#[test]
+fn presets_name_models_for_every_command() {
+    let home = Home::new();
+    let config = home.file("presets.toml", "[models.mine]\nbase = './no/such.gguf'\n");
+    for args in [&["quantize", "mine", "out.gguf", "--type", "q8_0"][..], &["remove", "mine", "--yes"]] {
+        let answer = home.command(args).env("PENSIVE_CONFIG", &config).output().expect("pensive runs");
+        Answer::of(answer).fails(1, &["no/such.gguf"]);
     }
 }
 
@@ -547,18 +589,35 @@ fn run_asks_nobody_on_the_network_before_it_may() {
     assert!(hub.served() > 1000);
 }
 
+/// A slow download that is sent a signal on its way.
+#[cfg(unix)]
+fn signalled_download(home: &Home, hub: &Server, signal: &str) -> Answer {
+    let mut first = online(home, hub, &["pull", "o/r"]);
+    let child = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("pensive runs");
+    while hub.served() < 1 << 20 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+    Answer::of(child.wait_with_output().expect("pensive ends"))
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_to_end_exits_with_its_own_code() {
+    for (signal, code) in [("-TERM", 143), ("-HUP", 129)] {
+        let (home, hub) = (Home::new(), hub(4 << 20));
+        hub.state.slow.store(50, std::sync::atomic::Ordering::SeqCst);
+        let answer = signalled_download(&home, &hub, signal);
+        assert_eq!(answer.code, Some(code), "{signal}: {answer:?}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_stops_a_download_which_a_second_pull_takes_up() {
     let (home, hub) = (Home::new(), hub(4 << 20));
     hub.state.slow.store(50, std::sync::atomic::Ordering::SeqCst);
-    let mut first = online(&home, &hub, &["pull", "o/r"]);
-    let child = first.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("pensive runs");
-    while hub.served() < 1 << 20 {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    let answer = Answer::of(child.wait_with_output().expect("pensive ends"));
+    let answer = signalled_download(&home, &hub, "-INT");
     assert_eq!(answer.code, Some(130), "{answer:?}");
     assert!(answer.stderr.contains("`pensive pull o/r` goes on from there"), "{answer:?}");
     hub.state.slow.store(0, std::sync::atomic::Ordering::SeqCst);

@@ -28,7 +28,8 @@ with safetensors.";
 
 const RUN_HELP: &str = "\
 The prompt's words are joined with spaces. A word that is one of the options above is an option wherever it \
-stands; any other word belongs to the prompt, also if it begins with a hyphen. After `--` every word belongs to \
+stands; any other word belongs to the prompt, also if it begins with a hyphen, but right after MODEL what looks \
+like an option has to be one. After `--` every word belongs to \
 the prompt. Piped text comes first, then a blank line, then the words.
 
 Examples:
@@ -39,7 +40,7 @@ Examples:
   pensive run deepseek-r1 --json --seed 1 --temperature 0 'Name a prime.'
 
 Exit codes: 0 the answer is complete or reached --max-tokens, 130 interrupted by Ctrl-C (the partial answer is \
-printed), 2 wrong usage, 1 anything else.";
+printed), 143 ended by SIGTERM, 129 by SIGHUP, 2 wrong usage, 1 anything else.";
 
 const BENCH_HELP: &str = "\
 Every combination of the lists is measured: prompts (pp512) and generation (tg128) after each depth (tg128@d4096). \
@@ -69,7 +70,7 @@ Examples:
 
 /// Runs R1-style reasoning models on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "pensive", version, after_help = EXAMPLES, disable_help_subcommand = true, max_term_width = 110)]
+#[command(name = "pensive", version, after_help = EXAMPLES, max_term_width = 110)]
 #[command(args_override_self = true)]
 pub struct Cli {
     /// What goes for every command.
@@ -258,7 +259,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
     pub think_budget: Option<usize>,
     /// Tokens that the thought takes at least: what would end it earlier becomes "Wait,"
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "no_think", value_parser = parse_whole::<usize>)]
     pub min_think: Option<usize>,
     /// Longest time of the thought, as in 30s or 2m
     #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = parse_time)]
@@ -636,6 +637,23 @@ impl From<KvArg> for KvType {
 }
 
 impl GenerateArgs {
+    /// Refuses bounds that contradict each other.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with both.
+    pub fn check(&self) -> Result<()> {
+        let Some(min) = self.min_think.filter(|&min| min > 0) else { return Ok(()) };
+        if self.think() == Some(Think::Off) {
+            return Err(Error::Usage(format!("--min-think {min} asks for a thought, --think off for none")));
+        }
+        match self.think_budget {
+            Some(budget) if budget < min => Err(Error::Usage(format!(
+                "--min-think {min} is more than --think-budget {budget}: lower the one or raise the other"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Bounds on the thought.
     pub fn thought(&self) -> ThoughtBounds {
         ThoughtBounds { budget: self.think_budget, min: self.min_think, time: self.think_time }

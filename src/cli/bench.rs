@@ -127,7 +127,13 @@ fn load(
 ) -> Result<Model> {
     let settings = settings(args, model, threads, Some(plan.context))?;
     let builder = settings.builder()?.sequences(plan.sequences);
-    session::build(if model.synthetic { builder.synthetic(args.layers) } else { builder }, console)
+    let builder = if model.synthetic { builder.synthetic(args.layers) } else { builder };
+    session::build(builder, console).map_err(|error| match error {
+        Error::Memory(what) if plan.sequences > 1 => {
+            Error::Memory(format!("{} sequences at once, of which fewer take less: {what}", plan.sequences))
+        }
+        other => other,
+    })
 }
 
 fn settings(

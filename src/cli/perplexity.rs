@@ -6,6 +6,7 @@ use super::args::{LoadArgs, PerplexityArgs};
 use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
+use super::text::{LARGEST_TEXT, read_file_up_to};
 use crate::api::measure::{Quality, Reference, divergence, perplexity};
 use crate::{Error, Model, Result};
 
@@ -15,8 +16,17 @@ const WINDOW: usize = 512;
 pub(super) fn run(args: &PerplexityArgs, console: &Console) -> Result<ExitCode> {
     let quality = match (&args.text, &args.reference) {
         (Some(path), _) => {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-            of_text(&load(args, WINDOW, console)?, &text, console)?
+            let text = read_file_up_to(path, LARGEST_TEXT)?;
+            if text.trim().is_empty() {
+                return Err(Error::file(path, "holds no text: name a file with more than a window of it"));
+            }
+            of_text(&load(args, WINDOW, console)?, &text, console).map_err(|error| match error {
+                Error::Usage(why) => Error::Usage(format!(
+                    "{}: {why}; name a longer text or a smaller --context",
+                    path.display()
+                )),
+                other => other,
+            })?
         }
         (None, Some(path)) => {
             let reference = Reference::read(path)?;

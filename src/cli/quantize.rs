@@ -9,6 +9,7 @@ use super::args::{LoadArgs, QuantizeArgs};
 use super::interrupt::{self, Second};
 use super::pull;
 use super::render::{Console, Unit, bytes, print};
+use super::session;
 use super::text::read_file;
 use crate::api::{self, Importance};
 use crate::checkpoint::Checkpoint;
@@ -22,11 +23,12 @@ pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
         ));
     }
     let load = LoadArgs { yes: args.yes, offline: args.offline, ..LoadArgs::default() };
-    pull::ensure(&args.model, &load, console)?;
+    let name = session::model_name(&args.model)?;
+    pull::ensure(&name, &load, console)?;
     let hub = pull::hub(true)?;
-    let located = hub.find(&hub.reference(&args.model)?)?;
+    let located = hub.find(&hub.reference(&name)?)?;
     let path = located.and_then(|located| located.files.first().cloned());
-    let path = path.ok_or_else(|| Error::Hub(format!("{} is not on this machine", args.model)))?;
+    let path = path.ok_or_else(|| Error::Hub(format!("{name} is not on this machine")))?;
     let checkpoint = Checkpoint::open(&path)?;
     let importance = args.calibrate.as_ref().map(|text| measure(&checkpoint, text, console)).transpose()?;
 

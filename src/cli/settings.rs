@@ -298,7 +298,7 @@ impl Settings {
     /// The settings by these sources.
     ///
     /// # Errors
-    /// A flag or variable out of its range, or a system file that cannot be read.
+    /// A flag or variable out of its range, flags that contradict each other, or a system file that cannot be read.
     pub fn resolve(
         flags: Flags,
         config: Config,
@@ -328,6 +328,7 @@ impl Settings {
             .or(parse_variable("PENSIVE_THOUGHT", read("PENSIVE_THOUGHT")?, thought)?)
             .or(from(Origin::Config, config.thought));
         let sampling_flags = flags.generate.sampling.overrides()?;
+        flags.generate.check()?;
         let mut settings = Settings {
             model: None,
             context,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::TokenizeArgs;
 use super::render::{Console, print};
 use super::session::{Named, missing};
-use super::text::read_stdin;
+use super::text::{LARGEST_TEXT, read_stdin};
 use crate::checkpoint::Checkpoint;
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
@@ -21,7 +21,7 @@ pub(super) fn run(args: &TokenizeArgs, console: &Console) -> Result<ExitCode> {
             if console.stdin_terminal {
                 console.note("reading the text from standard input; Ctrl-D (Windows: Ctrl-Z, Enter) ends it");
             }
-            read_stdin()?
+            read_stdin(LARGEST_TEXT)?
         }
     };
     let special = if args.no_special { Special::Text } else { Special::Parse };

@@ -1,7 +1,7 @@
 //! Which words after `pensive run` are options and which belong to the prompt.
 //!
 //! A word that is an option of `run` is one wherever it stands; any other word belongs to the prompt, also with a
-//! hyphen in front; after `--` every word does. clap has no such rule, so the words are sorted before it sees
+//! hyphen in front, unless it stands right after the model and looks like an option; after `--` every word does. clap has no such rule, so the words are sorted before it sees
 //! them: options first, then `--`, then the model and the prompt.
 
 use std::ffi::OsString;
@@ -17,17 +17,41 @@ fn is_slip(word: &str, name: &str) -> bool {
     distance <= if name.len() < 6 { 1 } else { 2 }
 }
 
-/// Sorts the arguments of `run`; those of other commands stay as they are.
+/// Whether a word looks like an option: `--format`, `--format=json`, `-f`.
+fn is_like_option(word: &str) -> bool {
+    let name = word.split('=').next().unwrap_or_default();
+    let mut letters = match name.strip_prefix("--") {
+        Some(long) => long.chars(),
+        None => name.strip_prefix('-').filter(|short| short.chars().count() == 1).unwrap_or_default().chars(),
+    };
+    letters.next().is_some_and(|c| c.is_ascii_lowercase())
+        && letters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
+}
+
+/// Sorts the arguments of `run`, and checks the text of `tokenize`; those of other commands stay as they are.
 ///
 /// # Errors
-/// A word of the prompt that is nearly an option: more likely a slip than a word.
+/// A word that is nearly an option, or stands where one would and looks like it: more likely a slip than a word.
 pub(super) fn arrange(args: Vec<OsString>) -> Result<Vec<OsString>, clap::Error> {
     let first = args.iter().skip(1).position(|arg| !arg.to_string_lossy().starts_with('-'));
-    let Some(at) = first.map(|i| i + 1).filter(|&i| args[i] == "run") else { return Ok(args) };
+    let Some(at) = first.map(|i| i + 1) else { return Ok(args) };
     let mut cli = Cli::command();
     cli.build();
-    let run = cli.find_subcommand("run").expect("run is a command");
+    match args[at].to_str() {
+        Some("run") => arrange_run(cli.find_subcommand("run").expect("run is a command"), args, at),
+        Some("tokenize") => {
+            let tokenize = cli.find_subcommand("tokenize").expect("tokenize is a command");
+            let words =
+                args[at + 1..].iter().take_while(|word| *word != "--").filter_map(|word| word.to_str());
+            let texts = words.filter(|word| matches!(kind(tokenize, word), Kind::Word));
+            texts.skip(1).try_for_each(|word| check_unknown(tokenize, word))?;
+            Ok(args)
+        }
+        _ => Ok(args),
+    }
+}
 
+fn arrange_run(run: &Command, args: Vec<OsString>, at: usize) -> Result<Vec<OsString>, clap::Error> {
     let mut sorted = args[..=at].to_vec();
     let mut plain = Vec::new();
     let mut rest = args[at + 1..].iter();
@@ -49,6 +73,9 @@ pub(super) fn arrange(args: Vec<OsString>) -> Result<Vec<OsString>, clap::Error>
             }
             Kind::Word => {
                 check_slip(run, &word.to_string_lossy())?;
+                if plain.len() == 1 {
+                    check_unknown(run, &word.to_string_lossy())?;
+                }
                 plain.push(word.clone());
             }
         }
@@ -114,10 +141,23 @@ fn check_slip(run: &Command, word: &str) -> Result<(), clap::Error> {
     let Some(near) = run.get_arguments().flat_map(long_names).find(|n| is_slip(name, n)) else {
         return Ok(());
     };
-    let message = format!(
-        "unexpected option '{word}': did you mean '--{near}'? Where it belongs to the prompt, put `--` after MODEL"
-    );
-    Err(run.clone().error(ErrorKind::UnknownArgument, message))
+    Err(unexpected(run, word, &format!("did you mean '--{near}'?")))
+}
+
+/// Refuses what looks like an option and is none, where options stand.
+fn check_unknown(command: &Command, word: &str) -> Result<(), clap::Error> {
+    check_slip(command, word)?;
+    if !is_like_option(word) {
+        return Ok(());
+    }
+    Err(unexpected(command, word, &format!("{} has no such option.", command.get_name())))
+}
+
+fn unexpected(command: &Command, word: &str, why: &str) -> clap::Error {
+    let text = if command.get_name() == "run" { "the prompt" } else { "the text" };
+    let message =
+        format!("unexpected option '{word}': {why} Where it belongs to {text}, put `--` after MODEL");
+    command.clone().error(ErrorKind::UnknownArgument, message)
 }
 
 #[cfg(test)]

@@ -66,11 +66,24 @@ fn contradictions_are_wrong_usage() {
         "m hi --json --json-stream",
         "m hi --raw --system x",
         "m hi --raw --no-think",
+        "m hi --min-think 9 --no-think",
         "m hi --system x --system-file y",
         "m hi -q -v",
     ] {
         assert_eq!(run(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line}");
     }
+}
+
+#[test]
+fn a_thought_is_asked_to_be_no_longer_than_it_may_be() {
+    let check = |line: &str| run(line).unwrap().generate.check().map_err(|e| e.to_string());
+    for line in
+        ["m hi --min-think 9 --think-budget 9", "m hi --min-think 0 --think off", "m hi --think-budget 1"]
+    {
+        check(line).unwrap();
+    }
+    assert!(check("m hi --min-think 100 --think-budget 10").unwrap_err().contains("--think-budget 10"));
+    assert!(check("m hi --min-think 100 --think off").unwrap_err().contains("--think off"));
 }
 
 #[test]

@@ -70,6 +70,41 @@ fn what_is_nearly_an_option_is_reported_as_a_slip() {
 }
 
 #[test]
+fn right_after_the_model_what_looks_like_an_option_is_none_of_the_prompt() {
+    for words in [
+        &["m", "--format", "json", "hi"][..],
+        &["m", "--format=json", "hi"],
+        &["m", "-f", "prompt.txt"],
+        &["m", "--no-mmap", "hi"],
+        &["m", "--json", "--version"],
+    ] {
+        let error = run(words).unwrap_err().to_string();
+        assert!(
+            error.contains("run has no such option. Where it") && error.contains("after MODEL"),
+            "{error}"
+        );
+    }
+    assert_eq!(prompt(&["m", "--", "--format", "json"]), "--format json");
+    assert_eq!(prompt(&["m", "why", "--format", "-f"]), "why --format -f");
+    for word in ["-", "--", "---", "-5", "-X", "-é", "--Format", "-not", "--json is what?", ""] {
+        assert!(!is_like_option(word), "{word}");
+    }
+}
+
+#[test]
+fn a_misspelt_option_of_tokenize_is_no_text() {
+    let tokenize = |words: &[&str]| parse(["pensive", "tokenize"].iter().chain(words).map(OsString::from));
+    for words in [&["m", "--no-specal"][..], &["m", "--no-specal", "text"], &["--json", "m", "-x"]] {
+        let error = tokenize(words).unwrap_err().to_string();
+        assert!(error.contains("unexpected option") && error.contains("put `--` after MODEL"), "{error}");
+    }
+    for words in [&["m", "--", "--no-specal"][..], &["m", "--no-special", "--", "--no-specal"]] {
+        let Some(Cmd::Tokenize(args)) = tokenize(words).unwrap().command else { panic!("{words:?}") };
+        assert_eq!(args.text.as_deref(), Some("--no-specal"), "{words:?}");
+    }
+}
+
+#[test]
 fn a_missing_value_is_named() {
     for words in [&["m", "why", "--stop"][..], &["m", "why", "-n"]] {
         let error = run(words).unwrap_err();
