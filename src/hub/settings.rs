@@ -7,6 +7,8 @@ use crate::{Error, Result};
 
 /// The public hub.
 pub(super) const PUBLIC_HUB: &str = "https://huggingface.co";
+/// The variable that names the user's folder.
+const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
 /// Where a setting comes from that nobody set.
 const DEFAULT: &str = "default";
 
@@ -49,7 +51,7 @@ impl Settings {
     /// - token: HF_TOKEN, HUGGING_FACE_HUB_TOKEN, the file HF_TOKEN_PATH, the file HF_HOME/token;
     /// - offline: HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE (1, on, yes, true).
     ///
-    /// An empty variable is one that is not set.
+    /// An empty variable is one that is not set. In folders and files `~`, `$NAME` and `${NAME}` are replaced.
     ///
     /// # Errors
     /// No cache folder is set and there is no home folder; an endpoint that is no http address.
@@ -58,9 +60,10 @@ impl Settings {
             let value = variable(name).filter(|value| !value.is_empty())?;
             Some(Setting { value, origin: name })
         };
-        let home = hf_home(&set);
+        let path = |name| set(name).map(|s| Setting { value: expand(s.value, &variable), origin: s.origin });
+        let home = hf_home(&path);
         let folder = |s: Setting<OsString>| Setting { value: PathBuf::from(s.value), origin: s.origin };
-        let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).map(folder);
+        let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).map(folder);
         let cache = cache.or_else(|| {
             home.as_ref().map(|home| Setting { value: home.value.join("hub"), origin: home.origin })
         });
@@ -70,7 +73,7 @@ impl Settings {
         Ok(Settings {
             cache,
             endpoint: endpoint(set("HF_ENDPOINT"))?,
-            token: token(&set, home.as_ref().map(|home| home.value.join("token"))),
+            token: token(&set, path("HF_TOKEN_PATH"), home.as_ref().map(|home| home.value.join("token"))),
             offline: offline(set("HF_HUB_OFFLINE").or_else(|| set("TRANSFORMERS_OFFLINE"))),
         })
     }
@@ -107,6 +110,37 @@ impl Settings {
 
 type Variable<'a> = &'a dyn Fn(&'static str) -> Option<Setting<OsString>>;
 
+/// Replaces `~` at the front, `$NAME` and `${NAME}`, as Python does it: what is not set stays as it is written. No shell
+/// has done it where a variable comes from a service's or a container's file.
+fn expand(value: OsString, variable: &dyn Fn(&str) -> Option<OsString>) -> OsString {
+    let Some(text) = value.to_str() else { return value };
+    let mut expanded = OsString::new();
+    let below_home =
+        text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with(std::path::is_separator));
+    let text = match (below_home, variable(HOME)) {
+        (Some(rest), Some(home)) => {
+            expanded.push(home);
+            rest
+        }
+        _ => text,
+    };
+    let mut parts = text.split('$');
+    expanded.push(parts.next().unwrap_or_default());
+    for part in parts {
+        let end = || part.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(part.len());
+        let braced = part.strip_prefix('{').and_then(|inner| inner.split_once('}'));
+        let (name, rest) = braced.unwrap_or_else(|| part.split_at(end()));
+        match variable(name) {
+            Some(value) => {
+                expanded.push(value);
+                expanded.push(rest);
+            }
+            None => expanded.push(format!("${part}")),
+        }
+    }
+    expanded
+}
+
 /// Hugging Face's own folder.
 fn hf_home(set: Variable) -> Option<Setting<PathBuf>> {
     if let Some(home) = set("HF_HOME") {
@@ -115,7 +149,7 @@ fn hf_home(set: Variable) -> Option<Setting<PathBuf>> {
     if let Some(cache) = set("XDG_CACHE_HOME") {
         return Some(Setting { value: PathBuf::from(cache.value).join("huggingface"), origin: cache.origin });
     }
-    let home = set(if cfg!(windows) { "USERPROFILE" } else { "HOME" })?;
+    let home = set(HOME)?;
     Some(Setting { value: PathBuf::from(home.value).join(".cache").join("huggingface"), origin: DEFAULT })
 }
 
@@ -131,12 +165,16 @@ fn endpoint(set: Option<Setting<OsString>>) -> Result<Setting<String>> {
 }
 
 /// The token of the environment, else of the file that `hf auth login` writes.
-fn token(set: Variable, default_file: Option<PathBuf>) -> Setting<Option<String>> {
+fn token(
+    set: Variable,
+    file: Option<Setting<OsString>>,
+    default_file: Option<PathBuf>,
+) -> Setting<Option<String>> {
     let clean = |text: &str| Some(text.trim().to_owned()).filter(|token| !token.is_empty());
     if let Some(given) = set("HF_TOKEN").or_else(|| set("HUGGING_FACE_HUB_TOKEN")) {
         return Setting { value: clean(&given.value.to_string_lossy()), origin: given.origin };
     }
-    let file = set("HF_TOKEN_PATH").map(|s| (PathBuf::from(s.value), s.origin));
+    let file = file.map(|s| (PathBuf::from(s.value), s.origin));
     let file = file.or_else(|| default_file.map(|file| (file, "the token file")));
     let read = file.and_then(|(file, origin)| Some((clean(&std::fs::read_to_string(file).ok()?)?, origin)));
     match read {
@@ -179,6 +217,24 @@ mod tests {
     }
 
     #[test]
+    fn home_and_variables_in_a_folders_name_are_replaced_as_python_does_it() {
+        for (name, value, cache) in [
+            ("HF_HUB_CACHE", "~/c", "/h/c"),
+            ("HF_HUB_CACHE", "~", "/h"),
+            ("HF_HUB_CACHE", "~other/c", "~other/c"),
+            ("HF_HUB_CACHE", "/x/~", "/x/~"),
+            ("HF_HUB_CACHE", "$DISK/c", "/d/c"),
+            ("HF_HUB_CACHE", "/m${DISK}s/$NONE/${NONE}/${DISK/$", "/m/ds/$NONE/${NONE}/${DISK/$"),
+            ("HF_HOME", "~/f", "/h/f/hub"),
+            ("XDG_CACHE_HOME", "$DISK", "/d/huggingface/hub"),
+        ] {
+            let found = settings(&[(HOME, "/h"), ("DISK", "/d"), (name, value)]).unwrap().cache;
+            assert_eq!(found, Setting { value: cache.into(), origin: name });
+        }
+        assert_eq!(settings(&[("HF_HOME", "~/f")]).unwrap().cache.value, PathBuf::from("~/f/hub"));
+    }
+
+    #[test]
     fn without_any_folder_there_is_an_error_that_says_what_to_set() {
         assert!(settings(&[]).unwrap_err().to_string().contains("HF_HOME"));
     }
@@ -208,8 +264,12 @@ mod tests {
         std::fs::write(home.path().join("token"), "hf_file\n").unwrap();
         let home = home.path().to_str().unwrap();
         assert_eq!(settings(&[("HF_HOME", home)]).unwrap().token.value.as_deref(), Some("hf_file"));
-        let elsewhere = format!("{home}/token");
-        let found = settings(&[("HF_HOME", "/nowhere"), ("HF_TOKEN_PATH", &elsewhere)]).unwrap();
-        assert_eq!(found.token, Setting { value: Some("hf_file".into()), origin: "HF_TOKEN_PATH" });
+        for elsewhere in [&format!("{home}/token"), "~/token"] {
+            let found =
+                settings(&[(HOME, home), ("HF_HOME", "/nowhere"), ("HF_TOKEN_PATH", elsewhere)]).unwrap();
+            assert_eq!(found.token, Setting { value: Some("hf_file".into()), origin: "HF_TOKEN_PATH" });
+        }
+        let literal = settings(&[(HOME, "/h"), ("HF_HOME", "/nowhere"), ("HF_TOKEN", "~$HOME")]).unwrap();
+        assert_eq!(literal.token.value.as_deref(), Some("~$HOME"));
     }
 }
