@@ -99,7 +99,7 @@ impl CachedRepo {
 
     /// The file that is locked while this hash is downloaded; the Python library locks the same.
     pub fn lock(&self, hash: &str) -> PathBuf {
-        self.cache.join(".locks").join(&self.folder_name).join(format!("{hash}.lock"))
+        lock(&self.folder(), hash)
     }
 
     /// Notes that the revision stands for `commit`.
@@ -144,6 +144,12 @@ const SHORT_COMMIT: usize = 7;
 /// look only at `blobs`, `refs` and `snapshots` there.
 pub(super) fn last_used_notes(repository: &Path) -> PathBuf {
     repository.join(".last_used")
+}
+
+/// [`CachedRepo::lock`] by the repository's folder.
+pub(super) fn lock(repository: &Path, hash: &str) -> PathBuf {
+    let cache = repository.parent().unwrap_or(Path::new(""));
+    cache.join(".locks").join(repository.file_name().unwrap_or_default()).join(format!("{hash}.lock"))
 }
 
 /// `owner/name` as the cache spells it; as it is given if it is not there.

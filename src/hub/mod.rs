@@ -176,7 +176,7 @@ impl Hub {
     /// Deletes what `removal` names; returns the freed bytes.
     ///
     /// # Errors
-    /// A file that cannot be deleted.
+    /// A file that cannot be deleted. A beginning that another process goes on with by now: then nothing is deleted.
     pub fn remove(&self, removal: &Removal) -> Result<u64> {
         removal::execute(removal)
     }

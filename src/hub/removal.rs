@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::cache::{CachedRepo, files_below, last_used_notes, link_target, names_in};
+use super::cache::{self, CachedRepo, files_below, last_used_notes, link_target, names_in};
 use super::cached::{beginnings, find_model, partials};
 use super::reference::HubReference;
 use super::{Reference, Settings};
@@ -103,6 +103,7 @@ fn of_unfinished(repo: &CachedRepo, reference: &HubReference) -> Result<Removal>
 /// Deletes it: files, blobs, then folders that are empty and branches that lead nowhere.
 pub(super) fn execute(removal: &Removal) -> Result<u64> {
     let repository = &removal.repository;
+    let _locks = lock_partials(repository, &removal.blobs)?;
     // of a file by its blob, of safetensors by their folder
     let used =
         removal.blobs.iter().map(PathBuf::as_path).chain(removal.files.iter().filter_map(|f| f.parent()));
@@ -140,6 +141,26 @@ pub(super) fn execute(removal: &Removal) -> Result<u64> {
     Ok(removal.freed_bytes)
 }
 
+/// Takes the locks of the beginnings among `blobs`: a download may have gone on with one since the plan, and none may
+/// while they are deleted.
+fn lock_partials(repository: &Path, blobs: &[PathBuf]) -> Result<Vec<fs::File>> {
+    let mut locks = Vec::new();
+    for blob in blobs.iter().filter(|blob| blob.extension().is_some_and(|end| end == "incomplete")) {
+        let name = blob.file_name().unwrap_or_default().to_string_lossy();
+        let path = cache::lock(repository, name.split('.').next().unwrap_or_default());
+        // Where there is no folder of locks, nobody downloads.
+        let Ok(lock) = fs::OpenOptions::new().create(true).append(true).open(path) else { continue };
+        if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+            return Err(Error::Hub(format!(
+                "{}: another process downloads it now; nothing was removed: wait or stop it, then remove again",
+                blob.display()
+            )));
+        }
+        locks.push(lock);
+    }
+    Ok(locks)
+}
+
 /// Removes the folders below `folder` that hold no file, and `folder` itself if it is one of them.
 fn remove_empty(folder: &Path) -> Result<()> {
     for name in names_in(folder)? {
@@ -157,4 +178,31 @@ fn remove_empty(folder: &Path) -> Result<()> {
 /// Bytes that deleting this very file frees: none for a link.
 fn own_size(file: &Path) -> u64 {
     fs::symlink_metadata(file).map_or(0, |meta| if meta.is_file() { meta.len() } else { 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_beginning_that_a_download_took_up_after_the_plan_stays() {
+        let cache = tempfile::tempdir().unwrap();
+        let settings = Settings::at(cache.path());
+        let repo = CachedRepo::new(cache.path(), "o/r", "main");
+        for folder in [repo.blobs(), repo.lock("abc").parent().unwrap().to_owned()] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::write(repo.partial("abc"), "beginning").unwrap();
+        let removal = plan(&settings, &Reference::parse("o/r", "https://hub").unwrap()).unwrap();
+
+        let download = fs::File::create(repo.lock("abc")).unwrap();
+        download.lock().unwrap();
+        let error = execute(&removal).unwrap_err().to_string();
+        assert!(error.contains("abc.incomplete") && error.contains("remove again"), "{error}");
+        assert!(repo.partial("abc").exists());
+
+        drop(download);
+        assert_eq!(execute(&removal).unwrap(), 9);
+        assert!(!repo.folder().exists());
+    }
 }
