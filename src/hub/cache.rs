@@ -211,16 +211,26 @@ pub(super) fn link_target(pointer: &Path) -> Option<PathBuf> {
 /// Links `pointer` to `blob`; where links cannot be made (Windows without the right to, some file systems) the file is
 /// moved there, as the Python library does it.
 fn place(blob: &Path, pointer: &Path, link: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
-    if !blob.exists() && pointer.exists() {
-        return Ok(()); // moved by an earlier download
-    }
-    if link_target(pointer).as_deref() == Some(blob) {
+    let is_linked = || link_target(pointer).as_deref() == Some(blob);
+    let was_moved = || !blob.exists() && pointer.exists();
+    if is_linked() || was_moved() {
         return Ok(());
     }
     if fs::symlink_metadata(pointer).is_ok() {
         fs::remove_file(pointer)?;
     }
-    link(blob, pointer).or_else(|_| fs::rename(blob, pointer))
+    match link(blob, pointer) {
+        // Links can be made here: moving the blob would take it from the other snapshots.
+        Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::StorageFull) => {
+            if is_linked() || was_moved() {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        }
+        Err(_) => fs::rename(blob, pointer),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// A link to `blob` that survives moving the whole cache.
@@ -270,6 +280,24 @@ mod tests {
             place(&repo.blob("abc"), &pointer, refused).unwrap();
             assert_eq!(fs::read(&pointer).unwrap(), b"bytes");
             assert!(!repo.blob("abc").exists());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_another_process_made_meanwhile_leaves_the_blob_where_it_is() {
+        let (_cache, repo) = repo_with_blob();
+        let pointer = repo.pointer("c0", "x.gguf");
+        fs::create_dir_all(pointer.parent().unwrap()).unwrap();
+        for (other, same) in [("abc", true), ("def", false)] {
+            let late = |_: &Path, pointer: &Path| {
+                relative_link(&repo.blob(other), pointer)?;
+                relative_link(&repo.blob("abc"), pointer)
+            };
+            assert_eq!(place(&repo.blob("abc"), &pointer, late).is_ok(), same);
+            assert_eq!(link_target(&pointer), Some(repo.blob(other)));
+            assert_eq!(fs::read(repo.blob("abc")).unwrap(), b"bytes");
+            fs::remove_file(&pointer).unwrap();
         }
     }
 

@@ -52,8 +52,9 @@ enum End {
 }
 
 impl Download<'_> {
-    /// Brings `file` into the cache; afterwards its blob is there, and is what the hub has.
-    pub fn fetch(&mut self, file: &PlannedFile) -> Result<()> {
+    /// Brings `file` into the cache; afterwards its blob is there, and is what the hub has. Returns where the snapshot
+    /// has it; that is made under the lock too, or two processes would both make it.
+    pub fn fetch(&mut self, file: &PlannedFile) -> Result<std::path::PathBuf> {
         let hash = file.hash();
         for folder in [self.repo.blobs(), self.repo.lock(hash).parent().map(Into::into).unwrap_or_default()] {
             fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
@@ -61,7 +62,7 @@ impl Download<'_> {
         let _lock = self.lock(file)?;
         // Another process may have finished it while this one waited.
         if self.repo.is_here(file, &self.plan.commit) {
-            return Ok(());
+            return self.repo.point(hash, &self.plan.commit, &file.path);
         }
         let path = self.repo.partial(hash);
         let mut partial = self.open_partial(file)?;
@@ -96,7 +97,8 @@ impl Download<'_> {
         partial.file.sync_data().map_err(|error| Error::io(&path, error))?;
         drop(partial.file); // Windows renames no open file
         let blob = self.repo.blob(hash);
-        fs::rename(&path, &blob).map_err(|error| Error::io(&blob, error))
+        fs::rename(&path, &blob).map_err(|error| Error::io(&blob, error))?;
+        self.repo.point(hash, &self.plan.commit, &file.path)
     }
 
     /// Counts `file` as done and says so.

@@ -140,8 +140,7 @@ impl Hub {
         let mut download = Download { client, repo, plan, progress, cancel, before: 0 };
         let mut files = Vec::new();
         for file in &plan.files {
-            download.fetch(file)?;
-            files.push(download.repo.point(file.hash(), &plan.commit, &file.path)?);
+            files.push(download.fetch(file)?);
             download.finish(file);
         }
         download.repo.set_commit(&plan.commit)?;
