@@ -67,11 +67,14 @@ impl Download<'_> {
         let path = self.repo.partial(hash);
         let mut partial = self.open_partial(file)?;
         let mut failures = 0;
+        let mut furthest = partial.length;
         while partial.length < file.size {
             let (failure, moved) = match self.receive(file, &mut partial)? {
                 End::Complete => break,
-                End::Broken(failure, moved) => (failure, moved),
+                // A server without ranges starts over: what came before is no progress.
+                End::Broken(failure, moved) => (failure, moved && partial.length > furthest),
             };
+            furthest = furthest.max(partial.length);
             failures = if moved { 1 } else { failures + 1 };
             if !failure.passing || failures >= TRIES {
                 let kept = match partial.length {

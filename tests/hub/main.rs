@@ -223,6 +223,23 @@ fn a_server_without_ranges_starts_over() {
 }
 
 #[test]
+fn a_server_without_ranges_that_always_breaks_at_the_same_place_brings_no_progress() {
+    let bench = Bench::new(&[(FILE, noise(SIZE))]);
+    bench.server.state.cut_after.store(800_000, SeqCst);
+    bench.server.state.no_ranges.store(true, SeqCst);
+    let (hub, cancel) = (bench.hub(), AtomicBool::new(false));
+    let mut attempts = Vec::new();
+    let count = &mut |p: &Progress| {
+        if let Phase::Retrying { attempt } = p.phase {
+            attempts.push(attempt);
+            cancel.store(attempts.len() == 3, SeqCst); // the waits get long
+        }
+    };
+    hub.pull(&plan(&hub, "o/r").unwrap(), count, &cancel).unwrap_err();
+    assert_eq!(attempts, [1, 2, 3]);
+}
+
+#[test]
 fn wrong_bytes_are_refused_and_leave_no_file() {
     for git in [false, true] {
         let bench = Bench::new(&[(FILE, noise(SIZE))]);
