@@ -78,6 +78,8 @@ fn join_fp8(
     } else {
         [rows, columns]
     };
+    // a larger block says no more, and its size may overflow
+    let block = [0, 1].map(|i| block[i].min(shape[i]).max(1));
     let expected = [count(shape[0], block[0]), count(shape[1], block[1])];
     if is_bare(&scales) || scales.rows() * scales.columns() != expected[0] * expected[1] {
         return Err(format!("the factors of {name} have the shape {:?}, not {expected:?}", scales.shape));
@@ -224,6 +226,17 @@ mod tests {
             assert_eq!(e4m3(code), value, "{code:#x}");
         }
         assert!(e4m3(0x7f).is_nan() && e4m3(0xff).is_nan());
+    }
+
+    #[test]
+    fn a_block_larger_than_the_tensor_is_one_of_its_size() {
+        let codes = Tensor::from_bytes("w", BlockType::F32, &[4], vec![0x38; 16]);
+        let tensor = Tensor { shape: vec![4, 4], encoding: Encoding::Bare, ..codes };
+        let factors = [1f32, 2.0].iter().flat_map(|factor| factor.to_le_bytes()).collect();
+        let scales = Tensor::from_bytes("w_scale_inv", BlockType::F32, &[2, 1], factors);
+        let mut tensors = BTreeMap::from([(scales.name.clone(), scales)]);
+        let joined = join_fp8(tensor, &mut tensors, [2, usize::MAX]).unwrap().unwrap();
+        assert_eq!(joined.values(), [[1.0; 8], [2.0; 8]].concat());
     }
 
     #[test]

@@ -213,22 +213,21 @@ impl<'a> Load<'a> {
         let find = |name: String| self.checkpoint.tensors.get(&name);
         let hugging_face = |part: &str| find(format!("model.layers.{i}.mlp.experts.{part}_proj_bias"));
         let gguf = |part: &str| find(format!("blk.{i}.ffn_{part}_exps.bias"));
+        let width = self.h.width;
         let values = if let (Some(both), Some(down)) = (hugging_face("gate_up"), hugging_face("down")) {
             self.check_shape(both, &[count, 2 * feed_forward])?;
+            self.check_shape(down, &[count, width])?;
             let both = both.values();
             let part = |odd: usize| both.iter().copied().skip(odd).step_by(2).collect::<Vec<_>>();
             [part(0), part(1), down.values()]
         } else if let (Some(gate), Some(up), Some(down)) = (gguf("gate"), gguf("up"), gguf("down")) {
+            for (bias, rows) in [(gate, feed_forward), (up, feed_forward), (down, width)] {
+                self.check_shape(bias, &[count, rows])?;
+            }
             [gate.values(), up.values(), down.values()]
         } else {
             return Ok(None);
         };
-        let lengths = [count * feed_forward, count * feed_forward, count * self.h.width];
-        if values.iter().zip(lengths).any(|(values, len)| values.len() != len) {
-            return Err(
-                self.fault(format!("layer {i}: biases of experts have other sizes than their matrices"))
-            );
-        }
         let [gate, up, down] = values.map(|values| self.backend.add_vector(values));
         Ok(Some([gate?, up?, down?]))
     }
@@ -296,8 +295,8 @@ impl<'a> Load<'a> {
     fn tensor(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
         let tensor =
             self.part(name, rows, columns).ok_or_else(|| self.fault(format!("has no tensor {name}")))?;
-        let shape = [rows, columns];
-        self.check_shape(&tensor, if tensor.shape.len() == 1 { &shape[1..] } else { &shape })?;
+        let (shape, is_vector) = ([rows, columns], rows == 1 && tensor.shape.len() == 1);
+        self.check_shape(&tensor, if is_vector { &shape[1..] } else { &shape })?;
         Ok(tensor)
     }
 
@@ -447,4 +446,46 @@ fn turned(tensor: &Tensor, kind: BlockType) -> Tensor {
         quant::quantize(kind, values, bytes);
     }
     Tensor::from_bytes(&tensor.name, kind, &[columns, rows], bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::backend::cpu::{CpuBackend, CpuOptions};
+    use crate::model::Synthetic;
+
+    /// What `read` does with these tensors, of so many F32 values each.
+    fn error<T>(tensors: &[(&str, &[usize])], read: impl Fn(&mut Load<'_>) -> Result<T>) -> String {
+        let pattern = Tensor::from_bytes("", BlockType::F32, &[1], vec![0; 4]);
+        let tensor =
+            |&(name, shape): &(&str, &[usize])| (name.into(), Tensor::repeated(name, shape, &pattern, 0));
+        let checkpoint = Checkpoint {
+            files: vec![],
+            metadata: Metadata::Gguf(BTreeMap::new().into()),
+            tensors: tensors.iter().map(tensor).collect(),
+        };
+        let synthetic = Synthetic::new("gpt-oss:20b", Some(1)).unwrap();
+        let mut backend = CpuBackend::new(CpuOptions::default()).unwrap();
+        let mut progress = |_, _| ();
+        let mut load = Load::new(&checkpoint, synthetic.hyperparameters(), None, &mut backend, &mut progress);
+        read(&mut load).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_vector_is_no_matrix_of_as_many_columns() {
+        let message =
+            error(&[("blk.0.attn_kv_b.weight", &[4])], |load| load.tensor("blk.0.attn_kv_b.weight", 2, 4));
+        assert!(message.contains("blk.0.attn_kv_b.weight has shape [4]"), "{message}");
+    }
+
+    #[test]
+    fn biases_of_experts_are_not_decoded_before_their_shapes_are_right() {
+        let [gate, up, down] =
+            ["blk.0.ffn_gate_exps.bias", "blk.0.ffn_up_exps.bias", "blk.0.ffn_down_exps.bias"];
+        let all: [(&str, &[usize]); 3] = [(gate, &[2, 1 << 40]), (up, &[2, 4]), (down, &[2, 4])];
+        let message = error(&all, |load| load.expert_biases(0, 2, 4));
+        assert!(message.contains(gate), "{message}");
+    }
 }
