@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::hyperparameters::yarn_magnitude;
 use super::load::{every_other, transposed};
-use super::{Hyperparameters, Scaling, names};
+use super::{ExpertShape, Hyperparameters, Scaling, names};
 use crate::backend::{Gate, RopeStyle};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value};
 use crate::quant::BlockType;
@@ -161,16 +161,23 @@ fn renamed<'a>(checkpoint: &'a Checkpoint, h: &Hyperparameters) -> Result<Vec<Ex
             all.extend(parts);
             continue;
         }
-        let name = names::gguf(&tensor.name).ok_or_else(|| {
-            let what = format!("tensor {} has no place in a GGUF file of {}", tensor.name, h.architecture);
-            fault(what)
-        })?;
+        let no_place = || {
+            let Tensor { name, shape, .. } = tensor;
+            let of = &h.architecture;
+            fault(format!("tensor {name} of shape {shape:?} has no place in a GGUF file of {of}"))
+        };
+        let name = names::gguf(&tensor.name).ok_or_else(no_place)?;
         let turned = h.architecture == "llama" && h.rope_style == RopeStyle::Halves;
         let turn = match name.rsplit('.').nth(1) {
             Some("attn_q") if turned => Turn::Heads(h.heads),
             Some("attn_k") if turned => Turn::Heads(h.kv_heads),
             _ => Turn::Nothing,
         };
+        if let Turn::Heads(heads) = turn
+            && !is_of_heads(tensor, heads, h.head_dim)
+        {
+            return Err(no_place());
+        }
         // with sinks (gpt-oss) what stands before the feed-forward is called by what it follows
         let name = if has_sinks { name.replace(".ffn_norm.", ".post_attention_norm.") } else { name };
         all.push(Export { name, shape: tensor.shape.clone(), parts: vec![tensor], turn });
@@ -187,6 +194,16 @@ fn renamed<'a>(checkpoint: &'a Checkpoint, h: &Hyperparameters) -> Result<Vec<Ex
     Ok(all)
 }
 
+/// Whether [`interleave_halves`] can turn it: the rows of so many heads, or a bias of them.
+fn is_of_heads(tensor: &Tensor, heads: usize, head_dim: usize) -> bool {
+    let rows = match tensor.shape[..] {
+        [values] if tensor.kind.block_len() == 1 => values,
+        [rows, columns] if columns > 0 => rows,
+        _ => return false,
+    };
+    rows == heads * head_dim && head_dim.is_multiple_of(2)
+}
+
 /// What gpt-oss stores of all experts together: gate and up by turns, as rows of a matrix (columns, in plain numbers) and as
 /// values of a bias.
 fn fused_experts(tensor: &Tensor) -> Option<Vec<Export<'_>>> {
@@ -200,6 +217,9 @@ fn fused_experts(tensor: &Tensor) -> Option<Vec<Export<'_>>> {
     Some(match (part, &tensor.shape[..]) {
         ("gate_up_proj", &[count, a, b]) => {
             let [rows, columns] = if tensor.kind.block_len() == 1 { [b, a] } else { [a, b] };
+            if rows % 2 == 1 || columns == 0 {
+                return None;
+            }
             let half = |name, odd| one(name, vec![count, rows / 2, columns], Turn::Experts(Some(odd)));
             vec![half("gate_exps.weight", 0), half("up_exps.weight", 1)]
         }
@@ -207,7 +227,7 @@ fn fused_experts(tensor: &Tensor) -> Option<Vec<Export<'_>>> {
             let [rows, columns] = if tensor.kind.block_len() == 1 { [b, a] } else { [a, b] };
             vec![one("down_exps.weight", vec![count, rows, columns], Turn::Experts(None))]
         }
-        ("gate_up_proj_bias", &[count, both]) => {
+        ("gate_up_proj_bias", &[count, both]) if both.is_multiple_of(2) => {
             let half = |name, odd| one(name, vec![count, both / 2], Turn::Values(odd));
             vec![half("gate_exps.bias", 0), half("up_exps.bias", 1)]
         }
@@ -276,6 +296,14 @@ fn check_what_names_say(h: &Hyperparameters, metadata: &BTreeMap<String, Value>)
     }
     if read.activation != h.activation {
         return no_place("the limit or the slope of its activation");
+    }
+    // what llama.cpp does whatever the file says
+    let stay_as_they_are = |e: &ExpertShape| e.routing.gate == Gate::Softmax && !e.routing.normalize;
+    if h.architecture != "deepseek2" && h.experts.as_ref().is_some_and(stay_as_they_are) {
+        return no_place("that the experts' weights stay as they are, not divided by their sum,");
+    }
+    if h.architecture == "llama" && h.windows.iter().flatten().any(|&window| window < h.context) {
+        return no_place("a window shorter than the context");
     }
     // llama's queries and keys are turned, so that their pairs are GGUF's
     if read.rope_style != h.rope_style && h.architecture != "llama" {
@@ -408,6 +436,45 @@ mod tests {
         let limit = |h: &mut Hyperparameters| h.activation = Activation::Clamped { alpha: 1.702, limit: 6.0 };
         assert!(refused("gpt-oss:20b", limit).contains("activation"));
         assert!(refused("deepseek-r1:671b", |h| h.rope_style = RopeStyle::Halves).contains("pairs"));
+    }
+
+    #[test]
+    fn what_llama_cpp_does_whatever_the_file_says_is_refused_where_it_is_otherwise() {
+        let check = |h: &Hyperparameters| check_what_names_say(h, &metadata(h, 0).unwrap());
+        let mut moe = read_back(&hyperparameters("qwen3:30b-a3b"));
+        check(&moe).unwrap();
+        moe.experts.as_mut().unwrap().routing.normalize = false;
+        assert!(check(&moe).unwrap_err().contains("their sum"));
+        let mut mistral = read_back(&hyperparameters("deepseek-r1:8b-llama"));
+        mistral.windows.fill(Some(mistral.context));
+        check(&mistral).unwrap();
+        mistral.windows.fill(Some(16));
+        assert!(check(&mistral).unwrap_err().contains("window"));
+    }
+
+    #[test]
+    fn tensors_that_cannot_be_turned_are_refused() {
+        let refused = |model: &str, name: &str, shape: &[usize]| {
+            let h = Hyperparameters { rope_style: RopeStyle::Halves, ..hyperparameters(model) };
+            let pattern = Tensor::from_bytes("", BlockType::F32, &[1], vec![0; 4]);
+            let tensors = BTreeMap::from([(name.to_owned(), Tensor::repeated(name, shape, &pattern, 0))]);
+            let metadata = Metadata::HuggingFace { config: serde_json::json!({}), folder: "folder".into() };
+            match renamed(&Checkpoint { files: vec![], metadata, tensors }, &h) {
+                Ok(_) => false,
+                Err(error) => error.to_string().contains(&format!("{name} of shape {shape:?} has no place")),
+            }
+        };
+        let of_queries = |kind: &str, shape: &[usize]| {
+            refused("deepseek-r1:8b-llama", &format!("model.layers.0.self_attn.q_proj.{kind}"), shape)
+        };
+        assert!(of_queries("weight", &[4095, 8]) && of_queries("weight", &[4096, 0]));
+        assert!(of_queries("bias", &[128]) && of_queries("weight", &[2, 2048, 8]));
+        assert!(!of_queries("weight", &[4096, 8]) && !of_queries("bias", &[4096]));
+        let of_experts = |part: &str, shape: &[usize]| {
+            refused("gpt-oss:20b", &format!("model.layers.0.mlp.experts.gate_up_proj{part}"), shape)
+        };
+        assert!(of_experts("", &[2, 4, 3]) && of_experts("_bias", &[2, 3]));
+        assert!(!of_experts("", &[2, 3, 4]) && !of_experts("_bias", &[2, 4]));
     }
 
     #[test]
