@@ -80,10 +80,14 @@ impl GgufMetadata {
     /// # Errors
     /// A value of another type, or out of range; the error names the file and the key.
     pub fn find<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
+        self.typed(key).map_err(|what| Error::file(&self.file, what))
+    }
+
+    /// [`find`](Self::find), for callers that name the file themselves.
+    pub(crate) fn typed<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>, String> {
         let Some(value) = self.values.get(key) else { return Ok(None) };
-        T::from_value(value).map(Some).ok_or_else(|| {
-            Error::file(&self.file, format!("metadata {key} is {}, not {}", value.describe(), T::EXPECTED))
-        })
+        let fault = || format!("metadata {key} is {}, not {}", value.describe(), T::EXPECTED);
+        T::from_value(value).map(Some).ok_or_else(fault)
     }
 
     /// The value of `key` as a `T`.

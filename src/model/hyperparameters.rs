@@ -94,14 +94,11 @@ impl Hyperparameters {
             Metadata::HuggingFace { folder, .. } => folder.join("config.json"),
         };
         let fault = |what: String| Error::file(&file, what);
-        let mut h = match &checkpoint.metadata {
+        let h = match &checkpoint.metadata {
             Metadata::Gguf(pairs) => gguf::read(pairs, checkpoint),
             Metadata::HuggingFace { config, .. } => config::read(config),
         }
         .map_err(fault)?;
-        if let Some(freqs) = names::find(checkpoint, "rope_freqs.weight") {
-            h.rope_scaling = Scaling::Factors(freqs.values().iter().map(|&v| f64::from(v)).collect());
-        }
         let is_gguf = matches!(checkpoint.metadata, Metadata::Gguf(_));
         let key = |gguf: &str, config: &str| match is_gguf {
             true => format!("{}.{gguf}", h.architecture),
@@ -205,13 +202,20 @@ impl Hyperparameters {
             ("attention.head_count_kv", "num_key_value_heads", self.kv_heads, 1 << 14),
             ("attention.kv_lora_rank", "kv_lora_rank", latent.rank, 1 << 16),
             ("attention.q_lora_rank", "q_lora_rank", latent.query_rank.unwrap_or(1), 1 << 16),
-            ("attention.key_length", "qk_nope_head_dim", latent.plain_dims, 1 << 14),
-            ("rope.dimension_count", "qk_rope_head_dim", latent.rope_dims, 1 << 14),
-            ("attention.value_length", "v_head_dim", latent.value_dim, 1 << 14),
-            ("attention.key_length", "head_dim", self.head_dim, 1 << 14),
+            ("attention.key_length", "qk_nope_head_dim", latent.plain_dims, MOST_HEAD_DIMS),
+            ("rope.dimension_count", "qk_rope_head_dim", latent.rope_dims, MOST_HEAD_DIMS),
+            ("attention.value_length", "v_head_dim", latent.value_dim, MOST_HEAD_DIMS),
+            ("attention.key_length", "head_dim", self.head_dim, MOST_HEAD_DIMS),
             ("feed_forward_length", "intermediate_size", self.feed_forward, 1 << 22),
             ("vocab_size", "vocab_size", self.vocabulary, 1 << 26),
             ("context_length", "max_position_embeddings", self.context, 1 << 30),
+            // that of LongRoPE
+            (
+                "rope.scaling.original_context_length",
+                "original_max_position_embeddings",
+                self.context_limit,
+                1 << 30,
+            ),
         ];
         let mut sizes = sizes.into_iter();
         sizes.try_for_each(|(gguf, config, value, limit)| within(&key(gguf, config), value, limit).map(drop))
@@ -277,6 +281,9 @@ type Key<'a> = &'a dyn Fn(&str, &str) -> String;
 /// More makes no sense; looked at before there is anything for each layer.
 const MOST_LAYERS: usize = 1 << 12;
 
+/// Nor wider heads.
+const MOST_HEAD_DIMS: usize = 1 << 14;
+
 /// The value of a field that must be between 1 and `limit`.
 fn within(key: &str, value: usize, limit: usize) -> Result<usize, String> {
     match value {
@@ -319,8 +326,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::checkpoint::Value;
+    use crate::checkpoint::{Tensor, Value};
     use crate::model::Synthetic;
+    use crate::quant::BlockType;
 
     fn message(metadata: Metadata) -> String {
         let checkpoint = Checkpoint { files: vec![], metadata, tensors: BTreeMap::new() };
@@ -347,6 +355,60 @@ mod tests {
             let message = message(Metadata::HuggingFace { config, folder: "folder".into() });
             assert!(message.contains("config.json") && message.contains(key), "{key}: {message}");
         }
+    }
+
+    #[test]
+    fn the_context_that_longrope_was_trained_for_must_make_sense() {
+        for original in [json!(0), json!(1e30)] {
+            let config = json!({
+                "model_type": "phi3", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+                "max_position_embeddings": 128, "intermediate_size": 96, "vocab_size": 75, "rms_norm_eps": 1e-6,
+                "original_max_position_embeddings": original,
+                "rope_scaling": {"type": "longrope", "short_factor": vec![1; 8], "long_factor": vec![1; 8]}
+            });
+            let message = message(Metadata::HuggingFace { config, folder: "folder".into() });
+            assert!(message.contains("original_max_position_embeddings is "), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_gguf_of_another_type_is_an_error_and_no_default() {
+        let synthetic = Synthetic::new("qwen3:30b-a3b", Some(3)).unwrap();
+        let read = |key: &str, value: Value| {
+            let mut pairs = synthetic.metadata();
+            pairs.insert(format!("qwen3moe.{key}"), value);
+            let metadata = Metadata::Gguf(pairs.into());
+            Hyperparameters::read(&Checkpoint { files: vec![], metadata, tensors: BTreeMap::new() })
+        };
+        let text = || Value::String("x".into());
+        for (key, value, what) in [
+            ("rope.freq_base", text(), "a string, not a number"),
+            ("rope.scaling.type", Value::Unsigned(1), "1, not a string"),
+            ("expert_weights_norm", text(), "a string, not a boolean"),
+            ("attention.key_length", Value::Signed(-1), "-1, not a whole number"),
+            (
+                "attention.head_count_kv",
+                Value::Integers(vec![4, 2, 4]),
+                "integers, not a whole number, the same",
+            ),
+        ] {
+            let message = read(key, value).unwrap_err().to_string();
+            assert!(message.contains(&format!("qwen3moe.{key} is ")) && message.contains(what), "{message}");
+        }
+        assert_eq!(read("rope.freq_base", Value::Unsigned(500)).unwrap().rope_base, 500.0);
+        assert_eq!(read("attention.head_count_kv", Value::Integers(vec![2; 3])).unwrap().kv_heads, 2);
+    }
+
+    #[test]
+    fn factors_of_the_rotary_embedding_are_counted_before_they_are_decoded() {
+        let metadata =
+            Metadata::Gguf(Synthetic::new("deepseek-r1:8b-llama", Some(1)).unwrap().metadata().into());
+        let pattern = Tensor::from_bytes("", BlockType::IQ1_S, &[256], vec![0; 50]);
+        let freqs = Tensor::repeated("rope_freqs.weight", &[1 << 40], &pattern, 0);
+        let tensors = BTreeMap::from([(freqs.name.clone(), freqs)]);
+        let checkpoint = Checkpoint { files: vec![], metadata, tensors };
+        let message = Hyperparameters::read(&checkpoint).unwrap_err().to_string();
+        assert!(message.ends_with("rope_freqs.weight has 1099511627776 factors, not 64"), "{message}");
     }
 
     #[test]

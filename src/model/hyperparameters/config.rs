@@ -216,14 +216,16 @@ impl Fields<'_> {
 
     /// By layer: `layer_types` says which have a window; without it all or none.
     fn windows(&self, layers: usize) -> Result<Vec<Option<usize>>, String> {
-        let unused = self.config.flag("use_sliding_window")? == Some(false);
-        let window = self.config.whole("sliding_window")?.filter(|&n| n > 0 && !unused);
+        // qwen has a window only where it says so
+        let by_default = !self.architecture.starts_with("qwen");
+        let used = self.config.flag("use_sliding_window")?.unwrap_or(by_default);
+        let window = self.config.whole("sliding_window")?.filter(|&n| n > 0 && used);
         let kinds = self.config.texts("layer_types")?;
-        // qwen's lower layers see everything
-        let qwen_from = self.config.whole("max_window_layers")?.unwrap_or(usize::MAX);
+        // the lower layers of qwen2 and qwen3 see everything: transformers' default
+        let qwen_from = self.config.whole("max_window_layers")?.unwrap_or(28);
         let slides = |layer: usize| match &kinds {
             Some(kinds) => kinds.get(layer) == Some(&"sliding_attention"),
-            None if self.architecture.starts_with("qwen") => layer >= qwen_from,
+            None if matches!(self.architecture, "qwen2" | "qwen3") => layer >= qwen_from,
             None if self.architecture == "gpt-oss" => layer.is_multiple_of(2),
             None => true,
         };
@@ -288,7 +290,7 @@ impl Fields<'_> {
                     long: factors("long_factor")?,
                     original_context,
                     attention_factor: optional("attention_factor")?
-                        .unwrap_or_else(|| long_magnitude(context, original_context.max(2))),
+                        .unwrap_or_else(|| long_magnitude(context, original_context)),
                 }
             }
             other => return Err(format!("rope scaling '{other}' is not supported")),
@@ -329,6 +331,24 @@ mod tests {
         published["attention_factor"] = json!(1.5);
         assert_eq!(magnitude(published), Some(1.5));
         assert_eq!(magnitude(json!({"type": "yarn", "factor": 4})), None);
+    }
+
+    #[test]
+    fn qwen_has_a_window_only_where_it_says_so_and_then_from_layer_28_on() {
+        let windows = |model_type: &str, used: Value, from: Value| {
+            let config = json!({
+                "model_type": model_type, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 30,
+                "max_position_embeddings": 128, "intermediate_size": 96, "vocab_size": 75, "rms_norm_eps": 1e-6,
+                "num_experts_per_tok": 1, "sliding_window": 16, "use_sliding_window": used, "max_window_layers": from
+            });
+            read(&config).unwrap().windows.iter().flatten().count()
+        };
+        assert_eq!(windows("qwen2", Value::Null, json!(0)), 0);
+        assert_eq!(windows("qwen2", json!(true), json!(0)), 30);
+        assert_eq!(windows("qwen3", json!(true), Value::Null), 2);
+        // transformers gives all of its layers the window
+        assert_eq!(windows("qwen3_moe", json!(true), json!(28)), 30);
+        assert_eq!(windows("mistral", Value::Null, Value::Null), 30);
     }
 
     #[test]
