@@ -145,7 +145,13 @@ impl Mix {
         } else {
             self.of_part(part, layer, model)
         };
-        special.unwrap_or(self.base)
+        match special.unwrap_or(self.base) {
+            // of 70B values are an eighth as wide as queries, so that more bits of them cost next to nothing
+            Q3_K | Q4_K if part == "attn_v" && !self.is_low() && model.layers == 80 && model.group > 1 => {
+                Q5_K
+            }
+            kind => kind,
+        }
     }
 
     /// What a mix of two bits or fewer says of a part of a layer.
@@ -264,6 +270,21 @@ mod tests {
         let wanting: Vec<&str> =
             MIXES.iter().filter(|mix| mix.wants_importance()).map(|mix| mix.name).collect();
         assert_eq!(wanting, ["IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"]);
+    }
+
+    #[test]
+    fn values_of_70b_get_five_bits_where_others_get_three_or_four() {
+        let model = ModelShape { layers: 80, group: 8, ..QWEN };
+        let of = |mix: &str, layer: usize, model: &ModelShape| {
+            Mix::parse(mix).unwrap().kind(&format!("blk.{layer}.attn_v.weight"), &[16, 1024], model)
+        };
+        for mix in ["Q4_K_M", "Q4_K_S", "Q3_K_M", "Q3_K_S", "Q2_K", "IQ3_M"] {
+            assert_eq!(of(mix, 11, &model), Q5_K, "{mix}");
+        }
+        assert_eq!((of("Q4_K_M", 0, &model), of("Q5_K_S", 11, &model)), (Q6_K, Q5_K));
+        assert_eq!((of("IQ2_XS", 11, &model), of("Q4_0", 11, &model)), (Q4_K, Q4_0));
+        let each_its_own = ModelShape { group: 1, ..model };
+        assert_eq!((of("Q4_K_M", 11, &each_its_own), of("Q4_K_M", 4, &QWEN)), (Q4_K, Q4_K));
     }
 
     #[test]
