@@ -413,7 +413,7 @@ impl Backend for CudaBackend {
         self.attempt(Self::settle_pair);
         self.attempt(Self::finish_graph);
         if self.fault.is_some() {
-            self.abandon_graph();
+            self.abandon_step();
         }
         self.fault.take().map_or(Ok(()), Err)
     }

@@ -144,11 +144,14 @@ impl CudaBackend {
         self.driver.run_graph(graph)
     }
 
-    /// Ends a record that something failed in.
-    pub(super) fn abandon_graph(&mut self) {
+    /// Ends a step that something failed in. Memory may have moved, or be gone: every like begins anew, as a record must not
+    /// allocate.
+    pub(super) fn abandon_step(&mut self) {
         if let State::Recording(_) = std::mem::take(&mut self.progress.state) {
             let _ = self.driver.end_graph();
         }
+        self.forget_graphs();
+        self.progress.seen.clear();
     }
 
     /// Graphs hold addresses: once memory has moved they are of no use.
