@@ -48,7 +48,7 @@ impl ModelBuilder {
             _ => notice,
         };
         self.notice(notice);
-        let steps = gpus.iter().map(|gpu| gpu.rows).max().filter(|_| h.experts.is_none());
+        let steps = gpus.iter().map(|gpu| gpu.rows).max();
         self.sizes.chunk = self.chunk.or(steps).unwrap_or(memory::CHUNK);
         let of_gpus: u64 = gpus.iter().map(|gpu| gpu.free_bytes).sum();
         let conversion = self.conversion(checkpoint, h, of_gpus);
