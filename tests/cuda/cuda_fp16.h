@@ -1,5 +1,6 @@
 // CUDA in C++, as far as pensive's kernels go: so that their text runs where no GPU is. Included in place of NVIDIA's header.
-// The threads of a block are fibers that take turns where they wait for each other; blocks run one by one.
+// The threads of a block are fibers that take turns where they wait for each other; blocks run one by one, the last first: a GPU
+// promises no order.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -197,9 +198,9 @@ inline void launch(dim3 grid, unsigned threads, unsigned shared, const std::func
     if (!fiber.stack) fiber.stack = (char *)std::malloc(STACK);
   slots.resize(std::max<size_t>(slots.size(), threads + 32));
   dynamic.assign(shared + 128, (char)0x7f);
-  for (unsigned z = 0; z < grid.z; z++)
-    for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) run_block({x, y, z}, threads);
+  for (unsigned z = grid.z; z-- > 0;)
+    for (unsigned y = grid.y; y-- > 0;)
+      for (unsigned x = grid.x; x-- > 0;) run_block({x, y, z}, threads);
 }
 
 struct Call {

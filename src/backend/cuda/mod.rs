@@ -234,8 +234,6 @@ impl CudaBackend {
             }
             blocks += width / heads.dim;
         }
-        self.rotated = rotated;
-        self.rotated.clear();
         if let Some((layer, key, value)) = append {
             let layer = *self.ready().cache.layer(layer);
             let mut copies = Vec::new();
@@ -245,13 +243,22 @@ impl CudaBackend {
             if !layer.shape.value_in_key {
                 copies.push((value, layer.values, layer.value_width()));
             }
+            // blocks of one launch do not wait for each other
+            if copies.iter().any(|copy| rotated.iter().any(|heads| heads.x == copy.0)) {
+                self.launch_rotate(std::mem::take(&mut blocks), &p)?;
+                p.heads = Default::default();
+            }
             for (to, (from, cache, width)) in p.copied.iter_mut().zip(copies) {
                 let stride = self.widths[from.0] as i32;
                 *to = params::Copied { x: self.buffer(from), cache, stride, width: width as i32 };
                 blocks += width.div_ceil(256);
             }
         }
-        self.launch(Launch { kernel: "rotate", grid: [blocks, self.present, 1], threads: 128, shared: 0 }, &p)
+        self.launch_rotate(blocks, &p)
+    }
+
+    fn launch_rotate(&mut self, blocks: usize, p: &params::Rotate) -> Result<()> {
+        self.launch(Launch { kernel: "rotate", grid: [blocks, self.present, 1], threads: 128, shared: 0 }, p)
     }
 
     /// What was rotated and is not to be stored.
