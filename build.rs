@@ -19,6 +19,7 @@ fn main() {
 
 fn compile() -> Result<(), String> {
     let capability = compute_capability();
+    println!("cargo::rustc-env=PENSIVE_CUDA_CAPABILITY={capability}");
     let code = format!("arch=compute_{capability},code=[sm_{capability},compute_{capability}]");
     let source = format!("{KERNELS}/kernels.cu");
     let to = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("kernels.fatbin");

@@ -5,13 +5,14 @@ use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::mem::MaybeUninit;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{LazyLock, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use half::f16;
-use pensive::Result;
 use pensive::backend::cuda::driver::{Driver, Graph, Launch, Product};
 use pensive::backend::cuda::params::Address;
 use pensive::backend::{Device, Limits};
+use pensive::{Error, Result};
 
 type Emulate =
     unsafe extern "C" fn(*const c_char, *const c_uint, c_uint, c_uint, *const c_void, usize) -> c_int;
@@ -52,6 +53,14 @@ static KERNELS: LazyLock<Option<Mutex<Emulate>>> = LazyLock::new(|| {
     Some(Mutex::new(function))
 });
 
+/// Shared memory that a block of every GPU since compute capability 8 may have, and what kernels declare of it.
+const SHARED: usize = 99 << 10;
+const ROW_PRODUCTS: usize = 4480;
+const OTHERS: usize = 128;
+
+/// Blocks in a grid's second and third dimension.
+const MOST_GRID: usize = 65_535;
+
 /// Memory, a multiple of 16 bytes, aligned as a GPU's.
 #[repr(align(256))]
 #[derive(Clone)]
@@ -65,20 +74,33 @@ enum Work {
 }
 
 /// The driver.
-#[derive(Default)]
 pub struct Emulated {
     memory: RefCell<Vec<(Address, Box<[Line]>)>>,
     host: RefCell<Vec<u32>>,
     recorded: RefCell<Option<Vec<Work>>>,
     graphs: RefCell<Vec<Vec<Work>>>,
     /// Graphs that were run.
-    pub runs: std::sync::Arc<std::sync::atomic::AtomicUsize>,
+    pub runs: Arc<AtomicUsize>,
+    /// Allocations for which there is memory.
+    pub room: Arc<AtomicUsize>,
 }
 
 impl Emulated {
     /// None where there is no C++ compiler.
     pub fn new() -> Option<Self> {
-        KERNELS.as_ref().map(|_| Emulated::default())
+        KERNELS.as_ref().map(|_| Emulated {
+            memory: RefCell::default(),
+            host: RefCell::default(),
+            recorded: RefCell::default(),
+            graphs: RefCell::default(),
+            runs: Arc::default(),
+            room: Arc::new(usize::MAX.into()),
+        })
+    }
+
+    /// Records are of launches alone.
+    fn assert_not_recording(&self) {
+        assert!(self.recorded.borrow().is_none(), "only launches are recorded");
     }
 
     fn work(&self, work: Work) {
@@ -155,7 +177,17 @@ impl Driver for Emulated {
         3
     }
 
+    fn shared_memory(&self) -> usize {
+        SHARED
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Address> {
+        self.assert_not_recording();
+        let taken = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| match room {
+            usize::MAX => Some(room),
+            _ => room.checked_sub(1),
+        });
+        taken.map_err(|_| Error::Memory("the emulated memory is full".into()))?;
         let memory = vec![Line([0; 256]); bytes.div_ceil(256).max(1)].into_boxed_slice();
         let address = memory.as_ptr() as Address;
         self.memory.borrow_mut().push((address, memory));
@@ -163,6 +195,7 @@ impl Driver for Emulated {
     }
 
     fn free(&self, memory: Address) -> Result<()> {
+        self.assert_not_recording();
         let mut all = self.memory.borrow_mut();
         let i = all.iter().position(|(address, _)| *address == memory).expect("memory of this driver");
         all.swap_remove(i);
@@ -170,13 +203,14 @@ impl Driver for Emulated {
     }
 
     fn upload(&self, to: Address, bytes: &[u8]) -> Result<()> {
-        assert!(self.recorded.borrow().is_none(), "nothing is uploaded while launches are recorded");
+        self.assert_not_recording();
         // SAFETY: the backend writes to its memory.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         Ok(())
     }
 
     fn download(&self, from: Address, bytes: usize) -> Result<*mut u8> {
+        self.assert_not_recording();
         let mut host = self.host.borrow_mut();
         host.resize(bytes.div_ceil(4), 0);
         // SAFETY: the backend reads its memory.
@@ -185,12 +219,16 @@ impl Driver for Emulated {
     }
 
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        self.assert_not_recording();
         // SAFETY: the backend copies within its memory.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
     unsafe fn launch(&self, launch: Launch, params: &[MaybeUninit<u8>]) -> Result<()> {
+        let declared = if launch.kernel == "row_product" { ROW_PRODUCTS } else { OTHERS };
+        assert!(launch.shared + declared <= SHARED, "{launch:?}: too much shared memory");
+        assert!(launch.grid[1..].iter().all(|n| (1..=MOST_GRID).contains(n)), "{launch:?}: no such grid");
         let mut bytes = vec![0; params.len()];
         // SAFETY: bytes are copied as they are, padding included.
         unsafe { std::ptr::copy_nonoverlapping(params.as_ptr().cast(), bytes.as_mut_ptr(), bytes.len()) };
@@ -215,7 +253,7 @@ impl Driver for Emulated {
     }
 
     fn run_graph(&self, graph: Graph) -> Result<()> {
-        self.runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.runs.fetch_add(1, Ordering::Relaxed);
         let work = self.graphs.borrow()[graph.0].clone();
         work.iter().for_each(|work| self.run(work));
         Ok(())

@@ -3,8 +3,8 @@
 use super::CudaBackend;
 use super::driver::Launch;
 use super::params::{Attend, Flash};
-use crate::Result;
 use crate::backend::{Attention, Buffer, KvShape, KvType, PAGE_LEN};
+use crate::{Error, Result};
 
 /// Rows up to which each reads the cache for itself, and up to which steps are recorded.
 pub const FEW_ROWS: usize = 64;
@@ -18,6 +18,22 @@ const MOST_SPLITS: usize = 256;
 /// Positions that a step up to this one is planned for: a power of two, so that steps are alike for a while.
 pub fn reach(last: usize) -> usize {
     (last + 1).next_power_of_two().max(256)
+}
+
+/// Values of a key's head that the kernels have room for, and of a value's.
+const MOST_KEY: usize = 576;
+const MOST_VALUE: usize = 512;
+
+/// Whether there are kernels for heads of these widths.
+pub fn check(kv: KvShape) -> Result<()> {
+    if kv.key_dim <= MOST_KEY && kv.value_dim <= MOST_VALUE {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "heads of {} and {} numbers: the CUDA kernels take keys up to {MOST_KEY} and values up to {MOST_VALUE}; --device cpu takes \
+         any",
+        kv.key_dim, kv.value_dim
+    )))
 }
 
 /// A kernel for few rows.
@@ -37,7 +53,6 @@ struct Few {
 /// The kernel for few rows: with tensor cores where heads are of usual widths.
 fn few_kernel(kv: KvShape, kv_type: KvType, group: usize) -> Few {
     let wide = kv.key_dim.max(kv.value_dim);
-    assert!(wide <= 576 && kv.value_dim <= 512, "heads of {wide}");
     if kv_type == KvType::F16 && wide <= 128 && fits_tensor_cores(kv) {
         let (kernel, tile, blocks) = match (wide, group) {
             (..=64, ..=8) => ("decode_64_8", 8, 2),

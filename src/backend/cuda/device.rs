@@ -19,6 +19,19 @@ use crate::{Error, Result};
 /// Compiled by build.rs: machine code for the GPU that was named, and text for later ones.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
+/// The compute capability that they were compiled for: 90 is 9.0.
+const COMPILED_FOR: u32 = leading_number(env!("PENSIVE_CUDA_CAPABILITY"));
+
+/// Of "90a" 90.
+const fn leading_number(text: &str) -> u32 {
+    let (bytes, mut i, mut number) = (text.as_bytes(), 0, 0);
+    while i < bytes.len() && bytes[i].is_ascii_digit() {
+        number = 10 * number + (bytes[i] - b'0') as u32;
+        i += 1;
+    }
+    number
+}
+
 /// Bytes of host memory that wait for their copy.
 const STAGED: usize = 16 << 20;
 
@@ -40,6 +53,7 @@ pub struct CudaDriver {
     fetched: RefCell<HostMemory>,
     graphs: RefCell<Vec<CudaGraph>>,
     multiprocessors: usize,
+    shared_memory: usize,
     /// Whether a kernel may begin while the one before ends (compute capability 9).
     overlaps: bool,
 }
@@ -71,7 +85,12 @@ impl CudaDriver {
         let attribute = |which| context.attribute(which).map_err(|e| named(&e));
         let multiprocessors =
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        let overlaps = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? >= 9;
+        let shared_memory =
+            attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?
+                as usize;
+        // kernels compiled for less do not wait for the one before
+        let overlaps = COMPILED_FOR >= 90
+            && attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? >= 9;
         let none = || HostMemory { at: std::ptr::null_mut(), bytes: 0 };
         Ok(CudaDriver {
             accelerator,
@@ -85,6 +104,7 @@ impl CudaDriver {
             fetched: RefCell::new(none()),
             graphs: RefCell::default(),
             multiprocessors,
+            shared_memory,
             overlaps,
         })
     }
@@ -182,6 +202,10 @@ impl Driver for CudaDriver {
 
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
+    }
+
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {

@@ -54,6 +54,9 @@ pub trait Driver: Send {
     /// Multiprocessors: blocks that run at once are a small multiple of it.
     fn multiprocessors(&self) -> usize;
 
+    /// Bytes of shared memory that a block may have, what its kernel declares included.
+    fn shared_memory(&self) -> usize;
+
     /// Memory, full of zeros; freed with the driver if not before.
     ///
     /// # Errors

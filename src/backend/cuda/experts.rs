@@ -5,12 +5,26 @@ use super::driver::Launch;
 use super::params::{Address, Blocks, Combine, GroupResults, Route, Source};
 use super::products::{Groups, Wanted};
 use super::weights::{Held, THREADS};
-use crate::Result;
 use crate::backend::{Activation, Experts, Gate, Stack, Vector};
+use crate::{Error, Result};
 
 /// Results for each expert, in the mean, from which on rows are brought together by expert: as from two rows on other matrices
 /// are multiplied in tiles. For fewer most experts have one row or none, and the order costs more than it saves.
 const FEWEST_GROUPED: usize = 2;
+
+/// Experts that `route` has room for, and that a row goes to: MOST_EXPERTS and MOST_USED of elements.cuh.
+const MOST_EXPERTS: usize = 1024;
+const MOST_USED: usize = 32;
+
+/// Whether `route` can choose among so many.
+pub fn check(experts: usize, used: usize) -> Result<()> {
+    if experts <= MOST_EXPERTS && used <= MOST_USED {
+        return Ok(());
+    }
+    Err(Error::Unsupported(format!(
+        "{used} of {experts} experts: the CUDA kernels choose {MOST_USED} of {MOST_EXPERTS} at most; --device cpu takes any"
+    )))
+}
 
 /// A stack, its bias, and where its products go.
 type Part = (Stack, Address, Address);
@@ -53,7 +67,10 @@ impl CudaBackend {
             results,
         };
         match self.blocks(&parts) {
-            Some(wanted) if results >= FEWEST_GROUPED * wanted[0].matrix.matrices as usize => {
+            Some(wanted)
+                if results >= FEWEST_GROUPED * wanted[0].matrix.matrices as usize
+                    || !wanted.iter().all(|wanted| self.row_fits(wanted.matrix.columns as usize)) =>
+            {
                 self.multiply_by_expert(&routed, &wanted)?;
             }
             _ => self.multiply_by_row(routed, &parts)?,

@@ -35,6 +35,9 @@ use crate::checkpoint::Tensor;
 use crate::quant::{self, BlockType};
 use crate::{Error, Result};
 
+/// Blocks that a grid has in its second dimension, at most.
+const MOST_GRID: usize = 65_535;
+
 /// pensive's kernels as a [`Backend`].
 pub struct CudaBackend {
     driver: Box<dyn Driver>,
@@ -59,6 +62,8 @@ pub struct CudaBackend {
     pair: Option<products::Pair>,
     /// Whether any layer has experts, which look at the norm that `linear` made.
     has_experts: bool,
+    /// Places of a row in a grid's second dimension: as many as experts it goes to where these are plain numbers.
+    products_of_row: usize,
     /// The step's rows, as kernels take them.
     on_device: params::Rows,
     wanted: Address,
@@ -129,6 +134,7 @@ impl CudaBackend {
             rotated: Vec::new(),
             pair: None,
             has_experts: false,
+            products_of_row: 1,
             on_device: params::Rows::default(),
             wanted: 0,
             tiles: (0, 0),
@@ -289,9 +295,14 @@ impl Backend for CudaBackend {
     fn add_stack(&mut self, tensors: &[Tensor], of: Stacked) -> Result<Stack> {
         let held = match of {
             Stacked::Heads => self.hold_heads(tensors)?,
-            Stacked::Experts { .. } => {
+            Stacked::Experts { used } => {
+                experts::check(tensors.len(), used)?;
                 self.has_experts = true;
-                self.hold(tensors)?
+                let held = self.hold(tensors)?;
+                if let Held::Dense(_) = held {
+                    self.products_of_row = self.products_of_row.max(used);
+                }
+                held
             }
         };
         self.stacks.push(held);
@@ -325,6 +336,14 @@ impl Backend for CudaBackend {
 
     fn prepare(&mut self, plan: Plan, rope: &Rope) -> Result<()> {
         plan.check_for_gpu()?;
+        self.shapes.iter().try_for_each(|&shape| attention::check(shape))?;
+        let most = MOST_GRID / self.products_of_row;
+        if plan.rows > most {
+            return Err(Error::Usage(format!(
+                "steps of {} rows: the CUDA kernels take {most} of this model; choose a smaller chunk, or fewer sequences",
+                plan.rows
+            )));
+        }
         let cache = cache::Cache::new(&self.shapes, plan, &*self.driver)?;
         self.ready = Some(Ready { plan, rope: rope.clone(), cache, angles: Vec::new() });
         Ok(())

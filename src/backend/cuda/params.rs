@@ -65,7 +65,7 @@ params! {
     /// `dense_product`
     DenseProduct {
         source: Source, matrix: Address, bias: Address, to: Address, sum: Address, ids: Address, kind: i32, rows: i32,
-        count: i32,
+        count: i32, tile: i32, staged: i32,
     }
     /// Heads of `rotate`.
     Heads {

@@ -16,6 +16,10 @@ const ROW_THREADS: usize = 512;
 const ROW_STEP: usize = 2048;
 const ROW_SUMS: usize = ROW_THREADS * 33 * 4;
 
+/// Bytes of shared memory that kernels declare, whole lines of 128: RowShared of products.cuh, and `block_sum`'s of `dense_product`.
+const ROW_OWN: usize = 4480;
+const DENSE_OWN: usize = 128;
+
 /// Threads of `many_product_*` at most, columns that a warp takes at once, and the rows of a matrix that a block takes.
 const MANY_THREADS: usize = 256;
 const MANY_COLUMNS: usize = 256;
@@ -24,7 +28,7 @@ const MANY_ROWS: usize = 32;
 /// Rows up to which blocks are widened on the way; for more they are first made f16.
 const FEW_PRODUCTS: usize = 64;
 
-/// Rows of x that a block of `dense_product` takes.
+/// Rows of x that a block of `dense_product` takes, at most.
 const DENSE_ROWS: usize = 4;
 
 /// Rows of x that a block of `by_head` takes.
@@ -133,8 +137,10 @@ impl CudaBackend {
                 self.pair = Some(Pair { source, pair, gate: projections[0].to, up: projections[1].to });
                 Ok(())
             }
-            1 => blocks.chunks(AT_ONCE).try_for_each(|part| self.multiply_row(source, part, None, 0, 1)),
-            2..=FEW_PRODUCTS => {
+            1 if self.row_fits(source.columns as usize) => {
+                blocks.chunks(AT_ONCE).try_for_each(|part| self.multiply_row(source, part, None, 0, 1))
+            }
+            1..=FEW_PRODUCTS => {
                 let x = self.narrow_once(&source, &mut narrowed)?;
                 blocks.chunks(AT_ONCE).try_for_each(|part| self.multiply_few(x, part))
             }
@@ -183,7 +189,13 @@ impl CudaBackend {
         let shape = |w: &Wanted<Blocks>| (w.matrix.format, w.matrix.rows, w.matrix.columns);
         let rows = gate.matrix.rows as usize;
         let most = ROW_THREADS / 2 * self.driver.multiprocessors().min(rows);
-        shape(gate) == shape(up) && gate.sum == 0 && up.sum == 0 && rows <= most
+        let fits = rows <= most && self.row_fits(gate.matrix.columns as usize);
+        shape(gate) == shape(up) && gate.sum == 0 && up.sum == 0 && fits
+    }
+
+    /// Whether a block of `row_product` has room for so long a row; else one row goes where few go.
+    pub(super) fn row_fits(&self, columns: usize) -> bool {
+        row_shared(columns) + ROW_OWN <= self.driver.shared_memory()
     }
 
     /// Launches what waits for its activation, if it is that of these buffers.
@@ -230,8 +242,7 @@ impl CudaBackend {
             *to = target(wanted, *first, *blocks);
         }
         let grid = [blocks.iter().map(|(_, blocks)| blocks).sum(), results, 1];
-        let padded = (source.columns as usize).next_multiple_of(ROW_STEP);
-        let shared = ROW_SUMS + padded + padded / 2;
+        let shared = row_shared(source.columns as usize);
         self.launch(Launch { kernel: "row_product", grid, threads: ROW_THREADS, shared }, &p)
     }
 
@@ -368,6 +379,10 @@ impl CudaBackend {
         count: usize,
     ) -> Result<()> {
         let Dense { at, rows, columns, .. } = wanted.matrix;
+        // a row too long for shared memory is read where it is
+        let room = self.driver.shared_memory().saturating_sub(DENSE_OWN) / (4 * columns);
+        let staged = room.min(if ids == 0 { DENSE_ROWS.min(count) } else { 1 });
+        let tile = staged.max(1);
         let p = params::DenseProduct {
             source,
             matrix: at,
@@ -378,10 +393,12 @@ impl CudaBackend {
             kind: wanted.matrix.code(),
             rows: rows as i32,
             count: count as i32,
+            tile: tile as i32,
+            staged: i32::from(staged > 0),
         };
-        let tiles = if ids == 0 { count.div_ceil(DENSE_ROWS) } else { count };
+        let tiles = if ids == 0 { count.div_ceil(tile) } else { count };
         let blocks = rows.div_ceil(THREADS / 32).min(2 * self.driver.multiprocessors());
-        let shared = DENSE_ROWS * columns * 4;
+        let shared = staged * columns * 4;
         self.launch(
             Launch { kernel: "dense_product", grid: [blocks, tiles, 1], threads: THREADS, shared },
             &p,
@@ -422,6 +439,12 @@ impl From<Activation> for params::Activation {
             Activation::Clamped { alpha, limit } => params::Activation { kind: 2, alpha, limit },
         }
     }
+}
+
+/// Bytes of shared memory that `row_product` is given.
+fn row_shared(columns: usize) -> usize {
+    let padded = columns.next_multiple_of(ROW_STEP);
+    ROW_SUMS + padded + padded / 2
 }
 
 /// The rows of x in a tile that so many are taken in.

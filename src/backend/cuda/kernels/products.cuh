@@ -243,6 +243,7 @@ struct RowShared {
   Parts parts;
   float biases[ROW_THREADS], sums[ROW_THREADS], squares[ROW_WARPS];
 };
+static_assert(sizeof(RowShared) <= 4480, "ROW_OWN of products.rs");
 
 // A lane adds up each of a warp's last rows. Of these the first may have been begun by another warp, the last may be ended by one.
 static __device__ __forceinline__ void finish_rows(const Results &to, const float *sums, Parts &parts, int base, int count,
@@ -639,12 +640,12 @@ KERNEL(finish_product, Finish, 256, 4) {
 #define DENSE_F32 0
 #define DENSE_F16 1
 #define DENSE_BF16 2
-#define DENSE_ROWS 4  // rows of x that a block takes
+#define DENSE_ROWS 4  // rows of x that a block takes, at most
 
 static __device__ __forceinline__ float bf16(unsigned bits) { return __int_as_float((int)(bits << 16)); }
 
 // Warps take rows of the matrix by turns. With ids a result for each blockIdx.y, as in RowProduct; without, blockIdx.y counts tiles
-// of DENSE_ROWS rows.
+// of `tile` rows.
 struct DenseProduct {
   Source source;
   const void *matrix;
@@ -652,6 +653,7 @@ struct DenseProduct {
   float *to, *sum;
   const int *ids;
   int type, rows, count;  // of the matrix; of x
+  int tile, staged;       // whether shared memory has room for what is multiplied; else `tile` is 1
 };
 
 static __device__ __forceinline__ float dense_value(const void *matrix, int type, size_t i) {
@@ -673,53 +675,77 @@ static __device__ __forceinline__ float source_value(const Source &s, const floa
   return s.activation.kind != NO_ACTIVATION ? gated(x[i], up[i], s.activation) : x[i];
 }
 
-// Shared memory: DENSE_ROWS * columns floats.
-KERNEL(dense_product, DenseProduct, 256, 2) {
-  DYNAMIC_SHARED(shared);
-  let_next_start();
-  wait_for_previous();
-  float *rows = (float *)shared;
+// What a block of `dense_product` multiplies: rows of x, of which the first is `x` (and `up`), and the first's norm.
+struct DenseTile {
+  const float *staged, *x, *up;
+  float factor;
+  int present, index, first_result;
+};
+
+// The products of the tile's rows with rows of the matrix; only one where nothing is staged.
+template <bool STAGED> static __device__ __forceinline__ void multiply_dense(const DenseProduct &p, const DenseTile &t) {
+  const int ROWS = STAGED ? DENSE_ROWS : 1;
   const Source &s = p.source;
-  int first = p.ids ? blockIdx.y / s.share : blockIdx.y * DENSE_ROWS, present = p.ids ? 1 : min(DENSE_ROWS, p.count - first);
-  int index = p.ids ? p.ids[blockIdx.y] : 0, first_result = p.ids ? blockIdx.y : first;
-  for (int r = 0; r < DENSE_ROWS; r++) {
-    size_t at = (size_t)(first + min(r, present - 1)) * s.columns;
-    float squares = 0.0f;
-    for (int i = threadIdx.x; s.weight && i < s.columns; i += blockDim.x) squares += s.x[at + i] * s.x[at + i];
-    float factor = s.weight ? rsqrtf(block_sum(squares) / s.columns + s.epsilon) : 1.0f;
-    for (int i = threadIdx.x; i < s.columns; i += blockDim.x) {
-      float v = source_value(s, s.x + at, s.up + at, factor, i);
-      rows[r * s.columns + i] = v;
-      if (s.made && blockIdx.x == 0 && r < present) s.made[at + i] = v;
-    }
-  }
-  __syncthreads();
   int warps = blockDim.x / WARP, lane = threadIdx.x % WARP;
   for (int row = blockIdx.x * warps + threadIdx.x / WARP; row < p.rows; row += gridDim.x * warps) {
-    size_t at = ((size_t)index * p.rows + row) * s.columns;
-    float sums[DENSE_ROWS] = {};
+    size_t at = ((size_t)t.index * p.rows + row) * s.columns;
+    float sums[ROWS] = {};
     if (s.columns % 4 == 0) {
       for (int i = 4 * lane; i < s.columns; i += 4 * WARP) {
         float4 w = dense_values(p.matrix, p.type, at + i);
-        for (int r = 0; r < DENSE_ROWS; r++) {
-          float4 x = four(rows + r * s.columns + i);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          if (r >= t.present) break;
+          float4 x = STAGED ? four(t.staged + r * s.columns + i) : source_values(s, t.x, t.up, t.factor, i);
           sums[r] += w.x * x.x + w.y * x.y + w.z * x.z + w.w * x.w;
         }
       }
     } else {
       for (int i = lane; i < s.columns; i += WARP) {
         float w = dense_value(p.matrix, p.type, at + i);
-        for (int r = 0; r < DENSE_ROWS; r++) sums[r] += w * rows[r * s.columns + i];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          if (r >= t.present) break;
+          sums[r] += w * (STAGED ? t.staged[r * s.columns + i] : source_value(s, t.x, t.up, t.factor, i));
+        }
       }
     }
-    for (int r = 0; r < DENSE_ROWS; r++) {
-      float y = warp_sum(sums[r]) + (p.bias ? p.bias[(size_t)index * p.rows + row] : 0.0f);
-      if (lane != 0 || r >= present) continue;
-      size_t to = (size_t)(first_result + r) * p.rows + row;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      float y = warp_sum(sums[r]) + (p.bias ? p.bias[(size_t)t.index * p.rows + row] : 0.0f);
+      if (lane != 0 || r >= t.present) continue;
+      size_t to = (size_t)(t.first_result + r) * p.rows + row;
       if (p.to) p.to[to] = y;
       if (p.sum) p.sum[to] += y;
     }
   }
+}
+
+// Shared memory: `tile` * columns floats, or none.
+KERNEL(dense_product, DenseProduct, 256, 2) {
+  DYNAMIC_SHARED(shared);
+  let_next_start();
+  wait_for_previous();
+  float *rows = (float *)shared;
+  const Source &s = p.source;
+  int first = p.ids ? blockIdx.y / s.share : blockIdx.y * p.tile, present = p.ids ? 1 : min(p.tile, p.count - first);
+  int index = p.ids ? p.ids[blockIdx.y] : 0, first_result = p.ids ? blockIdx.y : first;
+  float factor = 1.0f;
+  for (int r = 0; r < present; r++) {
+    size_t at = (size_t)(first + r) * s.columns;
+    float squares = 0.0f;
+    for (int i = threadIdx.x; s.weight && i < s.columns; i += blockDim.x) squares += s.x[at + i] * s.x[at + i];
+    if (s.weight) factor = rsqrtf(block_sum(squares) / s.columns + s.epsilon);
+    for (int i = threadIdx.x; i < s.columns; i += blockDim.x) {
+      float v = source_value(s, s.x + at, s.up + at, factor, i);
+      if (p.staged) rows[r * s.columns + i] = v;
+      if (s.made && blockIdx.x == 0) s.made[at + i] = v;
+    }
+  }
+  __syncthreads();
+  DenseTile tile = {rows, s.x + (size_t)first * s.columns, s.up + (size_t)first * s.columns, factor, present, index, first_result};
+  if (p.staged) multiply_dense<true>(p, tile);
+  else multiply_dense<false>(p, tile);
 }
 
 // ---- loading ----
