@@ -110,7 +110,7 @@ fn failure(error: &Error) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::SUCCESS;
     }
-    error_line(format!("pensive: {error}"));
+    error_line(render::harmless(&format!("pensive: {error}"))); // it may quote a file
     ExitCode::from(match error {
         _ if interrupt::caught() => interrupt::EXIT_INTERRUPTED,
         Error::Usage(_) => EXIT_USAGE,
