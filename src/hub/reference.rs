@@ -55,7 +55,8 @@ impl Reference {
     ///   browser: `…/resolve/REV/file.gguf`, `…/blob/REV/file.gguf`, `…/tree/REV`.
     ///
     /// # Errors
-    /// A path that does not exist; an unknown short name (suggests the nearest); a URL of another host.
+    /// A path that does not exist or may not be looked up, also one that ends in `.gguf` and whose folder exists; an
+    /// unknown short name (suggests the nearest); a URL of another host.
     pub fn parse(name: &str, endpoint: &str) -> Result<Reference> {
         if name.trim().is_empty() {
             return Err(Error::Hub("the name of the model is empty".into()));
@@ -64,15 +65,23 @@ impl Reference {
             return Ok(Reference::Path(path.to_owned()));
         }
         let path = Path::new(name);
-        if path.exists() {
+        let found = path.try_exists();
+        if matches!(found, Ok(true)) {
             return Ok(Reference::Path(path.to_owned()));
         }
         if let Some(rest) = strip_host(name, endpoint)? {
             let rest = rest.split(['?', '#']).next().unwrap_or(rest);
             return hub_id(&percent_decode(rest), name).map(Reference::Hub);
         }
-        if looks_like_path(name) {
-            return Err(Error::file(path, "there is no such file"));
+        let is_in_folder = is_gguf(name) && path.parent().is_some_and(Path::is_dir);
+        if looks_like_path(name) || is_in_folder {
+            found.map_err(|error| Error::io(path, error))?;
+            let what = "there is no such file";
+            return Err(if looks_like_path(name) {
+                Error::file(path, what)
+            } else {
+                Error::file(path, format!("{what} in this folder; one of the hub is named hf.co/{name}"))
+            });
         }
         if name.contains('/') {
             return hub_id(name, name).map(Reference::Hub);
@@ -150,7 +159,11 @@ fn looks_like_path(name: &str) -> bool {
     if path.is_absolute() || name.contains('\\') || name.starts_with(['.', '~', '/']) {
         return true;
     }
-    name.to_ascii_lowercase().ends_with(".gguf") && name.matches('/').count() < 2
+    is_gguf(name) && name.matches('/').count() < 2
+}
+
+fn is_gguf(name: &str) -> bool {
+    name.to_ascii_lowercase().ends_with(".gguf")
 }
 
 /// `owner/repo[@revision][:QUANT]`, `owner/repo[@revision]/file`, `owner/repo/(resolve|blob|raw|tree)/revision[/file]`.
@@ -202,7 +215,7 @@ fn select_path(path: &str) -> Result<Select, String> {
     if !is_inner_path(path) {
         return Err(format!("{path:?} is no path within a repository"));
     }
-    if path.to_ascii_lowercase().ends_with(".gguf") {
+    if is_gguf(path) {
         return Ok(Select::File(path.to_owned()));
     }
     let last = path.rsplit('/').next().unwrap_or(path);

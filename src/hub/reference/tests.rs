@@ -90,6 +90,21 @@ fn what_looks_like_a_path_is_said_not_to_exist() {
 }
 
 #[test]
+fn a_file_that_is_missing_in_a_folder_of_this_machine_is_not_looked_for_at_the_hub() {
+    let error = parse("src/hub/x.gguf").unwrap_err().to_string();
+    assert!(error.contains("there is no such file") && error.contains("hf.co/src/hub/x.gguf"), "{error}");
+    assert_eq!(parse("hf.co/src/hub/x.gguf").unwrap().select, Select::File("x.gguf".into()));
+}
+
+#[test]
+fn a_path_that_cannot_be_looked_up_says_why() {
+    // A file is no folder; as root, nothing is forbidden that a test could ask for.
+    let below = std::fs::metadata("./Cargo.toml/x.gguf").unwrap_err();
+    let error = parse("./Cargo.toml/x.gguf").unwrap_err().to_string();
+    assert!(error.ends_with(&below.to_string()) || cfg!(windows), "{error}");
+}
+
+#[test]
 fn an_unknown_short_name_suggests_the_nearest() {
     let error = parse("deepsek-r1:7b").unwrap_err().to_string();
     assert!(error.contains("deepseek-r1:7b"), "{error}");
