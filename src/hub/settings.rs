@@ -35,12 +35,16 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings of this process's environment.
+    /// The settings of this process's environment. Services and containers often lack HOME: the system's word counts
+    /// then.
     ///
     /// # Errors
     /// As [`Settings::from_variables`].
     pub fn from_env() -> Result<Settings> {
-        Self::from_variables(|name| std::env::var_os(name))
+        Self::from_variables(|name| match std::env::var_os(name) {
+            None if name == HOME => std::env::home_dir().map(OsString::from),
+            value => value,
+        })
     }
 
     /// The settings by these variables; names, order and defaults are those of Python's huggingface_hub.
@@ -203,11 +207,10 @@ mod tests {
 
     #[test]
     fn the_cache_is_where_python_would_have_it() {
-        let home = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
         for (variables, cache, origin) in [
-            (&[(home, "/h")][..], "/h/.cache/huggingface/hub", "default"),
-            (&[(home, "/h"), ("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub", "XDG_CACHE_HOME"),
-            (&[(home, "/h"), ("HF_HOME", "/f"), ("XDG_CACHE_HOME", "/x")], "/f/hub", "HF_HOME"),
+            (&[(HOME, "/h")][..], "/h/.cache/huggingface/hub", "default"),
+            (&[(HOME, "/h"), ("XDG_CACHE_HOME", "/x")], "/x/huggingface/hub", "XDG_CACHE_HOME"),
+            (&[(HOME, "/h"), ("HF_HOME", "/f"), ("XDG_CACHE_HOME", "/x")], "/f/hub", "HF_HOME"),
             (&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/f")], "/c", "HF_HUB_CACHE"),
             (&[("HF_HUB_CACHE", ""), ("HF_HOME", "/f")], "/f/hub", "HF_HOME"),
         ] {
