@@ -27,8 +27,8 @@ const NEXT_BYTES: Duration = Duration::from_secs(30);
 const LARGEST_ANSWER: u64 = 64 << 20;
 
 /// A client of one hub.
-pub(super) struct Client<'a> {
-    settings: &'a Settings,
+pub(super) struct Client {
+    settings: Settings,
     api: Api,
     agent: Agent,
 }
@@ -61,8 +61,8 @@ pub(super) struct Failure {
     pub wait: Option<Duration>,
 }
 
-impl<'a> Client<'a> {
-    pub fn new(settings: &'a Settings) -> Result<Client<'a>> {
+impl Client {
+    pub fn new(settings: &Settings) -> Result<Client> {
         let api = ApiBuilder::from_cache(Cache::new(settings.cache.value.clone()))
             .with_endpoint(settings.endpoint.value.clone())
             .with_token(settings.token.value.clone())
@@ -78,7 +78,7 @@ impl<'a> Client<'a> {
             .timeout_connect(Some(CONNECT))
             .timeout_recv_response(Some(ANSWER))
             .timeout_per_read(Some(NEXT_BYTES));
-        Ok(Client { settings, api, agent: config.build().into() })
+        Ok(Client { settings: settings.clone(), api, agent: config.build().into() })
     }
 
     /// What `repository` holds at `revision`.
@@ -95,7 +95,8 @@ impl<'a> Client<'a> {
         let body = body.map_err(|error| self.unreachable(&error))?;
         parse_listing(&body).map_err(|what| Failure {
             what: format!(
-                "{} answers with something else than a listing: {what}",
+                "{} answers with something else than a listing: {what}; check HF_ENDPOINT, and with a browser whether \
+                 this network wants a login first",
                 self.settings.endpoint.value
             ),
             passing: false,

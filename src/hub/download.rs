@@ -5,13 +5,16 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use ureq::http::{Response, header};
+use ureq::http::header;
+use ureq::http::response::Parts;
 
 use super::cache::CachedRepo;
 use super::client::{Client, Failure};
@@ -24,10 +27,15 @@ const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait that a server may ask for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a cancel may stay unseen while nothing arrives.
+const GLANCE: Duration = Duration::from_millis(100);
+/// Bytes of a piece of a body, and pieces that may wait to be written.
+const PIECE: usize = 64 << 10;
+const PIECES: usize = 4;
 
 /// The download of a plan's files.
 pub(super) struct Download<'a> {
-    pub client: Client<'a>,
+    pub client: Arc<Client>,
     pub repo: CachedRepo,
     pub plan: &'a Plan,
     pub progress: &'a mut dyn FnMut(&Progress),
@@ -41,6 +49,12 @@ struct Partial {
     file: File,
     hash: Hash,
     length: u64,
+}
+
+/// What a connection brings: a head, then pieces of the body.
+enum Arrival {
+    Head(Box<Parts>),
+    Piece(Vec<u8>),
 }
 
 /// How one connection ended.
@@ -106,18 +120,23 @@ impl Download<'_> {
 
     /// Counts `file` as done and says so.
     pub fn finish(&mut self, file: &PlannedFile) {
-        self.report(file, Phase::Downloading, file.size);
+        let phase = if file.here == file.size { Phase::Checking } else { Phase::Downloading };
+        self.report(file, phase, file.size);
         self.before += file.size;
     }
 
-    /// Waits until no other process downloads this file. Where the file system knows no locks there is none.
+    /// Waits until no other process downloads this file. Where the file system knows no locks there is none. The
+    /// lock's text is the file's path: by it a removal knows whose beginning this is.
     fn lock(&mut self, file: &PlannedFile) -> Result<Option<File>> {
         let path = self.repo.lock(file.hash());
-        let lock = OpenOptions::new().create(true).append(true).open(&path);
+        let lock = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
         let lock = lock.map_err(|error| Error::io(&path, error))?;
         loop {
             match lock.try_lock() {
-                Ok(()) => return Ok(Some(lock)),
+                Ok(()) => {
+                    let noted = lock.set_len(0).and_then(|()| (&lock).write_all(file.path.as_bytes()));
+                    return noted.map(|()| Some(lock)).map_err(|error| Error::io(&path, error));
+                }
                 Err(TryLockError::WouldBlock) => self.report(file, Phase::Waiting, 0),
                 Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
                     return Ok(None);
@@ -154,40 +173,77 @@ impl Download<'_> {
     fn receive(&mut self, file: &PlannedFile, partial: &mut Partial) -> Result<End> {
         let path = self.repo.partial(file.hash());
         let failed = |error| Error::io(&path, error);
-        let answer = self.client.file(&self.plan.repository, &self.plan.commit, &file.path, partial.length);
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(failure) => return Ok(End::Broken(failure, false)),
-        };
-        // A server that knows no ranges sends everything, and one that has another size has another file.
-        if answer.status() == 416 || !continues(&answer, partial.length) {
-            let whole = answer.status() == 200;
-            partial.restart(file).map_err(failed)?;
-            if !whole {
-                let what = "the hub cannot go on where the download stopped".into();
-                return Ok(End::Broken(Failure { what, passing: true, wait: None }, false));
-            }
-        }
-        let mut body = answer.into_body().into_reader();
-        let mut buffer = vec![0; 256 << 10];
-        let start = partial.length;
+        let arrivals = self.ask(file, partial.length);
+        let mut start = partial.length;
         loop {
-            self.check_cancel()?;
-            let broken = match body.read(&mut buffer) {
-                Ok(0) if partial.length == file.size => return Ok(End::Complete),
-                Ok(0) => "the connection ended early".to_owned(),
-                Ok(n) => {
-                    partial.append(&buffer[..n]).map_err(failed)?;
+            let failure = match self.wait(&arrivals)? {
+                Some(Ok(Arrival::Piece(bytes))) => {
+                    partial.append(&bytes).map_err(failed)?;
                     if partial.length > file.size {
                         return Ok(End::Complete); // more than there should be: the hash will not match
                     }
                     self.report(file, Phase::Downloading, partial.length);
                     continue;
                 }
-                Err(error) => format!("the connection broke: {error}"),
+                Some(Ok(Arrival::Head(head))) if continues(&head, partial.length) => continue,
+                // A server that knows no ranges sends everything, and one that has another size has another file.
+                Some(Ok(Arrival::Head(head))) => {
+                    partial.restart(file).map_err(failed)?;
+                    start = 0;
+                    if head.status == 200 {
+                        continue;
+                    }
+                    passing("the hub cannot go on where the download stopped")
+                }
+                Some(Err(failure)) => failure,
+                None if partial.length == file.size => return Ok(End::Complete),
+                None => passing("the connection ended early"),
             };
-            let moved = partial.length > start;
-            return Ok(End::Broken(Failure { what: broken, passing: true, wait: None }, moved));
+            return Ok(End::Broken(failure, partial.length > start));
+        }
+    }
+
+    /// Asks for a file from byte `from` on, in a thread of its own: one that waits for the network sees no cancel.
+    /// When nobody listens any more it ends with the next piece, or by the client's time limits.
+    fn ask(&self, file: &PlannedFile, from: u64) -> Receiver<Result<Arrival, Failure>> {
+        let client = Arc::clone(&self.client);
+        let (repository, commit) = (self.plan.repository.clone(), self.plan.commit.clone());
+        let path = file.path.clone();
+        let (arrives, arrivals) = sync_channel(PIECES);
+        thread::spawn(move || {
+            let (head, body) = match client.file(&repository, &commit, &path, from) {
+                Ok(answer) => answer.into_parts(),
+                Err(failure) => return drop(arrives.send(Err(failure))),
+            };
+            let mut arrived = Ok(Arrival::Head(Box::new(head)));
+            let mut body = body.into_reader();
+            while arrives.send(arrived).is_ok() {
+                let mut piece = vec![0; PIECE];
+                arrived = match body.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(n) => {
+                        piece.truncate(n);
+                        Ok(Arrival::Piece(piece))
+                    }
+                    Err(error) => Err(passing(format!("the connection broke: {error}"))),
+                };
+            }
+        });
+        arrivals
+    }
+
+    /// The next arrival; none after the last.
+    fn wait(
+        &self,
+        arrivals: &Receiver<Result<Arrival, Failure>>,
+    ) -> Result<Option<Result<Arrival, Failure>>> {
+        loop {
+            self.check_cancel()?;
+            match arrivals.recv_timeout(GLANCE) {
+                Ok(arrival) => return Ok(Some(arrival)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            }
         }
     }
 
@@ -230,13 +286,18 @@ impl Partial {
     }
 }
 
+/// A failure after which the same may succeed.
+fn passing(what: impl Into<String>) -> Failure {
+    Failure { what: what.into(), passing: true, wait: None }
+}
+
 /// Whether an answer's body begins at byte `from`.
-fn continues(answer: &Response<ureq::Body>, from: u64) -> bool {
-    if answer.status() != 206 {
-        return from == 0;
+fn continues(answer: &Parts, from: u64) -> bool {
+    if answer.status != 206 {
+        return answer.status != 416 && from == 0;
     }
     // Content-Range: bytes 100-199/200
-    let range = answer.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+    let range = answer.headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
     start == Some(from)
 }

@@ -16,6 +16,7 @@ mod safetensors;
 mod settings;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use cached::Cached;
@@ -136,7 +137,7 @@ impl Hub {
         let cache = &self.settings.cache.value;
         plan.check_room(cache)?;
         let repo = CachedRepo::new(cache, &plan.repository, &plan.revision);
-        let client = Client::new(&self.settings)?;
+        let client = Arc::new(Client::new(&self.settings)?);
         let mut download = Download { client, repo, plan, progress, cancel, before: 0 };
         let mut files = Vec::new();
         for file in &plan.files {

@@ -140,6 +140,20 @@ pub(super) fn choose<'a>(groups: &'a [Group], reference: &HubReference) -> Choic
     }
 }
 
+/// Whether the file `path` of a repository is a part of the model that `reference` means; the repository alone means
+/// all of them.
+pub(super) fn is_part(path: &str, reference: &HubReference) -> bool {
+    let named = match &reference.select {
+        Select::Default => return true,
+        Select::Quantization(_) => path,
+        Select::File(named) => named,
+    };
+    match choose(&groups([path, named]), reference) {
+        Choice::One(group) => group.parts.iter().any(|part| part == path),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +200,21 @@ mod tests {
         let groups = groups(REPOSITORY);
         let incomplete: Vec<&str> = groups.iter().filter(|g| !g.complete()).map(Group::shown).collect();
         assert_eq!(incomplete, ["BF16"]);
+    }
+
+    #[test]
+    fn a_file_is_a_part_of_the_model_that_is_named() {
+        for (path, name, is) in [
+            ("m-Q8_0.gguf", "o/r:q8_0", true),
+            ("m-Q8_0.gguf", "o/r:q4_k_m", false),
+            ("m-Q8_0.gguf", "o/r", true),
+            ("m-Q8_0-00002-of-00002.gguf", "o/r/m-Q8_0-00001-of-00002.gguf", true),
+            ("n-Q8_0-00002-of-00002.gguf", "o/r/m-Q8_0-00001-of-00002.gguf", false),
+            ("model.safetensors", "o/r:q8_0", false),
+            ("", "o/r:q8_0", false),
+        ] {
+            assert_eq!(is_part(path, &reference(name)), is, "{path} {name}");
+        }
     }
 
     #[test]

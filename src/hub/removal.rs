@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::cache::{self, CachedRepo, files_below, last_used_notes, link_target, names_in};
 use super::cached::{beginnings, find_model, partials};
+use super::models::is_part;
 use super::reference::HubReference;
 use super::{Reference, Settings};
 use crate::checkpoint::embedded;
@@ -81,14 +82,19 @@ fn of_files(repo: &CachedRepo, files: Vec<PathBuf>) -> Result<Removal> {
     Ok(removal)
 }
 
-/// What stopped downloads of the repository left, if no other process is at them.
+/// What stopped downloads of a model left, or of the whole repository where it alone is named, if no other process is
+/// at them.
 fn of_unfinished(repo: &CachedRepo, reference: &HubReference) -> Result<Removal> {
-    let is_free = |blob: &PathBuf| {
+    let lock = |blob: &PathBuf| {
         let name = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let lock = fs::File::open(repo.lock(name.split('.').next().unwrap_or_default()));
+        repo.lock(name.split('.').next().unwrap_or_default())
+    };
+    let is_free = |blob: &PathBuf| {
+        let lock = fs::File::open(lock(blob));
         !lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
     };
-    let (blobs, taken): (Vec<PathBuf>, Vec<PathBuf>) = partials(repo)?.into_iter().partition(is_free);
+    let (mut blobs, taken): (Vec<PathBuf>, Vec<PathBuf>) = partials(repo)?.into_iter().partition(is_free);
+    blobs.retain(|blob| is_part(&fs::read_to_string(lock(blob)).unwrap_or_default(), reference));
     // whoever is at a file needs those that came before it
     let files = if taken.is_empty() { beginnings(repo, reference)? } else { Vec::new() };
     let mut removal = of_files(repo, files)?;

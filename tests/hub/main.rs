@@ -187,6 +187,22 @@ fn a_cancelled_pull_keeps_what_has_come() {
 }
 
 #[test]
+fn a_pull_that_waits_for_a_silent_hub_is_cancelled_at_once() {
+    let bench = Bench::new(&[(FILE, noise(SIZE))]);
+    bench.server.state.stall_after.store(500_000, SeqCst);
+    let (hub, cancel) = (bench.hub(), AtomicBool::new(false));
+    let plan = plan(&hub, "o/r").unwrap();
+    thread::scope(|scope| {
+        let pull = scope.spawn(|| hub.pull(&plan, &mut |_| {}, &cancel).unwrap_err());
+        thread::sleep(Duration::from_secs(1));
+        let pressed = Instant::now();
+        cancel.store(true, SeqCst);
+        pull.join().unwrap();
+        assert!(pressed.elapsed() < Duration::from_secs(10), "{:?}", pressed.elapsed());
+    });
+}
+
+#[test]
 fn a_connection_that_breaks_is_taken_up_again() {
     let bench = Bench::new(&[(FILE, noise(SIZE))]);
     bench.server.state.cut_after.store(800_000, SeqCst);
@@ -503,6 +519,9 @@ fn remove_clears_away_a_download_that_was_stopped() {
     hub.pull(&plan(&hub, "o/r").unwrap(), stop, &cancel).unwrap_err();
     let removal = hub.removal(&hub.reference("o/r").unwrap()).unwrap();
     assert!(removal.freed_bytes > 500_000 && removal.files.is_empty());
+    assert_eq!(hub.removal(&hub.reference("o/r:q4_k_m").unwrap()).unwrap(), removal);
+    let error = hub.removal(&hub.reference("o/r:q8_0").unwrap()).unwrap_err().to_string();
+    assert!(error.contains("is not in the cache"), "{error}");
     hub.remove(&removal).unwrap();
     assert!(!bench.repository().exists());
 }
