@@ -614,12 +614,23 @@ fn a_signal_to_end_exits_with_its_own_code() {
 
 #[cfg(unix)]
 #[test]
+fn without_home_the_cache_is_where_the_system_has_the_users_folder() {
+    let home = Home::new();
+    let mut command = home.command(&["config", "--json"]);
+    command.env_remove("HOME").env_remove("HF_HOME");
+    let config = Answer::of(command.output().expect("pensive runs"));
+    assert!(config.succeeds().contains("/.cache/huggingface/hub"), "{config:?}");
+}
+
+#[cfg(unix)]
+#[test]
 fn ctrl_c_stops_a_download_which_a_second_pull_takes_up() {
     let (home, hub) = (Home::new(), hub(4 << 20));
     hub.state.slow.store(50, std::sync::atomic::Ordering::SeqCst);
     let answer = signalled_download(&home, &hub, "-INT");
     assert_eq!(answer.code, Some(130), "{answer:?}");
     assert!(answer.stderr.contains("`pensive pull o/r` goes on from there"), "{answer:?}");
+    assert_eq!(answer.stderr.matches("stopped").count(), 1, "{answer:?}");
     hub.state.slow.store(0, std::sync::atomic::Ordering::SeqCst);
     pull(&home, &hub).succeeds();
     let files = hub.seen_files();

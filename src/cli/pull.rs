@@ -133,13 +133,21 @@ fn download(hub: &Hub, plan: &Plan, name: &str, console: &Console) -> Result<Loc
         let cancel = Arc::clone(&cancel);
         move || cancel.store(true, Ordering::Relaxed)
     });
-    let mut bar = console.download_bar();
-    let result = hub.pull(plan, &mut |progress| show(&mut bar, progress), &cancel);
+    let mut bar = console.download_bar(plan.missing_bytes());
+    let mut checks = false;
+    let mut show = |progress: &Progress<'_>| {
+        // What is read again is not the speed of what arrives.
+        if std::mem::replace(&mut checks, progress.phase == Phase::Checking) != checks {
+            bar.finish();
+        }
+        show(&mut bar, progress);
+    };
+    let result = hub.pull(plan, &mut show, &cancel);
     drop((bar, armed));
-    if cancel.load(Ordering::Relaxed) && result.is_err() {
-        console.note(format!("stopped; `pensive pull {name}` goes on from there"));
-    }
-    result
+    result.map_err(|error| match cancel.load(Ordering::Relaxed) {
+        true => Error::Hub(format!("stopped; `pensive pull {name}` goes on from there")),
+        false => error,
+    })
 }
 
 fn show(bar: &mut Bar, progress: &Progress<'_>) {

@@ -93,7 +93,15 @@ impl Console {
     /// A bar on standard error that appears once `after` has passed; a line of words where that is no terminal.
     fn bar(&self, label: &'static str, unit: Unit, after: Duration) -> Bar {
         let target = if self.quiet { None } else { Some(self.stderr_terminal) };
-        Bar { label, unit, appears: Instant::now() + after, terminal: target, bar: None, said: false }
+        Bar {
+            label,
+            unit,
+            appears: Instant::now() + after,
+            terminal: target,
+            bar: None,
+            said: false,
+            missing: None,
+        }
     }
 
     /// The bar of something that is usually quick: it appears after two seconds.
@@ -101,9 +109,12 @@ impl Console {
         self.bar(label, unit, PATIENCE)
     }
 
-    /// The bar of a download: it appears at once.
-    pub fn download_bar(&self) -> Bar {
-        self.bar("downloading", Unit::Bytes, Duration::ZERO)
+    /// The bar of a download of `missing` bytes: it appears at once, unless all is here.
+    pub fn download_bar(&self, missing: u64) -> Bar {
+        let mut bar = self.bar("downloading", Unit::Bytes, Duration::ZERO);
+        bar.terminal = bar.terminal.filter(|_| missing > 0);
+        bar.missing = Some(missing);
+        bar
     }
 }
 
@@ -125,6 +136,8 @@ pub struct Bar {
     terminal: Option<bool>,
     bar: Option<ProgressBar>,
     said: bool,
+    /// What the words say instead of the total.
+    missing: Option<u64>,
 }
 
 impl Bar {
@@ -136,12 +149,13 @@ impl Bar {
         match self.terminal {
             None => {}
             Some(true) => {
-                let bar = self.bar.get_or_insert_with(|| new_bar(self.label, self.unit, done));
+                let bar = self.bar.get_or_insert_with(|| new_bar(self.label, self.unit, done, total));
                 bar.set_length(total);
                 bar.set_position(done);
             }
             Some(false) if !self.said => {
                 self.said = true;
+                let total = self.missing.unwrap_or(total);
                 let total = match self.unit {
                     Unit::Bytes => bytes(total),
                     Unit::Tokens => format!("{total} tokens"),
@@ -167,7 +181,7 @@ impl Bar {
         }
     }
 
-    /// Takes the bar away.
+    /// Takes the bar away; a later update begins a new one, whose speed is that of what comes after.
     pub fn finish(&mut self) {
         if self.bar.take().is_some() {
             clear_bar();
@@ -193,18 +207,21 @@ pub(super) fn clear_bar() -> bool {
     shown.is_some()
 }
 
-fn new_bar(label: &'static str, unit: Unit, done: u64) -> ProgressBar {
+fn new_bar(label: &'static str, unit: Unit, done: u64, total: u64) -> ProgressBar {
     let counts = match unit {
         Unit::Bytes => "{decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
         Unit::Tokens => "{pos}/{len} tokens {eta}",
     };
     let template = format!("{{prefix}} [{{bar:30}}] {counts} {{msg}}");
     let style = ProgressStyle::with_template(&template).expect("the template is well-formed");
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
     bar.set_style(style.progress_chars("=> "));
     bar.set_prefix(label);
-    // Bytes of an earlier download are not this one's speed.
-    let bar = bar.with_position(done).with_elapsed(Duration::ZERO);
+    // Bytes of an earlier download are not this one's speed: the tick counts them, the reset forgets when.
+    bar.set_position(done);
+    bar.tick();
+    bar.reset_elapsed();
+    bar.set_draw_target(ProgressDrawTarget::stderr());
     *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
     bar
 }
@@ -297,6 +314,21 @@ mod tests {
         assert_eq!(bytes(12_000_000), "12 MB");
         assert_eq!(bytes(4_683_074_240), "4.7 GB");
         assert_eq!(gib(1 << 31), "2.0");
+    }
+
+    #[test]
+    fn what_was_here_before_is_not_the_speed_of_a_download() {
+        let bar = new_bar("downloading", Unit::Bytes, 1 << 30, 2 << 30);
+        std::thread::sleep(Duration::from_millis(1)); // a speed needs some time
+        assert_eq!((bar.position(), bar.length(), bar.per_sec()), (1 << 30, Some(2 << 30), 0.0));
+        clear_bar();
+    }
+
+    #[test]
+    fn a_download_of_nothing_shows_no_bar() {
+        let console = Console { stderr_terminal: true, ..Console::default() };
+        assert_eq!(console.download_bar(0).terminal, None);
+        assert_eq!(console.download_bar(1).terminal, Some(true));
     }
 
     #[test]
