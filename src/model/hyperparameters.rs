@@ -3,7 +3,7 @@
 mod config;
 mod gguf;
 
-use super::{names, rope::Scaling};
+use super::rope::Scaling;
 use crate::backend::{Activation, KvShape, Rope, RopeStyle, Routing};
 use crate::catalog::ARCHITECTURES;
 use crate::checkpoint::{Checkpoint, Metadata};

@@ -22,15 +22,18 @@ pub fn final_answer(text: &str) -> Option<FinalAnswer> {
     (!text.is_empty()).then(|| FinalAnswer { key: key(&text), text, is_marked })
 }
 
-/// What stands in the last `\boxed{}`, braces balanced.
+/// What stands in the last `\boxed{}` that is whole: the text may end within one.
 fn boxed(text: &str) -> Option<&str> {
-    const OPEN: &str = "\\boxed{";
-    let inner = &text[text.rfind(OPEN)? + OPEN.len()..];
+    text.rmatch_indices("\\boxed{").find_map(|(at, open)| Some(braced(&text[at + open.len()..])?.0))
+}
+
+/// What stands before the brace that closes, and what after it; braces in between are balanced.
+fn braced(inner: &str) -> Option<(&str, &str)> {
     let mut depth = 1;
     for (at, c) in inner.char_indices() {
         depth += i32::from(c == '{') - i32::from(c == '}');
         if depth == 0 {
-            return Some(&inner[..at]);
+            return Some((&inner[..at], &inner[at + 1..]));
         }
     }
     None
@@ -57,9 +60,9 @@ fn last_number(text: &str) -> Option<&str> {
         .rfind(|c: char| !(is_digit(c) || c == '.' || c == ',' || c == '/'))
         .map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
     let start = start + text[start..end].find(is_digit)?;
-    let minus = text[..start].ends_with('-') && !text[..start - 1].ends_with(is_digit);
+    let before = text[..start].strip_suffix(['-', '−']).filter(|before| !before.ends_with(is_digit));
     let percent = text[end..].starts_with('%');
-    Some(&text[start - usize::from(minus)..end + usize::from(percent)])
+    Some(&text[before.map_or(start, str::len)..end + usize::from(percent)])
 }
 
 /// Without Markdown, dollar signs, LaTeX's words for text and spaces, and a full stop at the end.
@@ -68,36 +71,91 @@ fn undecorated(text: &str) -> String {
     for word in ["\\left", "\\right", "\\,", "\\!", "\\$"] {
         text = text.replace(word, "");
     }
+    // row by row: the second half of `\\ ` is no blank
+    let blanks = ["\\ ", "\\;", "\\:", "\\quad", "\\qquad", "~"];
+    let spaced = |row: &str| blanks.iter().fold(row.to_owned(), |row, blank| row.replace(blank, " "));
+    text = text.split("\\\\").map(spaced).collect::<Vec<_>>().join("\\\\");
+    text = text.replace("^\\circ", "°").replace("^{\\circ}", "°");
     for word in ["\\text{", "\\mathrm{", "\\textbf{", "\\mathbf{"] {
         while let Some(at) = text.find(word) {
             let Some(end) = text[at..].find('}') else { break };
             text = [&text[..at], &text[at + word.len()..at + end], &text[at + end + 1..]].concat();
         }
     }
-    for fraction in ["\\dfrac{", "\\tfrac{", "\\frac{"] {
-        while let Some(at) = text.find(fraction) {
-            let rest = &text[at + fraction.len()..];
-            let Some((a, rest)) = rest.split_once("}{") else { break };
-            let Some((b, rest)) = rest.split_once('}') else { break };
-            let whole = text[..at].trim_end();
-            let between = if whole.ends_with(|c: char| c.is_ascii_digit()) { " " } else { "" };
-            text = format!("{whole}{between}{a}/{b}{rest}");
-        }
-    }
+    let text = flat_fractions(text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"));
     let text = text.replace("\\%", "%").replace("\\(", "").replace("\\)", "").replace(['$', '*', '`'], "");
     text.trim().trim_end_matches(['.', ',', ';']).trim().to_owned()
 }
 
-/// Numbers by value, choices by their letter, anything else by its words.
+/// With `a/b` for `\frac{a}{b}` and `\frac ab`, the innermost first.
+fn flat_fractions(mut text: String) -> String {
+    let is_digit = |c: char| c.is_ascii_digit();
+    while let Some((whole, rest)) = text.rsplit_once("\\frac") {
+        let Some((above, rest)) = argument(rest) else { break };
+        let Some((below, rest)) = argument(rest) else { break };
+        let whole = whole.trim_end();
+        let before = if whole.ends_with(is_digit) { " " } else { "" };
+        let after = if rest.starts_with(is_digit) { " " } else { "" };
+        // 1/(2x) is not 1/2 x, nor (1+x)/2 the same as 1+x/2
+        let is_sum = |part: &str| part.chars().skip(1).any(|c| ['+', '-', '−', '/'].contains(&c));
+        let above = if is_sum(above) { format!("({above})") } else { above.to_owned() };
+        let is_one = below.chars().count() == 1 || below.starts_with('\\') || decimal(below).is_some();
+        let below = if is_sum(below) || !is_one { format!("({below})") } else { below.to_owned() };
+        text = format!("{whole}{before}{above}/{below}{after}{rest}");
+    }
+    text
+}
+
+/// What LaTeX takes for an argument, and the rest: what is in braces, or else one character.
+fn argument(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start();
+    match text.strip_prefix('{') {
+        Some(inner) => braced(inner),
+        None => text.starts_with(|c: char| c.is_ascii_alphanumeric()).then(|| text.split_at(1)),
+    }
+}
+
+/// Numbers by value, choices by their letter, anything else as it is but for blanks and case.
 fn key(text: &str) -> String {
-    if let Some((n, d)) = number(text) {
+    // x = 5 is 5
+    let is_letter = |name: &str| matches!(name.trim().as_bytes(), [letter] if letter.is_ascii_alphabetic());
+    let value = text.split_once('=').filter(|(name, _)| is_letter(name)).map(|(_, value)| value.trim());
+    let text = value.unwrap_or(text);
+    let unit = text.find(|c: char| c.is_alphabetic() || c == '°').filter(|&at| is_unit(&text[at..]));
+    if let Some((n, d)) = number(&text[..unit.unwrap_or(text.len())]) {
         return format!("{n}/{d}");
     }
-    let bare = text.trim_matches(['(', ')', '[', ']', ' ']);
-    if let Some(letter) = choice(text, bare) {
+    if let Some(letter) = choice(text, text.trim_matches(['(', ')', '[', ']', ' '])) {
         return letter.to_string();
     }
-    bare.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
+    let mut key = String::new();
+    for word in text.to_lowercase().split_whitespace() {
+        // 1 2 is not 12
+        if key.ends_with(|c: char| c.is_ascii_digit()) && word.starts_with(|c: char| c.is_ascii_digit()) {
+            key.push(' ');
+        }
+        key.push_str(word);
+    }
+    key
+}
+
+/// Whether these words only say of what there are so many: units, and things in the plural. One letter may be a variable.
+fn is_unit(words: &str) -> bool {
+    const UNITS: &str = "° °C °F mm cm km mg kg ml mL ft lb sq min hr sec mph m/s km/h square cubic per inch feet meter \
+        metre mile second minute hour day week month months year degree dollar unit people children";
+    // these change the number; so do tenths
+    const AMOUNTS: &str =
+        "less plus minus halves thirds quarters dozens hundreds thousands millions billions";
+    let is_in = |list: &str, word: &str| list.split_whitespace().any(|one| one == word);
+    let is_plural = |word: &str| {
+        let is_lower = word.len() > 3 && word.bytes().all(|b| b.is_ascii_lowercase());
+        is_lower && word.ends_with('s') && !word.ends_with("ths") && !is_in(AMOUNTS, word)
+    };
+    let power = ["^2", "^3", "^{2}", "^{3}", "²", "³"];
+    words.split_whitespace().all(|word| {
+        let word = power.iter().find_map(|power| word.strip_suffix(power)).unwrap_or(word);
+        is_in(UNITS, word) || is_plural(word)
+    })
 }
 
 /// `B`, `(B)`, `B)`, or one of these, `B.` or `B:` with a text.
@@ -112,15 +170,16 @@ fn choice(text: &str, bare: &str) -> Option<char> {
 
 /// A number as a fraction in lowest terms; a whole number may stand before a fraction.
 fn number(text: &str) -> Option<(i128, i128)> {
-    if let Some((whole, fraction)) = text.trim().split_once(' ').filter(|(_, rest)| rest.contains('/')) {
+    let text = text.trim();
+    let is_fraction = |rest: &str| rest.trim_start().find('/').is_some_and(|at| at > 0);
+    if let Some((whole, fraction)) = text.split_once(' ').filter(|(_, rest)| is_fraction(rest)) {
         let ((whole, 1), (n, d)) = (decimal(whole)?, number(fraction)?) else { return None };
         let n = whole.checked_mul(d)?.checked_add(if whole < 0 { -n } else { n })?;
         return Some((n, d));
     }
-    let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-    let (body, hundred) = match compact.strip_suffix('%') {
+    let (body, hundred) = match text.strip_suffix('%').or_else(|| text.strip_suffix("percent")) {
         Some(body) => (body, 100),
-        None => (compact.as_str(), 1),
+        None => (text, 1),
     };
     let (n, d) = match body.split_once('/') {
         Some((a, b)) => {
@@ -137,14 +196,15 @@ fn number(text: &str) -> Option<(i128, i128)> {
     Some((n / by, d / by))
 }
 
-/// A decimal number, thousands separated or not.
+/// A decimal number, thousands separated by a comma or a blank, or not.
 fn decimal(text: &str) -> Option<(i128, i128)> {
+    let text = text.trim();
     let (sign, digits) = match text.strip_prefix(['-', '−']) {
         Some(rest) => (-1, rest),
         None => (1, text.strip_prefix('+').unwrap_or(text)),
     };
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let groups: Vec<&str> = whole.split(',').collect();
+    let (whole, fraction) = digits.trim_start().split_once('.').unwrap_or((digits.trim_start(), ""));
+    let groups: Vec<&str> = whole.split(|c: char| c == ',' || c.is_whitespace()).collect();
     let grouped =
         groups.len() == 1 || groups[1..].iter().all(|g| g.len() == 3) && (1..=3).contains(&groups[0].len());
     let all = groups.concat() + fraction;
@@ -208,6 +268,12 @@ mod tests {
     }
 
     #[test]
+    fn a_box_that_was_cut_off_hides_no_whole_one() {
+        assert_eq!(found("\\boxed{1}, \\boxed{2}, again: \\boxed{\\frac{3"), Some(("2".into(), true)));
+        assert_eq!(found("4 or \\boxed{5"), Some(("5".into(), false)));
+    }
+
+    #[test]
     fn an_announced_answer_counts_where_there_is_no_box() {
         for text in [
             "So.\n**Answer:** 42",
@@ -225,7 +291,10 @@ mod tests {
     fn the_last_number_is_taken_unmarked() {
         assert_eq!(found("5 and 7 make 12"), Some(("12".into(), false)));
         assert_eq!(found("It falls by -3.5%, no more"), Some(("-3.5%".into(), false)));
-        assert_eq!(found("from 2-4"), Some(("4".into(), false)));
+        assert_eq!(found("It is −5."), Some(("−5".into(), false)));
+        for range in ["from 2-4", "from 2−4"] {
+            assert_eq!(found(range), Some(("4".into(), false)), "{range}");
+        }
         assert_eq!(found("none at all"), None);
     }
 
@@ -254,6 +323,48 @@ mod tests {
         }
         assert_eq!(key_of("New  York"), key_of("new york"));
         assert_ne!(key_of("Ben"), "B");
+    }
+
+    #[test]
+    fn what_differs_only_in_writing_is_equal() {
+        for same in [
+            &["5", "x = 5", "5 cm", "5cm", "5 apples"][..],
+            &["5", "5\\text{ cm}", "5\\,\\text{cm}", "5\\ \\text{cm}", "5~\\text{cm}"],
+            &["24", "24\\text{ cm}^2", "24 \\mathrm{~cm}^{2}", "24 cm²", "24 square feet"],
+            &["5m", "5 m", "5\\;\\text{m}", "5 \\quad m"],
+            &["90", "90^\\circ", "90^{\\circ}", "90°", "90 degrees"],
+            &["0.5", "\\frac12", "\\frac 1 2", "\\frac{1}2", "1 / 2", "50 %", "50 percent", "x=\\dfrac12"],
+            &["1000", "1,000", "1 000", "1\\,000", "1~000", "1,000 km"],
+            &["-5", "- 5", "−5"],
+            &["(2,3)", "(2, 3)", "\\left( 2,\\ 3 \\right)"],
+            &["2\\sqrt{3}", "2 \\sqrt{3}"],
+            &["(1+x)/2", "\\frac{1 + x}{2}"],
+            &["a \\\\ b", "a\\\\b", "a \\\\  b"],
+        ] {
+            for one in same {
+                assert_eq!(key_of(one), key_of(same[0]), "{one}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_differs_in_meaning_stays_apart() {
+        for apart in [
+            &["(0,1]", "[0,1]", "(0,1)", "[0,1)", "0,1"][..],
+            &["3, 100", "3100", "3 10 0", "31 00"],
+            &["2", "2x", "2 million", "2 thirds", "2 tenths", "2 am", "2 pm", "2\\pi", "2%", "2 less"],
+            &["2", "2 km north", "2 km south"],
+            &["\\frac{1}{2}x", "\\frac{1}{2x}"],
+            &["\\frac{1+x}{2}", "1+\\frac{x}{2}"],
+            &["\\frac{\\frac{x}{2}}{3}", "\\frac{x}{\\frac{2}{3}}"],
+            &["\\frac{x}{2}3", "\\frac{x}{23}"],
+            &["x > 5", "x < 5", "5"],
+        ] {
+            let mut keys: Vec<String> = apart.iter().map(|text| key_of(text)).collect();
+            keys.sort();
+            keys.dedup();
+            assert_eq!(keys.len(), apart.len(), "{apart:?}: {keys:?}");
+        }
     }
 
     /// Answers with their counts, and which texts agree with the first.
