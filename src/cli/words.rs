@@ -1,8 +1,8 @@
 //! Which words after `pensive run` are options and which belong to the prompt.
 //!
 //! A word that is an option of `run` is one wherever it stands; any other word belongs to the prompt, also with a
-//! hyphen in front, unless it stands right after the model and looks like an option; after `--` every word does. clap has no such rule, so the words are sorted before it sees
-//! them: options first, then `--`, then the model and the prompt.
+//! hyphen in front, unless it stands right after the model and looks like an option; after `--` every word does. clap
+//! has no such rule, so the words are sorted before it sees them: options first, then `--`, then the model and the prompt.
 
 use std::ffi::OsString;
 
