@@ -1,7 +1,7 @@
 //! Matrix products by format and instruction set, on one thread and on all, beside what the machine can do.
 //!
 //! `cargo bench --bench matmul -- [FILTER…]`, filters as in `"Q4_K avx512"` or `prefill::Q6_K`. Decode is one token,
-//! or a batch of eight, through a matrix larger than the caches, in bytes of weights read; prefill is 512 tokens through some rows of
+//! or a batch of eight, through a matrix larger than the caches, in bytes of weights read, which are asked for ahead or not; prefill is 512 tokens through some rows of
 //! the down projection of a 1.5B model, in multiply-adds ("items"). Work is timed in pieces of a few milliseconds, and the
 //! fastest tells what the kernel does, not what other programs leave to it.
 
@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use pensive::backend::cpu::kernels::{
-    ActivationKind, Activations, Input, Isa, Layout, Output, Scratch, WeightMatrix,
+    ActivationKind, Activations, Fetch, Input, Isa, Layout, Output, Scratch, WeightMatrix,
 };
 use pensive::backend::cpu::limits;
 use pensive::backend::cpu::pool::{Pool, Tasks};
@@ -66,20 +66,26 @@ fn cases() -> Vec<Case> {
 
 #[divan::bench(args = cases(), max_time = 0.5, sample_size = 1)]
 fn decode(bencher: Bencher<'_, '_>, case: &Case) {
-    through_memory(bencher, case, 1);
+    through_memory(bencher, case, 1, Fetch::Asked);
+}
+
+#[divan::bench(args = cases(), max_time = 0.5, sample_size = 1)]
+fn decode_unasked(bencher: Bencher<'_, '_>, case: &Case) {
+    through_memory(bencher, case, 1, Fetch::Unasked);
 }
 
 #[divan::bench(args = cases(), max_time = 0.5, sample_size = 1)]
 fn batch_of_8(bencher: Bencher<'_, '_>, case: &Case) {
-    through_memory(bencher, case, 8);
+    through_memory(bencher, case, 8, Fetch::Asked);
 }
 
 /// Some tokens through [rows, 1536] of 200 MB, a sixteenth at a time.
-fn through_memory(bencher: Bencher<'_, '_>, case: &Case, tokens: usize) {
+fn through_memory(bencher: Bencher<'_, '_>, case: &Case, tokens: usize, fetch: Fetch) {
     let columns = 1536;
     let rows = (200 << 20) / case.kind.row_bytes(columns) / 256 * 256;
     let bytes = rows / 16 * case.kind.row_bytes(columns);
-    Product::new(case, rows, columns, tokens).bench(bencher.counter(BytesCount::new(bytes)), 16);
+    Product { fetch, ..Product::new(case, rows, columns, tokens) }
+        .bench(bencher.counter(BytesCount::new(bytes)), 16);
 }
 
 /// 512 tokens through [512, 8960], half of it at a time.
@@ -96,6 +102,7 @@ struct Product {
     isa: Isa,
     threads: usize,
     tokens: usize,
+    fetch: Fetch,
     x: Vec<f32>,
 }
 
@@ -111,7 +118,7 @@ impl Product {
         let tensor = Tensor::from_bytes("bench", case.kind, &[rows, columns], bytes);
         let matrix = WeightMatrix::new(&tensor, case.layout).expect("a matrix");
         let x = (0..tokens * columns).map(|_| next() as i32 as f32 / 1e9 - 1.0).collect();
-        Self { matrix, isa: case.isa, threads: case.threads, tokens, x }
+        Self { matrix, isa: case.isa, threads: case.threads, tokens, fetch: Fetch::Asked, x }
     }
 
     /// Times the product of one of `pieces` parts of the matrix after the other.
@@ -128,7 +135,12 @@ impl Product {
             ActivationKind::F32 => Input::Floats { x: &self.x, width: columns },
             _ => Input::Quantized(&activations),
         };
-        let scratch: Vec<_> = (0..self.threads).map(|_| Mutex::new(Scratch::new(self.tokens))).collect();
+        let scratch = || {
+            let mut scratch = Scratch::new(self.tokens);
+            scratch.fetch = self.fetch;
+            scratch
+        };
+        let scratch: Vec<_> = (0..self.threads).map(|_| Mutex::new(scratch())).collect();
         let mut out = vec![0.0; self.tokens * rows];
         let to = Output { to: out.as_mut_ptr(), stride: rows };
         let tiles = self.matrix.tiles() / pieces;

@@ -1,7 +1,9 @@
 //! Several matrix products of one input, with what comes before and after them, as one job of the pool.
 
 use std::ops::Range;
+use std::time::Instant;
 
+use super::fetch::Trial;
 use super::kernels::elementwise::{activate, norm_factor, scale};
 use super::kernels::{
     self, ActivationKind, Activations, CHUNK, Isa, Output, PASS, Scratch, TILE, WeightMatrix,
@@ -80,6 +82,8 @@ pub struct Gated<'a> {
 
 /// Memory for products, allocated once.
 pub struct Workspace {
+    /// How weights are best fetched.
+    trial: Trial,
     /// Bytes of matrices that products may still interleave in this step.
     pub copies: u64,
     /// Of each kind of int8 that the matrices take.
@@ -101,10 +105,18 @@ impl Workspace {
         }
         let quantized = widest.into_iter().filter(|(_, columns)| *columns > 0);
         Workspace {
+            trial: Trial::default(),
             copies: 0,
             activations: quantized.map(|(kind, columns)| Activations::new(kind, rows, columns)).collect(),
             scratch: (0..threads).map(|_| Scratch::new(rows)).collect(),
         }
+    }
+
+    /// Begins a step of so many rows, in which up to `copies` bytes of matrices are interleaved.
+    pub fn begin(&mut self, rows: usize, copies: u64) {
+        self.copies = copies;
+        let fetch = self.trial.begin(rows == 1 && copies == 0);
+        self.scratch.iter_mut().for_each(|scratch| scratch.fetch = fetch);
     }
 
     /// Computes the products that `product(0..count)` gives.
@@ -141,6 +153,7 @@ impl Workspace {
             // SAFETY: the job below multiplies each tile once, and `finish` follows it.
             self.copies = unsafe { matrix.begin(self.copies) };
         }
+        let began = self.trial.is_on().then(Instant::now);
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &Worker| {
             for run in to_make.claims(worker) {
@@ -176,6 +189,9 @@ impl Workspace {
             pool.solo(job)
         } else {
             pool.run(job)
+        }
+        if let Some(began) = began {
+            self.trial.took(began.elapsed());
         }
         // SAFETY: the job has ended.
         matrices().for_each(|matrix| unsafe { matrix.finish() });

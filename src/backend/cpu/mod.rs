@@ -7,6 +7,7 @@ mod attention;
 mod by_head;
 mod cores;
 mod experts;
+mod fetch;
 pub mod kernels;
 mod kv;
 pub mod limits;
@@ -442,7 +443,8 @@ impl Backend for CpuBackend {
         let of_stacks = self.stacks.iter().flatten().map(WeightMatrix::interleaved_bytes);
         let interleaved: u64 = self.weights.iter().map(Weight::interleaved_bytes).chain(of_stacks).sum();
         if let Some(ready) = &mut self.ready {
-            ready.linear.copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
+            let copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
+            ready.linear.begin(step.rows.len(), copies);
             ready.rope.fill(&self.step.rows, &self.pool);
         }
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::super::memory::Memory;
 use super::super::pool::Pool;
 use super::entry_points;
-use super::generic::few_tokens;
+use super::generic::few_tokens::{self, Fetch};
 use super::generic::float::{self, Float, FloatProduct};
 use super::generic::formats::{CHUNK, Format, TILE, Unpacked, with_format};
 use super::generic::interleave::{self, RowPointers};
@@ -268,6 +268,7 @@ impl WeightMatrix {
                     tiles: (0, 0),
                     x: x.chunks.as_ptr().cast(),
                     tokens: x.rows,
+                    fetch: scratch.fetch,
                     bias,
                     out: out.to,
                     out_stride: out.stride,
@@ -482,6 +483,8 @@ impl Activations {
 
 /// What a thread needs for products.
 pub struct Scratch {
+    /// How the thread fetches weights; asked for until set otherwise.
+    pub fetch: Fetch,
     rows: usize,
     unpacked: Box<[Unpacked]>,
     sums: Vec<f32>,
@@ -496,6 +499,7 @@ impl Scratch {
         let largest =
             BlockType::ALL.into_iter().map(|kind| TILE * CHUNK / kind.block_len() * kind.block_bytes());
         Self {
+            fetch: Fetch::Asked,
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
             sums: vec![0.0; PASS * rows * TILE],

@@ -16,12 +16,21 @@ use crate::quant::BlockType;
 /// come at three quarters of the speed). Where rows are apart, it is the same place of the next tile.
 const PREFETCH: usize = 8192;
 
-/// Whether a product's interleaved weights are better left to the processor, which sees by itself that they are read in
-/// ascending order. It fetches them as fast as memory gives them, but only where they are used faster than that; and a core
-/// can wait for fewer lines that it was asked for than for those that it fetches by itself. Measured on one Zen 4 core that
-/// reads 32 GB/s, asked for and not: one token Q4_K 24 and 31 GB/s, Q8_0 22 and 31, but Q3_K 20 and 14, AVX2's Q6_K 21 and 6;
-/// two tokens Q8_0 22 and 30, but Q4_K 29 and 24; eight tokens Q4_K 10 and 6.
-const fn processor_fetches<S: Simd, F: Format>(tokens: usize) -> bool {
+/// How a product's interleaved weights come from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    /// They are asked for ahead of their use, always.
+    Asked,
+    /// The processor is left to see that they are read in ascending order, by kernels that keep up with memory.
+    Unasked,
+}
+
+/// Whether a kernel keeps up with memory. A processor fetches by itself only where lines are used faster than they come; but
+/// some have room for more lines then than they can be asked for, so it depends on the processor too. Measured on one core
+/// each, unasked and asked. Zen 4, whose memory gives a core 32 GB/s: one token Q4_K 31 and 24 GB/s, Q8_0 31 and 22, but Q3_K 14
+/// and 20, AVX2's Q6_K 6 and 21; two tokens Q8_0 30 and 22, but Q4_K 24 and 29; eight tokens Q4_K 6 and 10. Zen 5, 41 GB/s: one
+/// token Q4_K 21 and 39, Q6_K 23 and 34, Q8_0 42 and 41.
+const fn keeps_up<S: Simd, F: Format>(tokens: usize) -> bool {
     use BlockType::*;
     let fast = match F::KIND {
         Q8_0 => tokens <= 3,
@@ -146,7 +155,9 @@ impl Chunk {
             let offset = tile * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK);
             let next = match p.weights {
                 _ if token > 0 => std::ptr::null(),
-                Bytes::Interleaved(_) if processor_fetches::<S, F>(p.tokens) => std::ptr::null(),
+                Bytes::Interleaved(_) if p.fetch == Fetch::Unasked && keeps_up::<S, F>(p.tokens) => {
+                    std::ptr::null()
+                }
                 Bytes::Interleaved(bytes) => bytes.wrapping_add(offset + PREFETCH),
                 Bytes::AsInFile(bytes) => bytes.wrapping_add(offset + tile_bytes),
             };

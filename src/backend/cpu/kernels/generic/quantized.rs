@@ -23,6 +23,7 @@
 //! subtraction, on a port that multiplications do not need, in place of a conversion and a multiplication. Minima likewise.
 
 use super::super::Simd;
+use super::few_tokens::Fetch;
 use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked};
 use super::interleave::{RowPointers, interleave};
 
@@ -328,6 +329,8 @@ pub struct Product {
     pub x: *const QuantizedChunk,
     /// Tokens.
     pub tokens: usize,
+    /// How few tokens' weights come from memory.
+    pub fetch: Fetch,
     /// `[rows]`, or null.
     pub bias: *const f32,
     /// `[tokens][rows]`, rows `out_stride` apart; the rows of other tiles need not be there.
