@@ -273,7 +273,7 @@ impl WeightMatrix {
                     out: out.to,
                     out_stride: out.stride,
                     unpacked: scratch.unpacked.as_mut_ptr(),
-                    sums: scratch.sums.as_mut_ptr(),
+                    sums: scratch.sums.as_mut_ptr().cast(),
                     interleaved: scratch.interleaved.as_mut_ptr(),
                 };
                 let mut multiply = |weights: Bytes, tiles: Range<usize>| {
@@ -487,10 +487,17 @@ pub struct Scratch {
     pub fetch: Fetch,
     rows: usize,
     unpacked: Box<[Unpacked]>,
-    sums: Vec<f32>,
+    sums: Box<[TileSums]>,
     interleaved: Vec<u8>,
     /// [rows, [`PASS`] * 16]: the other factor of what a gated product has in hand.
     pub gated: Vec<f32>,
+}
+
+/// Sums of a tile: a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct TileSums {
+    _lanes: [f32; TILE],
 }
 
 impl Scratch {
@@ -502,7 +509,7 @@ impl Scratch {
             fetch: Fetch::Asked,
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
-            sums: vec![0.0; PASS * rows * TILE],
+            sums: vec![TileSums { _lanes: [0.0; TILE] }; PASS * rows].into(),
             interleaved: vec![0; largest.max().unwrap_or(0)],
             gated: vec![0.0; rows * PASS * TILE],
         }

@@ -7,7 +7,7 @@
 use super::super::Simd;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile,
+    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile, unrolled,
 };
 use crate::quant::BlockType;
 
@@ -165,19 +165,6 @@ impl Chunk {
             Chunk { blocks: interleaved_chunk::<S, F>(p, tile, chunk, columns), columns, x, next }
         }
     }
-}
-
-/// Runs `$body` with `$i` = 0, 1, … below `$n` (at most 4), each a constant to the compiler.
-macro_rules! unrolled {
-    ($n:expr, $i:ident => $body:expr) => {
-        unrolled!(@ $n, $i, $body, 0 1 2 3)
-    };
-    (@ $n:expr, $i:ident, $body:expr, $($value:literal)*) => {$(
-        if $value < $n {
-            let $i = $value;
-            $body
-        }
-    )*};
 }
 
 /// Adds the products of a chunk to the sums of LANES rows from `part` on.

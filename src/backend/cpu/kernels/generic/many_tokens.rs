@@ -4,9 +4,10 @@
 //! The order of a sum is the one that `quantized` states.
 
 use super::super::Simd;
+use super::formats::four;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE, Unpacked};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile,
+    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile, unrolled,
 };
 
 /// Tiles that are unpacked together when there are many tokens, so that each token's activations are read
@@ -32,15 +33,20 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
 #[inline(always)]
 unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: usize) {
     unsafe {
-        std::ptr::write_bytes(p.sums, 0, tiles * p.tokens * TILE);
-        for chunk in 0..p.columns.div_ceil(CHUNK) {
+        let chunks = p.columns.div_ceil(CHUNK);
+        if chunks == 0 {
+            std::ptr::write_bytes(p.sums, 0, tiles * p.tokens * TILE);
+        }
+        for chunk in 0..chunks {
             let columns = (p.columns - chunk * CHUNK).min(CHUNK);
             for tile in 0..tiles {
                 unpack_chunk::<S, F>(p, first + tile, chunk, columns, p.unpacked.add(tile));
             }
             multiply_chunk::<S, F>(p, first, tiles, chunk, columns / PAIR);
         }
-        for tile in 0..tiles {
+        // all others have gone where they belong with the last chunk
+        let whole = if chunks == 0 { 0 } else { (p.rows / TILE - first).min(tiles) };
+        for tile in whole..tiles {
             for token in 0..p.tokens {
                 store_tile(p, first + tile, token, p.sums.add((tile * p.tokens + token) * TILE));
             }
@@ -121,12 +127,12 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
         let mut token = 0;
         macro_rules! token_tiles {
             ($($tokens:literal: $($vectors:literal)*;)*) => {{$(
-                while p.tokens - token >= $tokens {
+                while takes($tokens, p.tokens - token) {
                     let starts = starts::<S, F, $tokens>(x.add(token));
                     let (mut row, rows) = (0, tiles * TILE);
                     $(while rows - row >= $vectors * S::LANES {
                         let next = if token == 0 { next } else { std::ptr::null() };
-                        let block = At { row, token, pairs, x: x.add(token), next, tile_bytes };
+                        let block = At { first, row, token, chunk, pairs, x: x.add(token), next, tile_bytes };
                         multiply_block::<S, F, $vectors, $tokens>(p, block, &starts);
                         row += $vectors * S::LANES;
                     })*
@@ -136,7 +142,9 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
         }
         // Tokens of a block: vectors over its rows, as many as the registers hold.
         match (S::LANES, S::REGISTERS) {
-            (16, 32) => token_tiles! { 4: 2 1; 1: 1; },
+            (16, 32) if powers::<F>() => token_tiles! { 6: 2 1; 4: 2 1; 1: 4 1; },
+            // a scale for each group takes registers of its own
+            (16, 32) => token_tiles! { 4: 2 1; 1: 4 1; },
             (8, 16) => token_tiles! { 3: 2; 1: 2; },
             (4, 32) => token_tiles! { 4: 2; 1: 2; },
             _ => token_tiles! { 1: 1; },
@@ -144,13 +152,24 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
     }
 }
 
+/// Whether a block of `tokens` is next where so many are left: not if that would leave two or three to blocks of one, whose few
+/// sums wait for themselves.
+#[inline(always)]
+fn takes(tokens: usize, left: usize) -> bool {
+    left >= tokens && (tokens != 6 || !matches!(left, 8 | 9))
+}
+
 /// Which part of a pass a block is.
 #[derive(Clone, Copy)]
 struct At {
-    /// First row, counted from the pass's first tile.
+    /// The pass's first tile.
+    first: usize,
+    /// First row, counted from there.
     row: usize,
     /// First token.
     token: usize,
+    /// Which chunk.
+    chunk: usize,
     /// Pairs of groups in the chunk.
     pairs: usize,
     /// The first token's activations.
@@ -169,7 +188,7 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
     starts: &[[u32; CHUNK / GROUP]; T],
 ) {
     unsafe {
-        let At { row, token, pairs, x, next, tile_bytes } = block;
+        let At { first, row, token, chunk, pairs, x, next, tile_bytes } = block;
         let mut weights = [p.unpacked; V];
         let mut parts = [0; V];
         let mut sums = [[S::f_splat(0.0); V]; T];
@@ -180,7 +199,7 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
             parts[v] = (row + v * S::LANES) % TILE;
             for t in 0..T {
                 at[t][v] = p.sums.add((tile * p.tokens + token + t) * TILE + parts[v]);
-                if !powers::<F>() {
+                if !powers::<F>() && chunk > 0 {
                     sums[t][v] = S::f_load(at[t][v]);
                 }
             }
@@ -204,12 +223,31 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
                 multiply_scale::<S, F, V, T>(&weights, &parts, scales * pair + i, x, starts, &mut sums);
             }
         }
+        if powers::<F>() {
+            for t in 0..T {
+                let scale = S::f_splat((*x.add(t)).scale);
+                for v in 0..V {
+                    let before = if chunk > 0 { S::f_load(at[t][v]) } else { S::f_splat(0.0) };
+                    sums[t][v] = S::f_fma(scale, sums[t][v], before);
+                }
+            }
+        }
+        if (chunk + 1) * CHUNK >= p.columns {
+            for v in 0..V {
+                let row = first * TILE + row + v * S::LANES;
+                if row / TILE < p.rows / TILE {
+                    let bias = if p.bias.is_null() { None } else { Some(S::f_load(p.bias.add(row))) };
+                    for t in 0..T {
+                        at[t][v] = p.out.wrapping_add((token + t) * p.out_stride + row);
+                        if let Some(bias) = bias {
+                            sums[t][v] = S::f_add(sums[t][v], bias);
+                        }
+                    }
+                }
+            }
+        }
         for t in 0..T {
             for v in 0..V {
-                if powers::<F>() {
-                    let scale = S::f_splat((*x.add(t)).scale);
-                    sums[t][v] = S::f_fma(scale, sums[t][v], S::f_load(at[t][v]));
-                }
                 S::f_store(at[t][v], sums[t][v]);
             }
         }
@@ -262,81 +300,91 @@ unsafe fn multiply_scale<S: Simd, F: Format, const V: usize, const T: usize>(
 ) {
     let groups = F::SCALE_LEN / GROUP;
     unsafe {
-        let mut w = [[[S::i_splat(0); 4]; 2]; V];
-        let mut scales = [S::f_splat(0.0); V];
-        let mut minima = scales;
+        let mut dots = [[S::i_splat(0); V]; T];
+        let mut scaled = [[S::f_splat(0.0); V]; T];
+        unrolled!(groups, i => {
+            let (group, is_first) = (groups * scale + i, i == 0);
+            if is_first || !powers::<F>() {
+                for t in 0..T {
+                    dots[t] = [S::i_splat(start::<S, F>(&*x.add(t), &starts[t], group)); V];
+                }
+            }
+            add_group::<S, F, V, T>(weights, parts, group, x, &mut dots);
+            if !powers::<F>() {
+                for t in 0..T {
+                    let x_scale = S::f_splat((*x.add(t)).of_groups[group]);
+                    for v in 0..V {
+                        let dot = S::f_from_i(dots[t][v]);
+                        scaled[t][v] = if is_first {
+                            S::f_mul(x_scale, dot)
+                        } else {
+                            S::f_fma(x_scale, dot, scaled[t][v])
+                        };
+                    }
+                }
+            }
+        });
         for v in 0..V {
             let at = scale * TILE + parts[v];
-            scales[v] = S::f_load((*weights[v]).scales.as_ptr().add(at));
-            if F::MINIMA && !powers::<F>() {
-                minima[v] = S::f_load((*weights[v]).minima.as_ptr().add(at));
+            let weight_scale = S::f_load((*weights[v]).scales.as_ptr().add(at));
+            for t in 0..T {
+                if powers::<F>() {
+                    scaled[t][v] = (*x.add(t)).times_power::<S>(dots[t][v], groups * scale);
+                }
+                sums[t][v] = S::f_fma(weight_scale, scaled[t][v], sums[t][v]);
             }
-            for i in 0..4 * groups {
-                let quants = (*weights[v]).quants.as_ptr().add((4 * groups * scale + i) * TILE + parts[v]);
-                w[v][i / 4][i % 4] = S::i_load(quants);
+            if F::MINIMA && !powers::<F>() {
+                let minimum = S::f_load((*weights[v]).minima.as_ptr().add(at));
+                for t in 0..T {
+                    sums[t][v] = S::f_fma(minimum, S::f_splat((*x.add(t)).pair_sums[scale]), sums[t][v]);
+                }
             }
         }
         for t in 0..T {
-            let x = &*x.add(t);
-            let scaled = if powers::<F>() {
-                scaled_by_power::<S, F, V>(&w, x, groups * scale, &starts[t])
-            } else {
-                scaled_by_groups::<S, F, V>(&w, x, groups * scale, &starts[t])
-            };
             for v in 0..V {
-                sums[t][v] = S::f_fma(scales[v], scaled[v], sums[t][v]);
-                if F::MINIMA && !powers::<F>() {
-                    sums[t][v] = S::f_fma(minima[v], S::f_splat(x.pair_sums[scale]), sums[t][v]);
-                }
                 sums[t][v] = S::pin(sums[t][v]);
             }
         }
     }
 }
 
-/// 2^e times the dot products of the one or two groups from `first` on.
+/// Adds the products of a group of columns to the integer sums.
 #[inline(always)]
-unsafe fn scaled_by_power<S: Simd, F: Format, const V: usize>(
-    w: &[[[S::I; 4]; 2]; V],
-    x: &QuantizedChunk,
-    first: usize,
-    starts: &[u32; CHUNK / GROUP],
-) -> [S::F; V] {
+unsafe fn add_group<S: Simd, F: Format, const V: usize, const T: usize>(
+    weights: &[*mut Unpacked; V],
+    parts: &[usize; V],
+    group: usize,
+    x: *const QuantizedChunk,
+    dots: &mut [[S::I; V]; T],
+) {
     unsafe {
-        let mut dots = [S::i_splat(start::<S, F>(x, starts, first)); V];
-        for i in 0..F::SCALE_LEN / GROUP {
-            let four = x.group::<S>(first + i);
-            for v in 0..V {
-                dots[v] = dot_group::<S, F>(dots[v], w[v][i], four);
-            }
-        }
-        let mut scaled = [S::f_splat(0.0); V];
+        let mut quants = [std::ptr::null(); V];
         for v in 0..V {
-            scaled[v] = x.times_power::<S>(dots[v], first);
+            quants[v] = (*weights[v]).quants.as_ptr().add(4 * group * TILE + parts[v]);
         }
-        scaled
-    }
-}
-
-/// The dot products of the one or two groups from `first` on, each times its scale.
-#[inline(always)]
-unsafe fn scaled_by_groups<S: Simd, F: Format, const V: usize>(
-    w: &[[[S::I; 4]; 2]; V],
-    x: &QuantizedChunk,
-    first: usize,
-    starts: &[u32; CHUNK / GROUP],
-) -> [S::F; V] {
-    unsafe {
-        let mut scaled = [S::f_splat(0.0); V];
-        for i in 0..F::SCALE_LEN / GROUP {
-            let group = first + i;
-            let (four, start) = (x.group::<S>(group), S::i_splat(start::<S, F>(x, starts, group)));
-            let x_scale = S::f_splat(x.of_groups[group]);
-            for v in 0..V {
-                let dot = S::f_from_i(dot_group::<S, F>(start, w[v][i], four));
-                scaled[v] = if i == 0 { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled[v]) };
+        if S::LANES < TILE {
+            for t in 0..T {
+                let four = (*x.add(t)).group::<S>(group);
+                for v in 0..V {
+                    let w = four!(i => S::i_load(quants[v].add(i * TILE)));
+                    dots[t][v] = dot_group::<S, F>(dots[t][v], w, four);
+                }
             }
+            return;
         }
-        scaled
+        unrolled!(4, i => {
+            let mut w = [S::i_splat(0); V];
+            for v in 0..V {
+                w[v] = S::i_load(quants[v].add(i * TILE));
+            }
+            for t in 0..T {
+                let four = S::i_splat(*(*x.add(t)).values.as_ptr().cast::<u32>().add(4 * group + i));
+                for v in 0..V {
+                    dots[t][v] =
+                        if F::BITS < 8 { S::dot(dots[t][v], w[v], four) } else { S::dot_signed(dots[t][v], w[v], four) };
+                    dots[t][v] = S::f_bits(S::pin(S::f_from_bits(dots[t][v])));
+                }
+            }
+        });
     }
 }

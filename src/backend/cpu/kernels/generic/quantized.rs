@@ -27,6 +27,21 @@ use super::few_tokens::Fetch;
 use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked};
 use super::interleave::{RowPointers, interleave};
 
+/// Runs `$body` with `$i` = 0, 1, … below `$n` (at most 4), each a constant to the compiler.
+macro_rules! unrolled {
+    ($n:expr, $i:ident => $body:expr) => {
+        unrolled!(@ $n, $i, $body, 0 1 2 3)
+    };
+    (@ $n:expr, $i:ident, $body:expr, $($value:literal)*) => {$(
+        if $value < $n {
+            let $i = $value;
+            $body
+        }
+    )*};
+}
+
+pub(super) use unrolled;
+
 /// One chunk of a token's activations. For blocks of 32 each group has a scale. For super-blocks the chunk has one, and
 /// each pair of groups a power of two: value = scale * 2^e * quant.
 #[repr(C, align(64))]
