@@ -188,7 +188,7 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
     starts: &[[u32; CHUNK / GROUP]; T],
 ) {
     unsafe {
-        let At { first, row, token, chunk, pairs, x, next, tile_bytes } = block;
+        let At { row, token, chunk, pairs, x, next, tile_bytes, .. } = block;
         let mut weights = [p.unpacked; V];
         let mut parts = [0; V];
         let mut sums = [[S::f_splat(0.0); V]; T];
@@ -223,6 +223,21 @@ unsafe fn multiply_block<S: Simd, F: Format, const V: usize, const T: usize>(
                 multiply_scale::<S, F, V, T>(&weights, &parts, scales * pair + i, x, starts, &mut sums);
             }
         }
+        end_block::<S, F, V, T>(p, block, at, sums);
+    }
+}
+
+/// Ends a block: super-blocks' sums are added to the running ones, which stand `at` these places. With the last chunk those
+/// of whole tiles go where results belong.
+#[inline(always)]
+unsafe fn end_block<S: Simd, F: Format, const V: usize, const T: usize>(
+    p: &Product,
+    block: At,
+    mut at: [[*mut f32; V]; T],
+    mut sums: [[S::F; V]; T],
+) {
+    let At { first, row, token, chunk, x, .. } = block;
+    unsafe {
         if powers::<F>() {
             for t in 0..T {
                 let scale = S::f_splat((*x.add(t)).scale);
