@@ -83,7 +83,7 @@ pub struct Gated<'a> {
 /// Memory for products, allocated once.
 pub struct Workspace {
     /// How weights are best fetched.
-    trial: Trial,
+    pub trial: Trial,
     /// Bytes of matrices that products may still interleave in this step.
     pub copies: u64,
     /// Of each kind of int8 that the matrices take.
@@ -112,10 +112,11 @@ impl Workspace {
         }
     }
 
-    /// Begins a step of so many rows, in which up to `copies` bytes of matrices are interleaved.
-    pub fn begin(&mut self, rows: usize, copies: u64) {
+    /// Begins a step, in which up to `copies` bytes of matrices may be interleaved. `is_like_most`: it has one row, and nothing
+    /// is left to interleave.
+    pub fn begin(&mut self, copies: u64, is_like_most: bool) {
         self.copies = copies;
-        let fetch = self.trial.begin(rows == 1 && copies == 0);
+        let fetch = self.trial.begin(is_like_most);
         self.scratch.iter_mut().for_each(|scratch| scratch.fetch = fetch);
     }
 

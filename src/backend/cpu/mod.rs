@@ -292,10 +292,10 @@ impl CpuBackend {
 }
 
 impl Weight {
-    fn interleaved_bytes(&self) -> u64 {
+    fn as_matrix(&self) -> Option<&WeightMatrix> {
         match self {
-            Weight::Matrix(matrix) => matrix.interleaved_bytes(),
-            Weight::Table(_) => 0,
+            Weight::Matrix(matrix) => Some(matrix),
+            Weight::Table(_) => None,
         }
     }
 
@@ -409,10 +409,7 @@ impl Backend for CpuBackend {
                 Ok(Rows { memory, width, rows: 0 })
             })
             .collect::<Result<_>>()?;
-        let matrices = self.weights.iter().filter_map(|weight| match weight {
-            Weight::Matrix(matrix) => Some(matrix),
-            Weight::Table(_) => None,
-        });
+        let matrices = self.weights.iter().filter_map(Weight::as_matrix);
         let matrices = matrices.chain(self.stacks.iter().flatten());
         let linear = linear::Workspace::new(plan.rows, matrices, self.pool.threads());
         let stacks = || self.stacks.iter().map(Vec::as_slice).zip(self.stacked.iter().copied());
@@ -441,10 +438,13 @@ impl Backend for CpuBackend {
         self.rows = step.rows.len();
         self.step.set(step);
         let of_stacks = self.stacks.iter().flatten().map(WeightMatrix::interleaved_bytes);
-        let interleaved: u64 = self.weights.iter().map(Weight::interleaved_bytes).chain(of_stacks).sum();
+        let of_weights = || self.weights.iter().filter_map(Weight::as_matrix);
+        let interleaved: u64 = of_weights().map(WeightMatrix::interleaved_bytes).chain(of_stacks).sum();
+        // some experts may never be asked for
+        let all_copied = of_weights().all(|matrix| matrix.bytes_to_copy() == 0);
         if let Some(ready) = &mut self.ready {
             let copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
-            ready.linear.begin(step.rows.len(), copies);
+            ready.linear.begin(copies, step.rows.len() == 1 && all_copied);
             ready.rope.fill(&self.step.rows, &self.pool);
         }
     }

@@ -199,6 +199,14 @@ impl WeightMatrix {
         }
     }
 
+    /// Bytes of them that products have yet to copy.
+    pub fn bytes_to_copy(&self) -> u64 {
+        match &self.storage {
+            Storage::Interleaved(copied) => ((self.tiles() - copied.range().0) * self.tile_bytes()) as u64,
+            Storage::AsInFile(_) => 0,
+        }
+    }
+
     /// Number of rows: the width of the result.
     pub fn rows(&self) -> usize {
         self.rows
@@ -273,7 +281,7 @@ impl WeightMatrix {
                     out: out.to,
                     out_stride: out.stride,
                     unpacked: scratch.unpacked.as_mut_ptr(),
-                    sums: scratch.sums.as_mut_ptr().cast(),
+                    sums: scratch.sums.as_mut_ptr(),
                     interleaved: scratch.interleaved.as_mut_ptr(),
                 };
                 let mut multiply = |weights: Bytes, tiles: Range<usize>| {
@@ -487,17 +495,10 @@ pub struct Scratch {
     pub fetch: Fetch,
     rows: usize,
     unpacked: Box<[Unpacked]>,
-    sums: Box<[TileSums]>,
+    sums: Vec<f32>,
     interleaved: Vec<u8>,
     /// [rows, [`PASS`] * 16]: the other factor of what a gated product has in hand.
     pub gated: Vec<f32>,
-}
-
-/// Sums of a tile: a cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct TileSums {
-    _lanes: [f32; TILE],
 }
 
 impl Scratch {
@@ -509,7 +510,7 @@ impl Scratch {
             fetch: Fetch::Asked,
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
-            sums: vec![TileSums { _lanes: [0.0; TILE] }; PASS * rows].into(),
+            sums: vec![0.0; PASS * rows * TILE],
             interleaved: vec![0; largest.max().unwrap_or(0)],
             gated: vec![0.0; rows * PASS * TILE],
         }

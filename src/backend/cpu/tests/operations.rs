@@ -1,3 +1,5 @@
+use super::super::kernels::{Layout, WeightMatrix};
+use super::super::{COPY_STEPS, Weight};
 use super::*;
 use crate::backend::{Activation, Heads, Projection, Source};
 use crate::quant;
@@ -287,6 +289,31 @@ fn matrices_as_in_the_file_give_the_same_bits_as_interleaved_ones() {
         };
         assert_eq!(of(0), of(u64::MAX));
     }
+}
+
+#[test]
+fn once_all_is_interleaved_steps_of_one_row_try_how_weights_are_best_fetched() {
+    let width = 256;
+    let mut backend = backend(2, best());
+    let tensor = Tensor::from_bytes("w", BlockType::Q8_0, &[128, width], vec![0; 128 * width / 32 * 34]);
+    // `add_matrix` interleaves at once what is not in a file
+    backend.weights.push(Weight::Matrix(WeightMatrix::new(&tensor, Layout::Interleaved).unwrap()));
+    let matrix = Matrix(0);
+    let [from, to] = [width, 128].map(|width| backend.add_buffer(width));
+    backend.prepare(plan(2, 1), &no_rope()).unwrap();
+    let mut tries = |count| {
+        begin(&mut backend, &rows(count));
+        backend.write(from, &vec![0.0; count * width]);
+        let is_on = backend.ready().linear.trial.is_on();
+        backend.linear(Source::Buffer(from), &[Projection { matrix, bias: None, to, sum: None }]);
+        is_on
+    };
+    let copying = (0..=COPY_STEPS).filter(|_| tries(1)).count();
+    assert_eq!(copying, 0, "the first step, and those that interleave");
+    assert!(!tries(2) && tries(1) && !tries(2));
+    let steps = (0..100).filter(|_| tries(1)).count();
+    assert!((9..=17).contains(&steps), "{steps} steps more");
+    assert!(!tries(1), "an end");
 }
 
 #[test]
