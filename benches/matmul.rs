@@ -1,8 +1,8 @@
 //! Matrix products by format and instruction set, on one thread and on all, beside what the machine can do.
 //!
 //! `cargo bench --bench matmul -- [FILTER…]`, filters as in `"Q4_K avx512"` or `prefill::Q6_K`. Decode is one token,
-//! or a batch of eight, through a matrix larger than the caches, in bytes of weights read, which are asked for ahead or not; prefill is 512 tokens through some rows of
-//! the down projection of a 1.5B model, in multiply-adds ("items"). Work is timed in pieces of a few milliseconds, and the
+//! or a batch of eight, through a matrix larger than the caches, in bytes of weights read (`decode_unasked`: without asking
+//! for them ahead); prefill is 512 tokens through some rows of the down projection of a 1.5B model, in multiply-adds ("items"). Work is timed in pieces of a few milliseconds, and the
 //! fastest tells what the kernel does, not what other programs leave to it.
 
 use std::cell::Cell;
