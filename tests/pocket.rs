@@ -175,3 +175,18 @@ fn a_chat_that_forgets_has_room_for_some_turns_again() {
     assert_eq!(forgotten, None);
     assert!(second.cached_tokens > second.prompt_tokens / 2, "{second:?}");
 }
+
+#[test]
+fn before_a_long_message_a_chat_forgets_only_what_must_go() {
+    let model = Model::builder("pocket").context(1024).load().unwrap();
+    let turn = [Message::user("What is 12 + 30?"), Message::assistant("It is 42.")];
+    let options = Options::new().think(Think::Off).max_tokens(8);
+    let tokens = |turns: usize, message: &str| {
+        let mut chat = model.chat();
+        chat.set_messages(turn.iter().cycle().take(2 * turns).cloned().collect());
+        done(chat.ask(message, &options).unwrap()).prompt_tokens
+    };
+    // longer than the three quarters to which a chat is cut, shorter than a prompt may be
+    let long = (1..).map(|n| "What is 12 + 30? ".repeat(n)).find(|long| tokens(0, long) > 580).unwrap();
+    assert!((700..=768).contains(&tokens(100, &long)), "{} {}", tokens(0, &long), tokens(100, &long));
+}

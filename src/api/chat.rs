@@ -157,24 +157,34 @@ impl Chat {
         let mut turns = 0;
         let mut start = self.start(self.forgotten, options)?;
         if start.prompt.len() > most {
-            // a quarter more than need be, so that what is cached stays the prompt's beginning for some turns
-            let (later, most) = (self.later_turns(), most / 4 * 3);
-            let (mut low, mut high) = (0, later.len().saturating_sub(1));
-            while low < high {
-                let middle = (low + high) / 2;
-                if self.start(later[middle], options)?.prompt.len() > most {
-                    low = middle + 1;
-                } else {
-                    high = middle;
-                }
+            let later = self.later_turns();
+            // a quarter more than need be, so that what is cached stays the prompt's beginning for some turns; if the last
+            // message alone is longer, then only what must go
+            let mut first = self.first_within(most / 4 * 3, &later, options)?;
+            if first + 1 == later.len() {
+                first = self.first_within(most, &later, options)?;
             }
-            if let Some(&forgotten) = later.get(low) {
-                (self.forgotten, turns) = (forgotten, low + 1);
+            if let Some(&forgotten) = later.get(first) {
+                (self.forgotten, turns) = (forgotten, first + 1);
                 start = self.start(forgotten, options)?;
             }
         }
         start.sequence = self.attempts;
         Ok((self.model.begin(start, options, self.slot.clone())?, turns))
+    }
+
+    /// The first of `later` from which on the conversation makes a prompt of at most `most` tokens; the last if there is none.
+    fn first_within(&self, most: usize, later: &[usize], options: &Options) -> Result<usize> {
+        let (mut low, mut high) = (0, later.len().saturating_sub(1));
+        while low < high {
+            let middle = (low + high) / 2;
+            if self.start(later[middle], options)?.prompt.len() > most {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
     }
 
     /// What a reply starts from without the oldest `forgotten` messages.

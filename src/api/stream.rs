@@ -14,7 +14,7 @@ pub(super) struct Channel {
 
 impl Channel {
     pub fn new(verbatim: bool, stops: Vec<String>) -> Self {
-        Channel { verbatim, stops: Stops::new(stops), ..Channel::default() }
+        Channel { verbatim, stops: Stops::new(stops, verbatim), ..Channel::default() }
     }
 
     /// An empty one of the same kind.
@@ -40,11 +40,7 @@ impl Channel {
 
     /// Adds bytes; gives the text that became visible, and whether a stop string ended it.
     pub fn push(&mut self, bytes: &[u8]) -> (String, bool) {
-        let mut text = self.detokenizer.push(bytes);
-        // white space that is never shown is no stop string either
-        if !self.verbatim && self.text.is_empty() && self.stops.held.is_empty() {
-            text.drain(..text.len() - text.trim_start().len());
-        }
+        let text = self.detokenizer.push(bytes);
         let (text, stopped) = self.stops.push(text);
         (self.show(&text), stopped)
     }
@@ -84,12 +80,14 @@ struct Stops {
     stops: Vec<String>,
     held: String,
     hit: bool,
+    /// White space is shown from now on; before, it is no stop string either, but may begin one.
+    shows_space: bool,
 }
 
 impl Stops {
-    fn new(mut stops: Vec<String>) -> Self {
+    fn new(mut stops: Vec<String>, shows_space: bool) -> Self {
         stops.retain(|s| !s.is_empty());
-        Stops { stops, held: String::new(), hit: false }
+        Stops { stops, held: String::new(), hit: false, shows_space }
     }
 
     /// Adds text; gives what stands before the first stop string, and whether there was one.
@@ -101,7 +99,12 @@ impl Stops {
             return (text, false);
         }
         self.held.push_str(&text);
-        if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min() {
+        let blank = if self.shows_space { 0 } else { self.held.len() - self.held.trim_start().len() };
+        let find = |stop: &String| {
+            let from = if stop.trim_start().is_empty() { blank } else { 0 };
+            self.held[from..].find(stop.as_str()).map(|at| from + at)
+        };
+        if let Some(at) = self.stops.iter().filter_map(find).min() {
             self.hit = true;
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
@@ -109,7 +112,9 @@ impl Stops {
         let begins = |tail: &str| self.stops.iter().any(|s| s.starts_with(tail));
         let keep = self.held.char_indices().map(|(at, _)| at).find(|&at| begins(&self.held[at..]));
         let held = self.held.split_off(keep.unwrap_or(self.held.len()));
-        (std::mem::replace(&mut self.held, held), false)
+        let text = std::mem::replace(&mut self.held, held);
+        self.shows_space |= !text.trim_start().is_empty();
+        (text, false)
     }
 
     fn finish(&mut self) -> String {
@@ -147,6 +152,14 @@ mod tests {
         assert_eq!(channel.push(b"N"), ("".into(), false));
         assert_eq!(channel.push(b"Dtwo"), ("".into(), true));
         assert_eq!((channel.finish().as_str(), channel.text()), ("", "one"));
+    }
+
+    #[test]
+    fn a_stop_string_may_begin_with_white_space_at_the_start() {
+        let mut channel = Channel::new(false, vec!["\n\nUser:".into(), "\n".into()]);
+        assert_eq!(channel.push(b"\n\n\n"), ("".into(), false));
+        assert_eq!(channel.push(b"User: who"), ("".into(), true));
+        assert_eq!(channel.text(), "");
     }
 
     #[test]

@@ -241,6 +241,7 @@ impl Trace {
                 }
             }
         }
+        written.truncate(written.len() - parser.held());
         String::from_utf8_lossy(&written).into_owned()
     }
 

@@ -95,11 +95,14 @@ fn install_end(color: bool) {
     let heeded = [SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
     let Ok(mut signals) = signal_hook::iterator::Signals::new(heeded) else { return };
     std::thread::spawn(move || {
+        let mut first = None;
         for signal in signals.forever() {
-            let code = 128 + signal;
+            // a terminal that closes sends SIGHUP several times, a service manager SIGHUP behind SIGTERM: that is one end
+            let (code, begun) = *first.get_or_insert((128 + signal, Instant::now()));
+            let again = begun.elapsed() >= INSISTENT_WITHIN;
             let mut catch = catch();
             // under the lock, so that a guard that is dropped from here on sees it
-            let again = ENDING.swap(code, Ordering::Relaxed) != 0;
+            ENDING.store(code, Ordering::Relaxed);
             let answer = catch.as_mut().map_or(Answer::Exit, |catch| catch.end(again));
             drop(catch);
             give(answer, code, color);

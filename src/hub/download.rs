@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -70,10 +71,11 @@ impl Download<'_> {
     /// has it; that is made under the lock too, or two processes would both make it.
     pub fn fetch(&mut self, file: &PlannedFile) -> Result<std::path::PathBuf> {
         let hash = file.hash();
-        for folder in [self.repo.blobs(), self.repo.lock(hash).parent().map(Into::into).unwrap_or_default()] {
-            fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
-        }
+        let make = |folder: &Path| fs::create_dir_all(folder).map_err(|error| Error::io(folder, error));
+        make(self.repo.lock(hash).parent().unwrap_or(Path::new("")))?;
         let _lock = self.lock(file)?;
+        // under the lock: another process may remove what an earlier download left, and the folder with it
+        make(&self.repo.blobs())?;
         // Another process may have finished it while this one waited.
         if self.repo.is_here(file, &self.plan.commit) {
             return self.repo.point(hash, &self.plan.commit, &file.path);
@@ -131,14 +133,19 @@ impl Download<'_> {
         let path = self.repo.lock(file.hash());
         let lock = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
         let lock = lock.map_err(|error| Error::io(&path, error))?;
+        let note = || {
+            let noted = lock.set_len(0).and_then(|()| (&lock).write_all(file.path.as_bytes()));
+            noted.map_err(|error| Error::io(&path, error))
+        };
         loop {
             match lock.try_lock() {
                 Ok(()) => {
-                    let noted = lock.set_len(0).and_then(|()| (&lock).write_all(file.path.as_bytes()));
-                    return noted.map(|()| Some(lock)).map_err(|error| Error::io(&path, error));
+                    note()?;
+                    return Ok(Some(lock));
                 }
                 Err(TryLockError::WouldBlock) => self.report(file, Phase::Waiting, 0),
                 Err(TryLockError::Error(error)) if error.kind() == std::io::ErrorKind::Unsupported => {
+                    note()?;
                     return Ok(None);
                 }
                 Err(TryLockError::Error(error)) => return Err(Error::io(&path, error)),

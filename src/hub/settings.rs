@@ -41,7 +41,8 @@ impl Settings {
     /// # Errors
     /// As [`Settings::from_variables`].
     pub fn from_env() -> Result<Settings> {
-        Self::from_variables(|name| match std::env::var_os(name) {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self::from_variables(|name| match set(name) {
             None if name == HOME => std::env::home_dir().map(OsString::from),
             value => value,
         })
@@ -121,7 +122,7 @@ fn expand(value: OsString, variable: &dyn Fn(&str) -> Option<OsString>) -> OsStr
     let mut expanded = OsString::new();
     let below_home =
         text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with(std::path::is_separator));
-    let text = match (below_home, variable(HOME)) {
+    let text = match (below_home, variable(HOME).filter(|home| !home.is_empty())) {
         (Some(rest), Some(home)) => {
             expanded.push(home);
             rest

@@ -75,7 +75,7 @@ fn undecorated(text: &str) -> String {
     let blanks = ["\\ ", "\\;", "\\:", "\\quad", "\\qquad", "~"];
     let spaced = |row: &str| blanks.iter().fold(row.to_owned(), |row, blank| row.replace(blank, " "));
     text = text.split("\\\\").map(spaced).collect::<Vec<_>>().join("\\\\");
-    text = text.replace("^\\circ", "°").replace("^{\\circ}", "°");
+    text = text.replace("^\\circ ", "°").replace("^\\circ", "°").replace("^{\\circ}", "°");
     for word in ["\\text{", "\\mathrm{", "\\textbf{", "\\mathbf{"] {
         while let Some(at) = text.find(word) {
             let Some(end) = text[at..].find('}') else { break };
@@ -99,11 +99,32 @@ fn flat_fractions(mut text: String) -> String {
         // 1/(2x) is not 1/2 x, nor (1+x)/2 the same as 1+x/2
         let is_sum = |part: &str| part.chars().skip(1).any(|c| ['+', '-', '−', '/'].contains(&c));
         let above = if is_sum(above) { format!("({above})") } else { above.to_owned() };
-        let is_one = below.chars().count() == 1 || below.starts_with('\\') || decimal(below).is_some();
+        let is_one = below.chars().count() == 1 || is_command(below) || decimal(below).is_some();
         let below = if is_sum(below) || !is_one { format!("({below})") } else { below.to_owned() };
-        text = format!("{whole}{before}{above}/{below}{after}{rest}");
+        // nor a power's or a function's fraction a fraction of it
+        let fraction = format!("{above}/{below}");
+        let fraction = if takes_argument(whole) { format!("({fraction})") } else { fraction };
+        text = format!("{whole}{before}{fraction}{after}{rest}");
     }
     text
+}
+
+/// Whether this is one command, with an argument or not: `\\pi`, `\\sqrt{2}`, `\\sqrt2`.
+fn is_command(text: &str) -> bool {
+    let Some(name) = text.strip_prefix('\\') else { return false };
+    let argument = name.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+    argument.len() <= 1
+        || argument.strip_prefix('{').and_then(braced).is_some_and(|(_, rest)| rest.is_empty())
+}
+
+/// Whether what follows this belongs to it: to a power, or to a function.
+fn takes_argument(text: &str) -> bool {
+    const FUNCTIONS: [&str; 14] = [
+        "ln", "log", "exp", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "lg",
+        "sqrt",
+    ];
+    let name = |(_, name): (&str, &str)| FUNCTIONS.contains(&name);
+    text.ends_with('^') || text.rsplit_once('\\').is_some_and(name)
 }
 
 /// What LaTeX takes for an argument, and the rest: what is in braces, or else one character.
@@ -144,8 +165,7 @@ fn is_unit(words: &str) -> bool {
     const UNITS: &str = "° °C °F mm cm km mg kg ml mL ft lb sq min hr sec mph m/s km/h square cubic per inch feet meter \
         metre mile second minute hour day week month months year degree dollar unit people children";
     // these change the number; so do tenths
-    const AMOUNTS: &str =
-        "less plus minus halves thirds quarters dozens hundreds thousands millions billions";
+    const AMOUNTS: &str = "less plus minus percents halves thirds quarters tens dozens hundreds thousands millions billions trillions";
     let is_in = |list: &str, word: &str| list.split_whitespace().any(|one| one == word);
     let is_plural = |word: &str| {
         let is_lower = word.len() > 3 && word.bytes().all(|b| b.is_ascii_lowercase());
@@ -171,7 +191,9 @@ fn choice(text: &str, bare: &str) -> Option<char> {
 /// A number as a fraction in lowest terms; a whole number may stand before a fraction.
 fn number(text: &str) -> Option<(i128, i128)> {
     let text = text.trim();
-    let is_fraction = |rest: &str| rest.trim_start().find('/').is_some_and(|at| at > 0);
+    // 10 000/3 has no whole number in front
+    let is_grouped = text.split_once('/').is_some_and(|(above, _)| decimal(above).is_some());
+    let is_fraction = |rest: &str| rest.trim_start().find('/').is_some_and(|at| at > 0) && !is_grouped;
     if let Some((whole, fraction)) = text.split_once(' ').filter(|(_, rest)| is_fraction(rest)) {
         let ((whole, 1), (n, d)) = (decimal(whole)?, number(fraction)?) else { return None };
         let n = whole.checked_mul(d)?.checked_add(if whole < 0 { -n } else { n })?;
@@ -314,6 +336,22 @@ mod tests {
         }
         assert_eq!(key_of("-3\\frac{1}{2}"), key_of("-3.5"));
         assert_eq!(key_of("2\\cdot\\frac{1}{2}"), "2\\cdot1/2");
+        assert_eq!(key_of("\\frac{10~000}{3}"), key_of("10000/3"));
+    }
+
+    #[test]
+    fn fractions_that_differ_stay_apart() {
+        for (one, other) in [
+            ("\\ln\\frac{3}{2}", "\\frac{\\ln 3}{2}"),
+            ("\\sin\\frac{x}{2}", "\\frac{\\sin x}{2}"),
+            ("\\frac{1}{\\sqrt{2}x}", "\\frac{1}{\\sqrt{2}}x"),
+            ("\\frac{1}{\\pi r}", "\\frac{1}{\\pi}r"),
+            ("2^\\frac{3}{2}", "\\frac{2^3}{2}"),
+        ] {
+            assert_ne!(key_of(one), key_of(other), "{one} {other}");
+        }
+        assert_eq!(key_of("\\frac{1}{\\sqrt{2}}"), "1/\\sqrt{2}");
+        assert_eq!(key_of("\\frac{1}{\\pi}"), "1/\\pi");
     }
 
     #[test]
