@@ -158,8 +158,8 @@ impl Chat {
         let mut start = self.start(self.forgotten, options)?;
         if start.prompt.len() > most {
             let later = self.later_turns();
-            // a quarter more than need be, so that what is cached stays the prompt's beginning for some turns; if the last
-            // message alone is longer, then only what must go
+            // a quarter more than need be, so that what is cached stays the prompt's beginning for some turns; if that left
+            // the last message alone, then only what must go
             let mut first = self.first_within(most / 4 * 3, &later, options)?;
             if first + 1 == later.len() {
                 first = self.first_within(most, &later, options)?;

@@ -36,6 +36,7 @@ impl Channel {
     /// Puts text before what comes.
     pub fn append(&mut self, text: &str) {
         self.text.push_str(text);
+        self.stops.shows_space |= !self.text.is_empty();
     }
 
     /// Adds bytes; gives the text that became visible, and whether a stop string ended it.
@@ -152,6 +153,13 @@ mod tests {
         assert_eq!(channel.push(b"N"), ("".into(), false));
         assert_eq!(channel.push(b"Dtwo"), ("".into(), true));
         assert_eq!((channel.finish().as_str(), channel.text()), ("", "one"));
+    }
+
+    #[test]
+    fn white_space_behind_text_that_was_put_there_is_a_stop_string() {
+        let mut channel = Channel::new(false, vec!["\n".into()]);
+        channel.append("42");
+        assert_eq!(channel.push(b"\n43"), ("".into(), true));
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn flat_fractions(mut text: String) -> String {
     text
 }
 
-/// Whether this is one command, with an argument or not: `\\pi`, `\\sqrt{2}`, `\\sqrt2`.
+/// Whether this is one command, with an argument or not: `\pi`, `\sqrt{2}`, `\sqrt2`.
 fn is_command(text: &str) -> bool {
     let Some(name) = text.strip_prefix('\\') else { return false };
     let argument = name.trim_start_matches(|c: char| c.is_ascii_alphabetic());
@@ -117,13 +117,14 @@ fn is_command(text: &str) -> bool {
         || argument.strip_prefix('{').and_then(braced).is_some_and(|(_, rest)| rest.is_empty())
 }
 
-/// Whether what follows this belongs to it: to a power, or to a function.
+/// Whether what follows this belongs to it: to a power, or to a function (`\ln`, `\sin^2`, `\log_2`).
 fn takes_argument(text: &str) -> bool {
     const FUNCTIONS: [&str; 14] = [
         "ln", "log", "exp", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "lg",
         "sqrt",
     ];
-    let name = |(_, name): (&str, &str)| FUNCTIONS.contains(&name);
+    let name =
+        |(_, name): (&str, &str)| name.split(['^', '_']).next().is_some_and(|name| FUNCTIONS.contains(&name));
     text.ends_with('^') || text.rsplit_once('\\').is_some_and(name)
 }
 
@@ -337,6 +338,8 @@ mod tests {
         assert_eq!(key_of("-3\\frac{1}{2}"), key_of("-3.5"));
         assert_eq!(key_of("2\\cdot\\frac{1}{2}"), "2\\cdot1/2");
         assert_eq!(key_of("\\frac{10~000}{3}"), key_of("10000/3"));
+        assert_eq!(key_of("25^\\circ C"), key_of("25°C"));
+        assert_ne!(key_of("5 tens"), key_of("5"));
     }
 
     #[test]
@@ -346,6 +349,7 @@ mod tests {
             ("\\sin\\frac{x}{2}", "\\frac{\\sin x}{2}"),
             ("\\frac{1}{\\sqrt{2}x}", "\\frac{1}{\\sqrt{2}}x"),
             ("\\frac{1}{\\pi r}", "\\frac{1}{\\pi}r"),
+            ("\\sin^2\\frac{x}{2}", "\\frac{\\sin^2 x}{2}"),
             ("2^\\frac{3}{2}", "\\frac{2^3}{2}"),
         ] {
             assert_ne!(key_of(one), key_of(other), "{one} {other}");
