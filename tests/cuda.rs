@@ -94,6 +94,23 @@ fn steps_that_are_run_as_graphs_give_the_same_bits() {
 }
 
 #[test]
+fn steps_of_one_row_are_programs_with_the_same_bits_each_time_near_those_of_launches() {
+    let Some(driver) = Emulated::with_much_shared_memory() else { return };
+    let programs = driver.programs.clone();
+    let model = tiny::model_of(Architecture::Llama, BlockType::Q4_K, 1);
+    let mut engine = tiny::engine_on(&model, Box::new(CudaBackend::new(Box::new(driver))), KvType::F16);
+    let mut run = |chunk: usize| {
+        let mut sequence = Sequence::new();
+        tokens(24).chunks(chunk).flat_map(|t| logits(&mut engine, &mut sequence, t)).collect::<Vec<_>>()
+    };
+    let single = run(1); // the first steps' memory moves, so that they are run in parts
+    let before = programs.load(Ordering::Relaxed);
+    assert!(run(1) == single);
+    assert_eq!(programs.load(Ordering::Relaxed) - before, 24);
+    assert!(tiny::divergence(&single, &run(24)) < 1e-3);
+}
+
+#[test]
 fn after_a_step_that_found_no_memory_its_like_works_again() {
     let Some(driver) = Emulated::new() else { return };
     let room = driver.room.clone();

@@ -25,8 +25,8 @@ struct Row {
     agreement: Agreement,
 }
 
-/// Models whose experts are in super-blocks, which the small checkpoints are too narrow for.
-const EXPERTS: [&str; 1] = ["qwen3:30b-a3b"];
+/// Models in super-blocks, which the small checkpoints are too narrow for: dense ones, whose steps are programs, and experts.
+const WIDE: [&str; 3] = ["deepseek-r1:1.5b", "deepseek-r1:8b", "qwen3:30b-a3b"];
 
 impl Row {
     fn new(model: String, weights: String, trial: &Trial, agreement: Agreement) -> Row {
@@ -47,7 +47,7 @@ pub(super) fn run(args: &SelftestArgs, console: &Console) -> Result<ExitCode> {
             rows.push(Row::new(model, weights, &trial, found));
         }
     }
-    for name in EXPERTS {
+    for name in WIDE {
         let trial = Trial { device: args.device.clone(), ..Trial::default() };
         let found = synthetic_agreement(name, 1, &trial)?;
         rows.push(Row::new(format!("a layer of {name}"), "random".to_owned(), &trial, found));

@@ -55,7 +55,9 @@ static KERNELS: LazyLock<Option<Mutex<Emulate>>> = LazyLock::new(|| {
 
 /// Shared memory that a block of every GPU since compute capability 8 may have, and what kernels declare of it.
 const SHARED: usize = 99 << 10;
+const MUCH_SHARED: usize = 227 << 10;
 const ROW_PRODUCTS: usize = 4480;
+const PROGRAMS: usize = 10 << 10;
 const OTHERS: usize = 128;
 
 /// Blocks in a grid's second and third dimension.
@@ -83,6 +85,9 @@ pub struct Emulated {
     pub runs: Arc<AtomicUsize>,
     /// Allocations for which there is memory.
     pub room: Arc<AtomicUsize>,
+    /// Programs that were run.
+    pub programs: Arc<AtomicUsize>,
+    shared: usize,
 }
 
 impl Emulated {
@@ -95,7 +100,14 @@ impl Emulated {
             graphs: RefCell::default(),
             runs: Arc::default(),
             room: Arc::new(usize::MAX.into()),
+            programs: Arc::default(),
+            shared: SHARED,
         })
+    }
+
+    /// One with the shared memory of compute capability 9, which is enough for steps as programs.
+    pub fn with_much_shared_memory() -> Option<Self> {
+        Emulated::new().map(|driver| Emulated { shared: MUCH_SHARED, ..driver })
     }
 
     /// Records are of launches alone.
@@ -178,7 +190,11 @@ impl Driver for Emulated {
     }
 
     fn shared_memory(&self) -> usize {
-        SHARED
+        self.shared
+    }
+
+    fn runs_programs(&self) -> bool {
+        true
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
@@ -226,9 +242,16 @@ impl Driver for Emulated {
     }
 
     unsafe fn launch(&self, launch: Launch, params: &[MaybeUninit<u8>]) -> Result<()> {
-        let declared = if launch.kernel == "row_product" { ROW_PRODUCTS } else { OTHERS };
-        assert!(launch.shared + declared <= SHARED, "{launch:?}: too much shared memory");
+        let declared = match launch.kernel {
+            "row_product" => ROW_PRODUCTS,
+            "run_program" => PROGRAMS,
+            _ => OTHERS,
+        };
+        assert!(launch.shared + declared <= self.shared, "{launch:?}: too much shared memory");
         assert!(launch.grid[1..].iter().all(|n| (1..=MOST_GRID).contains(n)), "{launch:?}: no such grid");
+        if launch.kernel == "run_program" {
+            self.programs.fetch_add(1, Ordering::Relaxed);
+        }
         let mut bytes = vec![0; params.len()];
         // SAFETY: bytes are copied as they are, padding included.
         unsafe { std::ptr::copy_nonoverlapping(params.as_ptr().cast(), bytes.as_mut_ptr(), bytes.len()) };

@@ -18,6 +18,7 @@
 
 #define __device__
 #define __forceinline__ inline
+#define __align__(N) alignas(N)
 #define __shared__ static
 using std::max;
 using std::min;
@@ -114,7 +115,7 @@ static size_t current;
 static const std::function<void()> *body;
 // Of the block and of each warp: how many wait, and how often all have met.
 struct Meeting { unsigned waiting = 0, met = 0; };
-static Meeting block;
+static Meeting block, first;
 static std::vector<Meeting> warps;
 struct alignas(16) Slot { char bytes[EXCHANGED]; };
 static std::vector<Slot> slots;
@@ -165,7 +166,7 @@ inline void resume(Fiber &fiber) {
 }
 
 inline void run_block(dim3 index, unsigned threads) {
-  block = {};
+  block = first = {};
   warps.assign((threads + 31) / 32, {});
   for (unsigned i = 0; i < threads; i++) {
     Fiber &fiber = fibers[i];
@@ -225,6 +226,7 @@ struct Registered {
 #define DYNAMIC_SHARED(NAME) char *NAME = emulation::dynamic_shared()
 
 inline void __syncthreads() { emulation::meet(emulation::block, blockDim.x); }
+template <int THREADS> inline void meet() { emulation::meet(emulation::first, THREADS); }
 inline void __syncwarp() { emulation::meet(emulation::warps[threadIdx.x / 32], 32); }
 
 template <class T> inline T __shfl_xor_sync(unsigned, T x, int mask) {
@@ -288,5 +290,6 @@ inline void copy_async(void *to, const void *from, bool present) {
 }
 inline void commit_copies() {}
 template <int PENDING> inline void wait_for_copies() {}
+inline int kept(int x) { return x; }
 inline void wait_for_previous() {}
 inline void let_next_start() {}

@@ -12,6 +12,9 @@ pub const FEW_ROWS: usize = 64;
 /// Rows of a tile of the kernels for many.
 pub const FLASH_ROWS: usize = 128;
 
+/// Bytes of shared memory of the kernels on tensor cores for few rows: DECODE_WARPS * DECODE_BUFFERS of decode.cuh.
+pub const DECODE_SHARED: usize = 8 * 12288;
+
 /// Parts that a row's positions are cut into, at most (MOST_SPLITS of attention.cuh).
 const MOST_SPLITS: usize = 256;
 
@@ -60,7 +63,7 @@ fn few_kernel(kv: KvShape, kv_type: KvType, group: usize) -> Few {
             (_, ..=8) => ("decode_128_8", 8, 2),
             _ => ("decode_128_16", 16, 1),
         };
-        return Few { kernel, tile, threads: 256, shared: 8 * 12288, blocks, step: 128, least: 256 };
+        return Few { kernel, tile, threads: 256, shared: DECODE_SHARED, blocks, step: 128, least: 256 };
     }
     let (kernel, tile) = match (kv_type, wide, group) {
         (KvType::F32, 129.., _) => ("attend_f32_2_576", 2),
@@ -128,7 +131,13 @@ impl CudaBackend {
         }
 
         let group = attention.heads / kv.heads;
-        let few = few_kernel(kv, kv_type, group);
+        let few = if self.is_program() {
+            // eight heads at a time: sixteen need the registers of two blocks
+            let few = few_kernel(kv, kv_type, group.min(8));
+            Few { blocks: 1, ..few }
+        } else {
+            few_kernel(kv, kv_type, group)
+        };
         let tiles = kv.heads * group.div_ceil(few.tile);
         let last = self.rows.iter().map(|row| row.position).max().unwrap_or(0);
         let rows_at_once = self.rows.len().min(FEW_ROWS);

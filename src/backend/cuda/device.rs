@@ -56,6 +56,8 @@ pub struct CudaDriver {
     shared_memory: usize,
     /// Whether a kernel may begin while the one before ends (compute capability 9).
     overlaps: bool,
+    /// Whether blocks of a launch may wait for each other.
+    cooperates: bool,
 }
 
 /// Memory of the host that the device copies from and to by itself; none at first.
@@ -91,6 +93,9 @@ impl CudaDriver {
         // kernels compiled for less do not wait for the one before
         let overlaps = COMPILED_FOR >= 90
             && attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? >= 9;
+        // to compare the two ways
+        let cooperates = std::env::var_os("PENSIVE_GPU_STEPS").is_none_or(|steps| steps != "graph")
+            && attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? > 0;
         let none = || HostMemory { at: std::ptr::null_mut(), bytes: 0 };
         Ok(CudaDriver {
             accelerator,
@@ -106,6 +111,7 @@ impl CudaDriver {
             multiprocessors,
             shared_memory,
             overlaps,
+            cooperates,
         })
     }
 
@@ -208,6 +214,10 @@ impl Driver for CudaDriver {
         self.shared_memory
     }
 
+    fn runs_programs(&self) -> bool {
+        self.cooperates
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Address> {
         self.enter()?;
         // SAFETY: the memory is freed by `free` or with self; zeros are written to all of it.
@@ -283,6 +293,12 @@ impl Driver for CudaDriver {
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        // a program's blocks wait for each other, and not for what is before
+        let together = launch.kernel == "run_program";
+        if together {
+            early.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            early.value = sys::CUlaunchAttributeValue { cooperative: 1 };
+        }
         let [x, y, z] = launch.grid.map(|n| n as u32);
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -294,7 +310,7 @@ impl Driver for CudaDriver {
             sharedMemBytes: launch.shared as u32,
             hStream: self.queue(),
             attrs: &raw mut early,
-            numAttrs: u32::from(self.overlaps),
+            numAttrs: u32::from(self.overlaps || together),
         };
         let mut arguments = [params.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the parameters before it returns; callers give those of the kernel.

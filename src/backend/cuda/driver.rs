@@ -57,6 +57,9 @@ pub trait Driver: Send {
     /// Bytes of shared memory that a block may have, what its kernel declares included.
     fn shared_memory(&self) -> usize;
 
+    /// Whether a launch of a block for each multiprocessor runs all of them at once (`run_program`).
+    fn runs_programs(&self) -> bool;
+
     /// Memory, full of zeros; freed with the driver if not before.
     ///
     /// # Errors

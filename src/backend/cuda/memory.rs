@@ -13,9 +13,14 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Whether it is so large.
+    pub fn holds(&self, bytes: usize) -> bool {
+        bytes <= self.bytes
+    }
+
     /// Makes it so large, at least; what was in it is lost if it grows. Whether it has moved.
     pub fn reserve(&mut self, driver: &dyn Driver, bytes: usize) -> Result<bool> {
-        if bytes <= self.bytes {
+        if self.holds(bytes) {
             return Ok(false);
         }
         if self.bytes > 0 {

@@ -15,6 +15,7 @@ mod memory;
 pub mod params;
 pub mod planes;
 mod products;
+mod program;
 mod step;
 mod weights;
 
@@ -69,6 +70,8 @@ pub struct CudaBackend {
     wanted: Address,
     tiles: (Address, usize),
     progress: Progress,
+    /// What `scratch.program` counts to when all that was queued is done.
+    arrived: u32,
     scratch: Scratch,
     /// Blocks as in a file.
     raw: Memory,
@@ -98,6 +101,8 @@ struct Scratch {
     /// Attention's splits, and how many of them are done.
     partial: Memory,
     arrived: Memory,
+    /// How many operations blocks have done in programs.
+    program: Memory,
     /// Experts: which, their weights, the results of each, and what they make.
     ids: Memory,
     shares: Memory,
@@ -139,6 +144,7 @@ impl CudaBackend {
             wanted: 0,
             tiles: (0, 0),
             progress: Progress::default(),
+            arrived: 0,
             scratch: Scratch::default(),
             raw: Memory::default(),
             host: Vec::new(),
@@ -168,7 +174,7 @@ impl CudaBackend {
     /// Queues a kernel of the step, or records it.
     fn launch(&mut self, launch: Launch, params: &impl Params) -> Result<()> {
         self.settle_pair()?;
-        if self.before_launch()? { self.launch_now(launch, params) } else { Ok(()) }
+        self.put(launch, params)
     }
 
     /// A buffer that is read.
@@ -186,7 +192,10 @@ impl CudaBackend {
     /// Has memory for so many bytes; a power of two, so that it seldom grows.
     fn room(&mut self, bytes: usize, of: impl Fn(&mut Self) -> &mut Memory) -> Result<Address> {
         let mut memory = std::mem::take(of(self));
-        let grown = memory.reserve(&*self.driver, bytes.next_power_of_two().max(256));
+        let bytes = bytes.next_power_of_two().max(256);
+        // what was listed is done before memory that it uses moves
+        let before = if memory.holds(bytes) { Ok(()) } else { self.run_listed() };
+        let grown = before.and_then(|()| memory.reserve(&*self.driver, bytes));
         let at = memory.at;
         *of(self) = memory;
         if grown? {
@@ -344,6 +353,8 @@ impl Backend for CudaBackend {
                 plan.rows
             )));
         }
+        self.progress.in_programs = self.can_program(plan.kv_type);
+        self.room(4, |this| &mut this.scratch.program)?;
         let cache = cache::Cache::new(&self.shapes, plan, &*self.driver)?;
         self.ready = Some(Ready { plan, rope: rope.clone(), cache, angles: Vec::new() });
         Ok(())

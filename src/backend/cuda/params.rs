@@ -107,6 +107,8 @@ params! {
         query: Address, keys: Address, values: Address, places: Address, tables: Address, tiles: Address,
         sinks: Address, to: Address, heads: i32, kv_heads: i32, key_dim: i32, value_dim: i32, window: i32, scale: f32,
     }
+    /// `run_program`
+    Program { instructions: Address, arrived: Address, count: u32, before: u32 }
     /// `split_plane`
     SplitPlane { from: Address, to: Address, block_bytes: i32, offset: i32, len: i32, pad: i32, bytes: u64 }
 }

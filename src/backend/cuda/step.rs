@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 
 use super::CudaBackend;
 use super::attention::{FEW_ROWS, FLASH_ROWS, reach};
-use super::driver::Graph;
-use super::params::{Address, Rows};
+use super::driver::{Graph, Launch};
+use super::params::{Address, Params, Rows};
+use super::program::{List, Program};
 use crate::Result;
 use crate::backend::PAGE_LEN;
 
@@ -16,25 +17,36 @@ const MOST_GRAPHS: usize = 64;
 /// Steps that consist of the same launches: so many rows, all of which want logits, and positions up to so many.
 type Like = (usize, usize);
 
+/// Whether a list has all of a step.
+type Whole = bool;
+
 /// How far a step is.
 #[derive(Default)]
 pub(super) struct Progress {
     state: State,
+    like: Like,
     seen: HashSet<Like>,
     graphs: HashMap<Like, Graph>,
+    programs: HashMap<Like, Program>,
+    /// Whether steps of one row are programs.
+    pub(super) in_programs: bool,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 enum State {
     /// Launches are queued.
     #[default]
     Queueing,
     /// They are recorded from the first one on.
-    Waiting(Like),
+    Waiting,
     /// They are recorded.
-    Recording(Like),
+    Recording,
     /// They were recorded before.
     Known(Graph),
+    /// They are listed, all of the step's or those that were not run yet.
+    Listing(List, Whole),
+    /// They were listed before.
+    Listed(Program),
 }
 
 impl CudaBackend {
@@ -111,52 +123,112 @@ impl CudaBackend {
 
     fn look_up(&mut self, like: Like) {
         let progress = &mut self.progress;
-        progress.state = match progress.graphs.get(&like) {
-            Some(&graph) => State::Known(graph),
-            None if progress.seen.insert(like) => State::Queueing,
-            None => State::Waiting(like),
+        progress.like = like;
+        progress.state = if progress.in_programs && like.0 == 1 {
+            match progress.programs.get(&like) {
+                Some(&program) => State::Listed(program),
+                None => State::Listing(List::default(), true),
+            }
+        } else {
+            match progress.graphs.get(&like) {
+                Some(&graph) => State::Known(graph),
+                None if progress.seen.insert(like) => State::Queueing,
+                None => State::Waiting,
+            }
         };
+    }
+
+    /// Queues, records or lists a launch, unless it is known.
+    pub(super) fn put(&mut self, launch: Launch, params: &impl Params) -> Result<()> {
+        if !self.fits_program(&launch) {
+            self.give_up_program()?;
+        }
+        if let State::Listing(list, _) = &mut self.progress.state {
+            list.push(launch, params.bytes());
+            return Ok(());
+        }
+        if self.before_launch()? { self.launch_now(launch, params) } else { Ok(()) }
+    }
+
+    /// Whether attention is a program's operation.
+    pub(super) fn is_program(&self) -> bool {
+        matches!(self.progress.state, State::Listing(..) | State::Listed(_))
+    }
+
+    /// From here on this model's steps are launches.
+    pub(super) fn give_up_program(&mut self) -> Result<()> {
+        let State::Listing(list, _) = &mut self.progress.state else { return Ok(()) };
+        let list = std::mem::take(list);
+        self.progress.state = State::Queueing;
+        self.progress.in_programs = false;
+        self.launch_list(list)
     }
 
     /// Whether a launch is to be queued (or recorded) now.
     pub(super) fn before_launch(&mut self) -> Result<bool> {
-        if let State::Waiting(like) = self.progress.state {
+        if let State::Waiting = self.progress.state {
             if self.progress.graphs.len() >= MOST_GRAPHS {
                 self.forget_graphs();
             }
             self.driver.begin_graph()?;
-            self.progress.state = State::Recording(like);
+            self.progress.state = State::Recording;
         }
-        Ok(!matches!(self.progress.state, State::Known(_)))
+        Ok(!matches!(self.progress.state, State::Known(_) | State::Listed(_)))
     }
 
-    /// What was recorded, now or before, goes to the queue.
+    /// What was recorded or listed, now or before, goes to the queue.
     pub(super) fn finish_graph(&mut self) -> Result<()> {
         let graph = match std::mem::take(&mut self.progress.state) {
-            State::Queueing | State::Waiting(_) => return Ok(()),
+            State::Queueing | State::Waiting => return Ok(()),
             State::Known(graph) => graph,
-            State::Recording(like) => {
+            State::Recording => {
                 let graph = self.driver.end_graph()?;
-                self.progress.graphs.insert(like, graph);
+                self.progress.graphs.insert(self.progress.like, graph);
                 graph
             }
+            State::Listed(program) => return self.run_program(program),
+            State::Listing(list, true) => return self.finish_list(list),
+            State::Listing(list, false) => return self.run_list(list),
         };
         self.driver.run_graph(graph)
+    }
+
+    /// Runs what is listed so far, so that memory that it uses may move.
+    pub(super) fn run_listed(&mut self) -> Result<()> {
+        let State::Listing(list, whole) = &mut self.progress.state else { return Ok(()) };
+        *whole &= list.is_empty();
+        let list = std::mem::take(list);
+        self.run_list(list)
+    }
+
+    fn finish_list(&mut self, mut list: List) -> Result<()> {
+        if list.is_empty() {
+            return Ok(());
+        }
+        if self.progress.programs.len() >= MOST_GRAPHS {
+            self.forget_graphs();
+        }
+        let program = list.store(&*self.driver)?;
+        self.progress.programs.insert(self.progress.like, program);
+        self.run_program(program)
     }
 
     /// Ends a step that something failed in. Memory may have moved, or be gone: every like begins anew, as a record must not
     /// allocate.
     pub(super) fn abandon_step(&mut self) {
-        if let State::Recording(_) = std::mem::take(&mut self.progress.state) {
+        if let State::Recording = std::mem::take(&mut self.progress.state) {
             let _ = self.driver.end_graph();
         }
         self.forget_graphs();
         self.progress.seen.clear();
     }
 
-    /// Graphs hold addresses: once memory has moved they are of no use.
+    /// Graphs and programs hold addresses: once memory has moved they are of no use.
     pub(super) fn forget_graphs(&mut self) {
         self.driver.drop_graphs();
         self.progress.graphs.clear();
+        for program in std::mem::take(&mut self.progress.programs).into_values() {
+            self.drop_program(program);
+        }
     }
 }

@@ -33,6 +33,17 @@ static __device__ __forceinline__ void load_matrices(unsigned (&to)[4], const vo
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
 
+// A barrier of a block's first THREADS threads.
+template <int THREADS> static __device__ __forceinline__ void meet() {
+  asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
+}
+
+// A number that stays in a register: looking the thread's number up anew takes long.
+static __device__ __forceinline__ int kept(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // Begins to copy 16 bytes to shared memory; zeros where nothing is present.
 static __device__ __forceinline__ void copy_async(void *to, const void *from, bool present) {
   unsigned at = (unsigned)__cvta_generic_to_shared(to);
@@ -57,6 +68,17 @@ static __device__ __forceinline__ void let_next_start() {
 }
 
 #endif
+
+// Which block of a launch, and the launch's blocks in the third dimension.
+struct Place {
+  int x, y, z, depth;
+};
+
+// When a block of a launch may read what was written before.
+struct Launched {
+  __device__ __forceinline__ void wait() const { wait_for_previous(); }
+};
+#define PLACE_OF_BLOCK Place{(int)blockIdx.x, (int)blockIdx.y, (int)blockIdx.z, (int)gridDim.z}
 
 template <class T> static __device__ __forceinline__ T warp_sum(T x) {
   for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);

@@ -6,12 +6,9 @@
 #include "attention.cuh"
 #include "flash.cuh"
 
-#define DECODE_THREADS 256
-#define DECODE_WARPS (DECODE_THREADS / WARP)
+#define DECODE_WARPS 8
 #define DECODE_ROWS 16                                 // positions that a warp takes at once: mma's rows
-#define DECODE_TURN (DECODE_WARPS * DECODE_ROWS)       // positions to a warp's next ones: whole pages
-#define DECODE_BUFFERS 12288                           // bytes of a warp
-#define DECODE_SHARED (DECODE_WARPS * DECODE_BUFFERS)  // 96 KiB: two blocks at once on a multiprocessor
+#define DECODE_BUFFERS 12288                           // bytes of a warp; of 8 warps 96 KiB: two blocks at once on a multiprocessor
 
 // An 8x8 matrix of f16, transposed: a lane's pair of row lane / 4 becomes one of column lane / 4 (movmatrix, PTX ISA).
 static __device__ __forceinline__ unsigned decode_transpose(unsigned x) {
@@ -163,19 +160,20 @@ static __device__ __forceinline__ void decode_add(float4 &x, float factor, float
 struct DecodePartial {
   float *values;
   float2 *weights;
-  __device__ __forceinline__ DecodePartial(const Attend &p, int head, int split) {
-    size_t at = ((size_t)blockIdx.z * p.heads + head) * p.splits + split;
+  __device__ __forceinline__ DecodePartial(const Attend &p, const Place &place, int head, int split) {
+    size_t at = ((size_t)place.z * p.heads + head) * p.splits + split;
     values = p.partial + at * p.value_dim;
-    weights = (float2 *)(p.partial + (size_t)gridDim.z * p.heads * p.splits * p.value_dim) + at;
+    weights = (float2 *)(p.partial + (size_t)place.depth * p.heads * p.splits * p.value_dim) + at;
   }
 };
 
 // What each split's values count, [heads, MOST_SPLITS]; a head for each warp.
-static __device__ void decode_factors(const Attend &p, float *to, const float *sinks, int first_head, int present, int first,
-                                      int count) {
+template <int WARPS>
+static __device__ void decode_factors(const Attend &p, const Place &place, float *to, const float *sinks, int first_head, int present,
+                                      int first, int count) {
   int lane = threadIdx.x % WARP;
-  for (int g = threadIdx.x / WARP; g < present; g += DECODE_WARPS) {
-    const float2 *weights = DecodePartial(p, first_head + g, first).weights;
+  for (int g = threadIdx.x / WARP; g < present; g += WARPS) {
+    const float2 *weights = DecodePartial(p, place, first_head + g, first).weights;
     float2 part[MOST_SPLITS / WARP];
     float sink = sinks[g], most = sink, sum = 0.0f;
 #pragma unroll
@@ -189,7 +187,7 @@ static __device__ void decode_factors(const Attend &p, float *to, const float *s
       part[k].x = flash_exp2(part[k].x - most);
       sum += part[k].x * part[k].y;
     }
-    float factor = 1.0f / (warp_sum(sum) + flash_exp2(sink - most));
+    float factor = __fdividef(1.0f, warp_sum(sum) + flash_exp2(sink - most));
 #pragma unroll
     for (int k = 0; k < MOST_SPLITS / WARP; k++)
       if (k * WARP + lane < count) to[g * MOST_SPLITS + k * WARP + lane] = part[k].x * factor;
@@ -198,22 +196,22 @@ static __device__ void decode_factors(const Attend &p, float *to, const float *s
 
 // Brings a row's splits together, eight heads at a time. A thread has four dimensions of every SLICES-th split, through buffers
 // that only it knows.
-template <int WIDTH, int N>
-static __device__ void decode_merge(const Attend &p, float *to, const float *sinks, int first_head, int present, int first,
-                                    int count) {
+template <int WIDTH, int N, int WARPS>
+static __device__ void decode_merge(const Attend &p, const Place &place, float *to, const float *sinks, int first_head, int present,
+                                    int first, int count) {
   DYNAMIC_SHARED(shared);
-  constexpr int COLUMNS = WIDTH / 4, SLICES = DECODE_THREADS / COLUMNS, DEPTH = 8;
+  constexpr int THREADS = WARPS * WARP, COLUMNS = WIDTH / 4, SLICES = THREADS / COLUMNS, DEPTH = 8;
   int column = threadIdx.x % COLUMNS, slice = threadIdx.x / COLUMNS;
   float4 *buffers = (float4 *)shared + threadIdx.x;          // [DEPTH, threads]
-  float4 *sums = (float4 *)shared + DEPTH * DECODE_THREADS;  // [8 heads, threads]
-  float *factors = (float *)(sums + 8 * DECODE_THREADS);     // [heads, MOST_SPLITS]
-  static_assert((DEPTH + 8) * DECODE_THREADS * 16 + 8 * N * MOST_SPLITS * 4 <= DECODE_SHARED, "shared memory");
+  float4 *sums = (float4 *)shared + DEPTH * THREADS;  // [8 heads, threads]
+  float *factors = (float *)(sums + 8 * THREADS);     // [heads, MOST_SPLITS]
+  static_assert((DEPTH + 8) * THREADS * 16 + 8 * N * MOST_SPLITS * 4 <= WARPS * DECODE_BUFFERS, "shared memory");
 
-  const float *from = DecodePartial(p, first_head, first).values + column * 4;
+  const float *from = DecodePartial(p, place, first_head, first).values + column * 4;
   bool counts = column * 4 < p.value_dim;
   int split = slice, begun = 0, all = (count + SLICES - 1) / SLICES * present;  // split: the next that is copied
   auto copy = [&] {
-    if (begun < all && split < count) copy_async(buffers + begun % DEPTH * DECODE_THREADS, from + (size_t)split * p.value_dim, counts);
+    if (begun < all && split < count) copy_async(buffers + begun % DEPTH * THREADS, from + (size_t)split * p.value_dim, counts);
     commit_copies();
     begun++;
     split += SLICES;
@@ -222,8 +220,8 @@ static __device__ void decode_merge(const Attend &p, float *to, const float *sin
     from += (size_t)p.splits * p.value_dim;
   };
   for (int i = 0; i < DEPTH - 1; i++) copy();
-  decode_factors(p, factors, sinks, first_head, present, first, count);
-  __syncthreads();
+  decode_factors<WARPS>(p, place, factors, sinks, first_head, present, first, count);
+  meet<WARPS * WARP>();
 
   int done = 0;
   for (int g = 0; g < present; g++) {
@@ -231,74 +229,71 @@ static __device__ void decode_merge(const Attend &p, float *to, const float *sin
     for (int i = slice; i - slice < count; i += SLICES, done++) {
       copy();
       wait_for_copies<DEPTH - 1>();
-      if (i < count) decode_add(x, factors[g * MOST_SPLITS + i], buffers[done % DEPTH * DECODE_THREADS]);
+      if (i < count) decode_add(x, factors[g * MOST_SPLITS + i], buffers[done % DEPTH * THREADS]);
     }
-    sums[g % 8 * DECODE_THREADS + threadIdx.x] = x;
+    sums[g % 8 * THREADS + threadIdx.x] = x;
     if (g % 8 < 7 && g + 1 < present) continue;
-    __syncthreads();
+    meet<WARPS * WARP>();
     for (int h = slice; h <= g % 8; h += SLICES) {
-      x = sums[h * DECODE_THREADS + column];
+      x = sums[h * THREADS + column];
 #pragma unroll
-      for (int i = 1; i < SLICES; i++) decode_add(x, 1.0f, sums[h * DECODE_THREADS + i * COLUMNS + column]);
+      for (int i = 1; i < SLICES; i++) decode_add(x, 1.0f, sums[h * THREADS + i * COLUMNS + column]);
       if (counts) *(float4 *)(to + (size_t)(g / 8 * 8 + h) * p.value_dim + column * 4) = x;
     }
-    __syncthreads();
+    meet<WARPS * WARP>();
   }
 }
 
 // Brings the warps together: a head's results if the row has one split, else its part of them.
-template <int WIDTH, int N>
-static __device__ __forceinline__ void decode_store(const Attend &p, float *to, const float *sinks, int first_head, int present,
-                                                    bool whole) {
+template <int WIDTH, int N, int WARPS>
+static __device__ __forceinline__ void decode_store(const Attend &p, const Place &place, float *to, const float *sinks, int first_head,
+                                                    int present, bool whole) {
   DYNAMIC_SHARED(shared);
-  constexpr int COLUMNS = WIDTH / 4, SLICES = DECODE_THREADS / COLUMNS, PITCH = DecodeWarp<WIDTH, N>::PITCH;
+  constexpr int COLUMNS = WIDTH / 4, SLICES = WARPS * WARP / COLUMNS, PITCH = DecodeWarp<WIDTH, N>::PITCH;
   int column = threadIdx.x % COLUMNS;
   for (int g = threadIdx.x / COLUMNS; g < present; g += SLICES) {
     float sink = whole ? sinks[g] : -INFINITY, most = sink;
-    float2 weight[DECODE_WARPS];
     float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    auto weight = [&](int w) { return *(const float2 *)(shared + w * DECODE_BUFFERS + (8 * N * PITCH + g * 2) * 4); };
 #pragma unroll
-    for (int w = 0; w < DECODE_WARPS; w++) {
-      weight[w] = *(const float2 *)(shared + w * DECODE_BUFFERS + (8 * N * PITCH + g * 2) * 4);
-      most = fmaxf(most, weight[w].x);
-    }
+    for (int w = 0; w < WARPS; w++) most = fmaxf(most, weight(w).x);
     float sum = flash_exp2(sink - most);
 #pragma unroll
-    for (int w = 0; w < DECODE_WARPS; w++) {
-      float factor = flash_exp2(weight[w].x - most);
-      sum += weight[w].y * factor;
+    for (int w = 0; w < WARPS; w++) {
+      float factor = flash_exp2(weight(w).x - most);
+      sum += weight(w).y * factor;
       decode_add(x, factor, *(const float4 *)(shared + w * DECODE_BUFFERS + (g * PITCH + column * 4) * 4));
     }
-    DecodePartial partial(p, first_head + g, blockIdx.x);
+    DecodePartial partial(p, place, first_head + g, place.x);
     if (!whole && column == 0) *partial.weights = make_float2(most, sum);
     if (column * 4 >= p.value_dim) continue;
-    float factor = whole ? 1.0f / sum : 1.0f;
+    float factor = whole ? __fdividef(1.0f, sum) : 1.0f;
     float4 *at = (float4 *)(whole ? to + (size_t)g * p.value_dim : partial.values) + column;
     *at = make_float4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
   }
 }
 
 // Whether all other splits of the row and its heads have arrived.
-static __device__ __forceinline__ bool decode_is_last(const Attend &p, int splits) {
+template <int THREADS> static __device__ __forceinline__ bool decode_is_last(unsigned *arrived, int splits) {
   __shared__ bool is_last;
-  __syncthreads();
+  meet<THREADS>();
   if (threadIdx.x == 0) {
-    unsigned *arrived = p.arrived + (size_t)blockIdx.z * gridDim.y + blockIdx.y;
     __threadfence();
     is_last = (int)atomicAdd(arrived, 1u) == splits - 1;
     if (is_last) *arrived = 0;
     __threadfence();
   }
-  __syncthreads();
+  meet<THREADS>();
   return is_last;
 }
 
 // A warp's positions of from .. to.
-template <int WIDTH, int N>
+template <int WIDTH, int N, int WARPS>
 static __device__ __forceinline__ void decode_warp(const Attend &p, const unsigned *table, const float *query, int kv_head,
                                                    int present, int from, int to) {
   DYNAMIC_SHARED(shared);
   // keys and values of LOOK turns ahead are copied; they have slots by turns, of which one is free where keys are begun
+  constexpr int TURN = WARPS * DECODE_ROWS;  // positions to the warp's next ones: whole pages
   constexpr int SLOT = DECODE_ROWS * WIDTH * 2, LOOK = (DECODE_BUFFERS / SLOT - 1) / 2, SLOTS = 2 * LOOK + 1;
   int at = (from / DECODE_ROWS + threadIdx.x / WARP) * DECODE_ROWS;
   char *slots = shared + threadIdx.x / WARP * DECODE_BUFFERS;
@@ -312,11 +307,11 @@ static __device__ __forceinline__ void decode_warp(const Attend &p, const unsign
   };
   unsigned numbers[LOOK + 1];
 #pragma unroll
-  for (int i = 0; i <= LOOK; i++) numbers[i] = number(at + i * DECODE_TURN);
+  for (int i = 0; i <= LOOK; i++) numbers[i] = number(at + i * TURN);
 #pragma unroll
   for (int i = 0; i < LOOK; i++) {
-    copy(keys, slots + 2 * i * SLOT, at + i * DECODE_TURN, numbers[i]);
-    copy(values, slots + (2 * i + 1) * SLOT, at + i * DECODE_TURN, numbers[i]);
+    copy(keys, slots + 2 * i * SLOT, at + i * TURN, numbers[i]);
+    copy(values, slots + (2 * i + 1) * SLOT, at + i * TURN, numbers[i]);
   }
   DecodeWarp<WIDTH, N> warp;
   warp.begin(query, p.key_dim, present, p.scale * FLASH_LOG2E);
@@ -324,16 +319,16 @@ static __device__ __forceinline__ void decode_warp(const Attend &p, const unsign
   unsigned next = numbers[LOOK];
   char *spare = slots + 2 * LOOK * SLOT, *key = slots;
   auto after = [&](char *slot) { return slot + SLOT < slots + SLOTS * SLOT ? slot + SLOT : slots; };
-  for (; at < to; at += DECODE_TURN) {
+  for (; at < to; at += TURN) {
     float s[2][N][4] = {};
     unsigned weight[N][2];
-    copy(keys, spare, at + LOOK * DECODE_TURN, next);
+    copy(keys, spare, at + LOOK * TURN, next);
     wait_for_copies<2 * LOOK>();
     __syncwarp();
     warp.score(s, key);
     __syncwarp();
-    copy(values, key, at + LOOK * DECODE_TURN, next);
-    next = number(at + (LOOK + 1) * DECODE_TURN);
+    copy(values, key, at + LOOK * TURN, next);
+    next = number(at + (LOOK + 1) * TURN);
     warp.weigh(s, weight, at - from, to - from);
     spare = after(key);
     wait_for_copies<2 * LOOK>();
@@ -345,29 +340,39 @@ static __device__ __forceinline__ void decode_warp(const Attend &p, const unsign
   warp.store((float *)slots);
 }
 
-template <int WIDTH, int N> static __device__ __forceinline__ void decode(const Attend &p) {
+template <int WIDTH, int N, int WARPS, class Turn>
+static __device__ __forceinline__ void decode(const Attend &p, const Place &place, Turn &turn) {
   __shared__ float sinks[8 * N];  // as powers of two
-  let_next_start();
   int group = p.heads / p.kv_heads, tiles = (group + 8 * N - 1) / (8 * N);
-  int kv_head = blockIdx.y / tiles, first_head = kv_head * group + blockIdx.y % tiles * 8 * N;
-  int present = min(8 * N, (kv_head + 1) * group - first_head), row = p.first_row + blockIdx.z;
+  int kv_head = place.y / tiles, first_head = kv_head * group + place.y % tiles * 8 * N;
+  int present = min(8 * N, (kv_head + 1) * group - first_head), row = p.first_row + place.z;
   float sink = p.sinks && (int)threadIdx.x < present ? p.sinks[first_head + threadIdx.x] : -INFINITY;
-  wait_for_previous();
+  turn.wait();
+  if (threadIdx.x >= WARPS * WARP) return;
   int position = p.rows.places[2 * row + 1], start = p.window > 0 ? max(position + 1 - p.window, 0) : 0;
-  int from = max((int)blockIdx.x * p.split_len, start), end = min(((int)blockIdx.x + 1) * p.split_len, position + 1);
+  int from = max(place.x * p.split_len, start), end = min((place.x + 1) * p.split_len, position + 1);
   if (from >= end) return;
   size_t head = (size_t)row * p.heads + first_head;
   float *to = p.to + head * p.value_dim;
-  decode_warp<WIDTH, N>(p, p.rows.tables + p.rows.places[2 * row], p.query + head * p.key_dim, kv_head, present, from, end);
+  const unsigned *table = p.rows.tables + p.rows.places[2 * row];
+  decode_warp<WIDTH, N, WARPS>(p, table, p.query + head * p.key_dim, kv_head, present, from, end);
   if (threadIdx.x < 8 * N) sinks[threadIdx.x] = p.sinks ? fmaxf(sink * FLASH_LOG2E, FLASH_NONE) : -INFINITY;
-  __syncthreads();
+  meet<WARPS * WARP>();
   int first = start / p.split_len, splits = position / p.split_len - first + 1;
-  decode_store<WIDTH, N>(p, to, sinks, first_head, present, splits == 1);
-  if (splits > 1 && decode_is_last(p, splits)) decode_merge<WIDTH, N>(p, to, sinks, first_head, present, first, splits);
+  decode_store<WIDTH, N, WARPS>(p, place, to, sinks, first_head, present, splits == 1);
+  unsigned *arrived = p.arrived + (size_t)place.z * p.kv_heads * tiles + place.y;
+  if (splits > 1 && decode_is_last<WARPS * WARP>(arrived, splits)) decode_merge<WIDTH, N, WARPS>(p, place, to, sinks, first_head, present, first, splits);
 }
 
+#define DECODE(NAME, WIDTH, N, BLOCKS)                      \
+  KERNEL(NAME, Attend, DECODE_WARPS * WARP, BLOCKS) {       \
+    let_next_start();                                       \
+    Launched turn;                                          \
+    decode<WIDTH, N, DECODE_WARPS>(p, PLACE_OF_BLOCK, turn); \
+  }
+
 // 16 heads of 128 dimensions need the registers of two blocks.
-KERNEL(decode_64_8, Attend, DECODE_THREADS, 2) { decode<64, 1>(p); }
-KERNEL(decode_64_16, Attend, DECODE_THREADS, 2) { decode<64, 2>(p); }
-KERNEL(decode_128_8, Attend, DECODE_THREADS, 2) { decode<128, 1>(p); }
-KERNEL(decode_128_16, Attend, DECODE_THREADS, 1) { decode<128, 2>(p); }
+DECODE(decode_64_8, 64, 1, 2)
+DECODE(decode_64_16, 64, 2, 2)
+DECODE(decode_128_8, 128, 1, 2)
+DECODE(decode_128_16, 128, 2, 1)

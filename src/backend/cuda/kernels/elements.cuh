@@ -39,16 +39,16 @@ static __device__ __forceinline__ void to_cache(void *cache, size_t at, float x,
   else ((__half *)cache)[at] = __float2half(x);
 }
 
-static __device__ void rotate_head(const Rotate &p, const Heads &h, int index) {
+static __device__ void rotate_head(const Rotate &p, const Heads &h, size_t row, int index) {
   __shared__ float head[MOST_HEAD];
-  size_t row = blockIdx.y, width = (size_t)h.count * h.dim, at = row * width + (size_t)index * h.dim;
+  size_t width = (size_t)h.count * h.dim, at = row * width + (size_t)index * h.dim;
   float squares = 0.0f;
   for (int i = threadIdx.x; i < h.dim; i += blockDim.x) {
     head[i] = h.x[at + i];
     if (i < h.normed) squares += head[i] * head[i];
   }
   if (h.normed > 0) {
-    float factor = rsqrtf(block_sum(squares) / h.normed + h.epsilon);
+    float factor = rsqrtf(__fdividef(block_sum(squares), (float)h.normed) + h.epsilon);
     for (int i = threadIdx.x; i < h.normed; i += blockDim.x) head[i] = head[i] * factor * h.norm[i];
   }
   __syncthreads();
@@ -67,22 +67,27 @@ static __device__ void rotate_head(const Rotate &p, const Heads &h, int index) {
   }
 }
 
-KERNEL(rotate, Rotate, 128, 8) {
-  let_next_start();
-  wait_for_previous();
-  int block = blockIdx.x;
+template <class Turn> static __device__ __forceinline__ void rotate_block(const Rotate &p, const Place &place, Turn &turn) {
+  turn.wait();
+  int block = place.x;
   for (int i = 0; i < 2; i++) {
-    if (block < p.heads[i].count) return rotate_head(p, p.heads[i], block);
+    if (block < p.heads[i].count) return rotate_head(p, p.heads[i], place.y, block);
     block -= p.heads[i].count;
   }
   for (int i = 0; i < 2; i++) {
     const Copied &c = p.copied[i];
     int blocks = (c.width + 255) / 256;
     for (int j = block * 256 + threadIdx.x; block < blocks && j < min(c.width, (block + 1) * 256); j += blockDim.x)
-      to_cache(c.cache, p.rows.slots[blockIdx.y] * (size_t)c.width + j, c.x[(size_t)blockIdx.y * c.stride + j], p.f32_cache);
+      to_cache(c.cache, p.rows.slots[place.y] * (size_t)c.width + j, c.x[(size_t)place.y * c.stride + j], p.f32_cache);
     if (block < blocks) return;
     block -= blocks;
   }
+}
+
+KERNEL(rotate, Rotate, 128, 8) {
+  let_next_start();
+  Launched turn;
+  rotate_block(p, PLACE_OF_BLOCK, turn);
 }
 
 // x = its norm; sum += x. A block per row.
@@ -93,18 +98,23 @@ struct AddNorm {
   int width;
 };
 
-KERNEL(add_norm, AddNorm, 256, 4) {
-  let_next_start();
-  wait_for_previous();
-  size_t at = (size_t)blockIdx.x * p.width;
+template <class Turn> static __device__ __forceinline__ void add_norm_block(const AddNorm &p, const Place &place, Turn &turn) {
+  turn.wait();
+  size_t at = (size_t)place.x * p.width;
   float squares = 0.0f;
   for (int i = threadIdx.x; i < p.width; i += blockDim.x) squares += p.x[at + i] * p.x[at + i];
-  float factor = rsqrtf(block_sum(squares) / p.width + p.epsilon);
+  float factor = rsqrtf(__fdividef(block_sum(squares), (float)p.width) + p.epsilon);
   for (int i = threadIdx.x; i < p.width; i += blockDim.x) {
     float x = p.x[at + i] * factor * p.weight[i];
     p.x[at + i] = x;
     p.sum[at + i] += x;
   }
+}
+
+KERNEL(add_norm, AddNorm, 256, 4) {
+  let_next_start();
+  Launched turn;
+  add_norm_block(p, PLACE_OF_BLOCK, turn);
 }
 
 // to[i] = from[wanted[i]]. A block per row.
@@ -115,11 +125,16 @@ struct Gather {
   int width;
 };
 
+template <class Turn> static __device__ __forceinline__ void gather_block(const Gather &p, const Place &place, Turn &turn) {
+  turn.wait();
+  for (int i = threadIdx.x; i < p.width; i += blockDim.x)
+    p.to[(size_t)place.x * p.width + i] = p.from[(size_t)p.wanted[place.x] * p.width + i];
+}
+
 KERNEL(gather, Gather, 256, 4) {
   let_next_start();
-  wait_for_previous();
-  for (int i = threadIdx.x; i < p.width; i += blockDim.x)
-    p.to[(size_t)blockIdx.x * p.width + i] = p.from[(size_t)p.wanted[blockIdx.x] * p.width + i];
+  Launched turn;
+  gather_block(p, PLACE_OF_BLOCK, turn);
 }
 
 // Matrix h [height, columns] times head h; what stands behind in a head is copied. Grid: heads, tiles of BY_HEAD_ROWS rows.

@@ -1,3 +1,2 @@
 // pensive's CUDA kernels. What they compute is tried without a GPU: tests/cuda runs their text as C++.
-#include "decode.cuh"
-#include "products.cuh"
+#include "program.cuh"

@@ -81,11 +81,17 @@ struct Activate {
   int len;
 };
 
-KERNEL(activate, Activate, 256, 4) {
+#define ACTIVATE_THREADS 256
+template <class Turn> static __device__ __forceinline__ void activate_block(const Activate &p, const Place &place, Turn &turn) {
+  turn.wait();
+  int i = place.x * ACTIVATE_THREADS + threadIdx.x;
+  if (threadIdx.x < ACTIVATE_THREADS && i < p.len) p.x[i] = gated(p.x[i], p.up[i], p.activation);
+}
+
+KERNEL(activate, Activate, ACTIVATE_THREADS, 4) {
   let_next_start();
-  wait_for_previous();
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < p.len) p.x[i] = gated(p.x[i], p.up[i], p.activation);
+  Launched turn;
+  activate_block(p, PLACE_OF_BLOCK, turn);
 }
 
 // A result for each blockIdx.y: of row y / share with matrix ids[y] (0 without), at to + y * rows of the matrix.
@@ -129,33 +135,35 @@ static __device__ __forceinline__ void quantize_four(float4 v, signed char *code
   if (threadIdx.x % 4 == 0) *scale = make_float2(x_scale, x_scale * sum);
 }
 
-// Makes the row int8 (without the norm's factor), and returns the factor that results are to be multiplied by. Loads of four steps are under way at once.
-template <int F> static __device__ __forceinline__ float quantize_row(const Source &s, int steps, const Quantized &to, float *of_warps) {
-  const int AT_ONCE = 4;
-  int row = blockIdx.y / s.share;
+// Makes the row int8 (without the norm's factor), and returns the factor that results are to be multiplied by. Loads of four steps
+// are under way at once.
+template <int F, int WARPS>
+static __device__ __forceinline__ float quantize_row(const Source &s, const Place &block, int steps, const Quantized &to, float *of_warps) {
+  const int AT_ONCE = 4, TURN = 4 * WARPS * WARP;  // values that the block takes at once
+  int row = block.y / s.share, end = steps * ROW_STEP;
   const float *x = s.x + (size_t)row * s.columns;
-  // of the values of this thread in a step: their group's first unit, unit * 4 + run, and which of the 16
-  int group = 4 * threadIdx.x / Group<F>::VALUES, place = Of<F>::place(4 * threadIdx.x % Group<F>::VALUES / 16);
-  int lane = group * Of<F>::UNITS + place / 4, run = place % 4;
-  signed char *code = to.codes + (run * WARP + lane) * 16 + 4 * threadIdx.x % 16;
-  float2 *scale = to.scales + (run / 2 * WARP + lane) * 2 + run % 2;
   float squares = 0.0f;
 #pragma unroll 1
-  for (int first = 0; first < steps; first += AT_ONCE) {
+  for (int first = 4 * threadIdx.x; first - 4 * (int)threadIdx.x < end; first += AT_ONCE * TURN) {
     float4 v[AT_ONCE], u[AT_ONCE];
 #pragma unroll
     for (int j = 0; j < AT_ONCE; j++) {
-      int i = (first + j) * ROW_STEP + 4 * threadIdx.x;
+      int i = first + j * TURN;
       bool present = i < s.columns;
       v[j] = present ? four(x + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
       u[j] = present && s.weight ? four(s.weight + i) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
     }
 #pragma unroll
     for (int j = 0; j < AT_ONCE; j++) {
-      if (first + j >= steps) break;
+      // a step's values: their group's first unit, unit * 4 + run, and which of the 16
+      int i = first + j * TURN, step = i / ROW_STEP, in_step = i % ROW_STEP;
+      if (i - 4 * (int)(threadIdx.x % WARP) >= end) break;
+      int group = in_step / Group<F>::VALUES, place = Of<F>::place(in_step % Group<F>::VALUES / 16);
+      int lane = group * Of<F>::UNITS + place / 4, run = place % 4;
       squares += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
       float4 scaled = make_float4(v[j].x * u[j].x, v[j].y * u[j].y, v[j].z * u[j].z, v[j].w * u[j].w);
-      quantize_four(scaled, code + (first + j) * ROW_STEP, scale + (first + j) * (ROW_STEP / 16));
+      quantize_four(scaled, to.codes + step * ROW_STEP + (run * WARP + lane) * 16 + in_step % 16,
+                    to.scales + step * (ROW_STEP / 16) + (run / 2 * WARP + lane) * 2 + run % 2);
     }
   }
   squares = warp_sum(squares);
@@ -163,17 +171,16 @@ template <int F> static __device__ __forceinline__ float quantize_row(const Sour
   __syncthreads();
   float all = 0.0f;
 #pragma unroll
-  for (int i = 0; i < ROW_WARPS; i++) all += of_warps[i];
+  for (int i = 0; i < WARPS; i++) all += of_warps[i];
   // what is no number must not be lost: maxima do not see it
   if (!s.weight) return 1.0f + (all - all);
   float factor = rsqrtf(__fdividef(all, (float)s.columns) + s.epsilon);
-  if (s.made && blockIdx.x == 0 && blockIdx.y % s.share == 0)
-    for (int i = threadIdx.x; i < s.columns; i += ROW_THREADS) s.made[(size_t)row * s.columns + i] = x[i] * factor * s.weight[i];
+  if (s.made && block.x == 0 && block.y % s.share == 0)
+    for (int i = threadIdx.x; i < s.columns; i += WARPS * WARP) s.made[(size_t)row * s.columns + i] = x[i] * factor * s.weight[i];
   return factor;
 }
 
-template <int F> static __device__ __forceinline__ float dot(const typename Of<F>::Raw &raw, int unit, int step, const Quantized &x) {
-  int lane = threadIdx.x % WARP;
+template <int F> static __device__ __forceinline__ float dot(const typename Of<F>::Raw &raw, int lane, int unit, int step, const Quantized &x) {
   const int4 *codes = (const int4 *)(x.codes + step * ROW_STEP) + lane;
   const float4 *scales = (const float4 *)(x.scales + step * (ROW_STEP / 16)) + lane;
   float2 s[4];
@@ -201,17 +208,18 @@ template <int F> static __device__ __forceinline__ float dot(const typename Of<F
 struct Results {
   const Target *target;
   float *biases, *sums;  // of the block's rows, shared; only if count is ROW_THREADS at most
-  int matrix, first, count;
+  int result, matrix, first, count;
   bool pair;
   float factor;
 };
 
-static __device__ __forceinline__ void bring(const Results &r, size_t result) {
+template <int WARPS> static __device__ __forceinline__ void bring(const Results &r) {
   const Target &t = *r.target;
-  int i = threadIdx.x;
-  if (r.pair || r.count > ROW_THREADS || i >= r.count) return;
-  if (t.bias) r.biases[i] = t.bias[(size_t)r.matrix * t.matrix.rows + r.first + i];
-  if (t.sum) r.sums[i] = t.sum[result * t.matrix.rows + r.first + i];
+  if (r.pair || r.count > ROW_THREADS) return;
+  for (int i = threadIdx.x; i < r.count; i += WARPS * WARP) {
+    if (t.bias) r.biases[i] = t.bias[(size_t)r.matrix * t.matrix.rows + r.first + i];
+    if (t.sum) r.sums[i] = t.sum[(size_t)r.result * t.matrix.rows + r.first + i];
+  }
 }
 
 static __device__ __forceinline__ void put(const Results &r, int row, float value) {
@@ -221,7 +229,7 @@ static __device__ __forceinline__ void put(const Results &r, int row, float valu
     return;
   }
   bool brought = r.count <= ROW_THREADS;
-  size_t at = (size_t)blockIdx.y * t.matrix.rows + r.first + row;
+  size_t at = (size_t)r.result * t.matrix.rows + r.first + row;
   float y = value * r.factor;
   if (t.bias) y += brought ? r.biases[row] : t.bias[(size_t)r.matrix * t.matrix.rows + r.first + row];
   if (t.to) t.to[at] = y;
@@ -244,6 +252,10 @@ struct RowShared {
   float biases[ROW_THREADS], sums[ROW_THREADS], squares[ROW_WARPS];
 };
 static_assert(sizeof(RowShared) <= 4480, "ROW_OWN of products.rs");
+static __device__ __forceinline__ RowShared &row_shared() {
+  __shared__ RowShared shared;
+  return shared;
+}
 
 // A lane adds up each of a warp's last rows. Of these the first may have been begun by another warp, the last may be ended by one.
 static __device__ __forceinline__ void finish_rows(const Results &to, const float *sums, Parts &parts, int base, int count,
@@ -266,42 +278,43 @@ static __device__ __forceinline__ void finish_rows(const Results &to, const floa
 }
 
 // The parts of a row are added up in order, by the first's thread.
-static __device__ __forceinline__ void add_parts(const Results &to, const Parts &parts) {
+template <int WARPS> static __device__ __forceinline__ void add_parts(const Results &to, const Parts &parts) {
   int i = threadIdx.x;
-  if (i >= 2 * ROW_WARPS || parts.rows[i] < 0) return;
+  if (i >= 2 * WARPS || parts.rows[i] < 0) return;
   int before = i - 1, mine = parts.rows[i];
 #pragma unroll 1
   while (before >= 0 && parts.rows[before] < 0) before--;
   if (before >= 0 && parts.rows[before] == mine) return;
   float total = parts.sums[i];
 #pragma unroll 1
-  for (i++; i < 2 * ROW_WARPS && (parts.rows[i] < 0 || parts.rows[i] == mine); i++)
+  for (i++; i < 2 * WARPS && (parts.rows[i] < 0 || parts.rows[i] == mine); i++)
     if (parts.rows[i] == mine) total += parts.sums[i];
   put(to, mine, total);
 }
 
 // activation(gate, up) of the block's rows.
-static __device__ __forceinline__ void put_pairs(const RowProduct &p, const Results &r) {
+template <int WARPS> static __device__ __forceinline__ void put_pairs(const RowProduct &p, const Results &r) {
   __syncthreads();
-  int i = threadIdx.x;
-  if (i >= r.count) return;
-  size_t row = r.first + i, rows = p.targets[0].matrix.rows, bias = r.matrix * rows + row;
-  float gate = r.sums[i] + (p.targets[0].bias ? p.targets[0].bias[bias] : 0.0f);
-  float up = r.sums[r.count + i] + (p.targets[1].bias ? p.targets[1].bias[bias] : 0.0f);
-  p.targets[0].to[blockIdx.y * rows + row] = gated(gate, up, p.pair);
+  for (int i = threadIdx.x; i < r.count; i += WARPS * WARP) {
+    size_t row = r.first + i, rows = p.targets[0].matrix.rows, bias = r.matrix * rows + row;
+    float gate = r.sums[i] + (p.targets[0].bias ? p.targets[0].bias[bias] : 0.0f);
+    float up = r.sums[r.count + i] + (p.targets[1].bias ? p.targets[1].bias[bias] : 0.0f);
+    p.targets[0].to[r.result * rows + row] = gated(gate, up, p.pair);
+  }
 }
 
 // A block has some rows of a matrix (of both of a pair), cut into steps; its warps have as many steps each, in order.
-template <int F> static __device__ __forceinline__ void multiply_row(const RowProduct &p, const Target &t, const Quantized &x, float *all_sums,
-                                                                           RowShared &shared) {
+template <int F, int DEPTH, int WARPS, class Turn>
+static __device__ __forceinline__ void multiply_row(const RowProduct &p, const Place &place, Turn &turn, const Target &t, const Quantized &x,
+                                                    float *all_sums, RowShared &shared) {
   typedef typename Of<F>::Raw Raw;
-  const int UNITS = Of<F>::UNITS, IN_FLIGHT = Of<F>::IN_FLIGHT;
-  int matrix = p.ids ? p.ids[blockIdx.y] : 0, block = blockIdx.x - t.first;
+  const int UNITS = Of<F>::UNITS, IN_FLIGHT = DEPTH;
+  int matrix = p.ids ? p.ids[place.y] : 0, block = place.x - t.first;
   int units = (t.matrix.columns + 63) / 64, steps = (units + WARP - 1) / WARP, row_blocks = t.matrix.columns / Of<F>::BLOCK;
   bool pair = p.pair.kind != NO_ACTIVATION;
   int first_row = block * t.share + min(block, t.more), rows = t.share + (block < t.more);
-  int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, all = (pair ? 2 * rows : rows) * steps;
-  int task = all * warp / ROW_WARPS, left = all * (warp + 1) / ROW_WARPS - task;
+  int warp = threadIdx.x / WARP, lane = kept(threadIdx.x % WARP), all = (pair ? 2 * rows : rows) * steps;
+  int task = all * warp / WARPS, left = all * (warp + 1) / WARPS - task;
   // a division that is exact for numbers of steps below 2^22
   int row = (int)__fdividef(task + 0.5f, (float)steps), step = task - row * steps, unit = lane % UNITS;
   // blocks to this lane's unit; behind the row's end the first lane's again, where x is zero
@@ -321,62 +334,75 @@ template <int F> static __device__ __forceinline__ void multiply_row(const RowPr
     if (--of_first == 0 && pair) from = &p.targets[1].matrix, at = start;
     return raw;
   };
-  Raw ring[IN_FLIGHT];
+  Raw ring[IN_FLIGHT] = {};  // else what is undefined is kept in registers through a program
 #pragma unroll
   for (int i = 0; i < IN_FLIGHT; i++)
     if (to_load > 0) ring[i] = load();
   if (lane < 2) shared.parts.rows[2 * warp + lane] = -1;
-  if (!p.ids) wait_for_previous();
-  Results to = {&t, shared.biases, shared.sums, matrix, first_row, rows, pair, 1.0f};
-  bring(to, blockIdx.y);
-  to.factor = quantize_row<F>(p.source, steps, x, shared.squares);
+  if (!p.ids) turn.wait();
+  Results to = {&t, shared.biases, shared.sums, place.y, matrix, first_row, rows, pair, 1.0f};
+  bring<WARPS>(to);
+  to.factor = quantize_row<F, WARPS>(p.source, place, steps, x, shared.squares);
 
   float *sums = all_sums + warp * WARP * SUMS_STRIDE, sum = 0.0f;
   int base = row, count = 0;
-  bool begun_before = step > 0;
+  bool begun_before = step > 0, ends_after = false;
 #pragma unroll 1
   while (left > 0) {
 #pragma unroll
     for (int i = 0; i < IN_FLIGHT; i++) {
       if (left <= 0) break;
-      sum += dot<F>(ring[i], unit, step, x);
+      sum += dot<F>(ring[i], lane, unit, step, x);
       if (to_load > 0) ring[i] = load();
       left--;
       step++;
-      if (step == steps || left == 0) {
-        sums[count * SUMS_STRIDE + lane] = sum;
-        sum = 0.0f;
-        count++;
-        if (count == WARP || left == 0) {
-          finish_rows(to, sums, shared.parts, base, count, begun_before, step < steps);
-          base += count;
-          count = 0;
-          begun_before = false;
-        }
-        step = 0;
-      }
+      if (step < steps && left > 0) continue;
+      sums[count * SUMS_STRIDE + lane] = sum;
+      sum = 0.0f;
+      count++;
+      ends_after = step < steps;
+      step = 0;
     }
+    // once in the text, as instructions must be fetched too
+    if (count <= WARP - IN_FLIGHT && left > 0) continue;
+    finish_rows(to, sums, shared.parts, base, count, begun_before, ends_after);
+    base += count;
+    begun_before = false;
+    count = 0;
   }
   __syncthreads();
-  add_parts(to, shared.parts);
-  if (pair) put_pairs(p, to);
+  add_parts<WARPS>(to, shared.parts);
+  if (pair) put_pairs<WARPS>(p, to);
 }
 
-static __device__ __forceinline__ const Target &target_of_block(const Target *targets, int count) {
+static __device__ __forceinline__ const Target &target_of_block(const Target *targets, int count, int block) {
   int i = 0;
-  while (i + 1 < count && (int)blockIdx.x >= targets[i + 1].first) i++;
+  while (i + 1 < count && block >= targets[i + 1].first) i++;
   return targets[i];
 }
 
-KERNEL(row_product, RowProduct, ROW_THREADS, 1) {
+static __device__ __forceinline__ const Target &row_target(const RowProduct &p, const Place &place) {
+  return target_of_block(p.targets, p.pair.kind == NO_ACTIVATION ? p.count : 1, place.x);
+}
+
+template <int F, int DEPTH, int WARPS, class Turn>
+static __device__ __forceinline__ void row_product_block(const RowProduct &p, const Place &place, Turn &turn) {
   DYNAMIC_SHARED(memory);
-  __shared__ RowShared shared;
-  let_next_start();
-  if (p.ids) wait_for_previous();
+  RowShared &shared = row_shared();
+  if (p.ids) turn.wait();
   int padded = (p.source.columns + ROW_STEP - 1) / ROW_STEP * ROW_STEP;
   Quantized x = {(signed char *)memory + SUMS_BYTES, (float2 *)(memory + SUMS_BYTES + padded)};
-  const Target &t = target_of_block(p.targets, p.pair.kind == NO_ACTIVATION ? p.count : 1);
-  FOR_FORMAT(t.matrix.format, multiply_row, p, t, x, (float *)memory, shared)
+  multiply_row<F, DEPTH, WARPS>(p, place, turn, row_target(p, place), x, (float *)memory, shared);
+}
+
+template <int F> static __device__ __forceinline__ void row_product_of(const RowProduct &p) {
+  Launched turn;
+  row_product_block<F, Of<F>::IN_FLIGHT, ROW_WARPS>(p, PLACE_OF_BLOCK, turn);
+}
+
+KERNEL(row_product, RowProduct, ROW_THREADS, 1) {
+  let_next_start();
+  FOR_FORMAT(row_target(p, PLACE_OF_BLOCK).matrix.format, row_product_of, p)
 }
 
 // ---- many rows ----
@@ -563,7 +589,7 @@ template <int F> static __device__ __forceinline__ void tiles_32(const ManyProdu
   KERNEL(NAME, ManyProduct, MANY_THREADS, 1) {                        \
     DYNAMIC_SHARED(shared);                                           \
     let_next_start();                                                 \
-    const Target &t = target_of_block(p.targets, p.count);            \
+    const Target &t = target_of_block(p.targets, p.count, blockIdx.x); \
     FOR_FORMAT(t.matrix.format, TILE, p, t, (float *)shared)          \
   }
 MANY(many_product_8, tiles_8)
