@@ -437,8 +437,13 @@ impl Backend for CudaBackend {
         self.present = wanted;
         self.attempt(|this| {
             let width = this.widths[from.0] as i32;
-            let p =
-                params::Gather { from: this.buffer(from), to: this.target(to)?, wanted: this.wanted, width };
+            let p = params::Gather {
+                from: this.buffer(from),
+                to: this.target(to)?,
+                wanted: this.wanted,
+                width,
+                pad: 0,
+            };
             this.launch(
                 Launch { kernel: "gather", grid: [wanted, 1, 1], threads: weights::THREADS, shared: 0 },
                 &p,

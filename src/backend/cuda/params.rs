@@ -70,18 +70,18 @@ params! {
     /// Heads of `rotate`.
     Heads {
         x: Address, norm: Address, center: Address, cache: Address, count: i32, dim: i32, normed: i32, from: i32,
-        epsilon: f32,
+        epsilon: f32, pad: i32,
     }
     /// What `rotate` copies to the cache.
     Copied { x: Address, cache: Address, stride: i32, width: i32 }
     /// The rows of a step.
     Rows { places: Address, slots: Address, tables: Address, angles: Address }
     /// `rotate`
-    Rotate { heads: [Heads; 2], copied: [Copied; 2], rows: Rows, pairs: i32, interleaved: i32, f32_cache: i32 }
+    Rotate { heads: [Heads; 2], copied: [Copied; 2], rows: Rows, pairs: i32, interleaved: i32, f32_cache: i32, pad: i32 }
     /// `add_norm`
     AddNorm { x: Address, sum: Address, weight: Address, epsilon: f32, width: i32 }
     /// `gather`
-    Gather { from: Address, to: Address, wanted: Address, width: i32 }
+    Gather { from: Address, to: Address, wanted: Address, width: i32, pad: i32 }
     /// `by_head`
     ByHead {
         from: Address, matrices: Address, to: Address, f32: i32, heads: i32, height: i32, columns: i32, from_dim: i32,

@@ -51,7 +51,7 @@ fn operation(launch: &Launch) -> Option<(u32, usize)> {
 impl List {
     pub fn push(&mut self, launch: Launch, params: &[MaybeUninit<u8>]) {
         let mut bytes = vec![0; params.len()];
-        // SAFETY: bytes are copied as they are, padding included; what is not initialized is only copied on.
+        // SAFETY: instructions' parameters have no padding: all bytes are initialized.
         unsafe { std::ptr::copy_nonoverlapping(params.as_ptr().cast(), bytes.as_mut_ptr(), bytes.len()) };
         self.launches.push((launch, bytes));
     }

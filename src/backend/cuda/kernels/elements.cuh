@@ -9,6 +9,7 @@ struct Heads {
   void *cache;  // not null: the row goes there too, in its slot
   int count, dim, normed, from;
   float epsilon;
+  int pad;
 };
 
 // A row's first `width` values go to its slot of the cache.
@@ -31,7 +32,7 @@ struct Rotate {
   Heads heads[2];
   Copied copied[2];
   Rows rows;
-  int pairs, interleaved, f32_cache;
+  int pairs, interleaved, f32_cache, pad;
 };
 
 static __device__ __forceinline__ void to_cache(void *cache, size_t at, float x, int f32) {
@@ -122,7 +123,7 @@ struct Gather {
   const float *from;
   float *to;
   const unsigned *wanted;
-  int width;
+  int width, pad;
 };
 
 template <class Turn> static __device__ __forceinline__ void gather_block(const Gather &p, const Place &place, Turn &turn) {
