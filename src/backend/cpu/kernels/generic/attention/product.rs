@@ -161,8 +161,13 @@ impl<S: Simd, T: Load> Tiles<S> for Product<T> {
                     vectors[v] = T::load::<S>(from.add(v * S::LANES));
                 }
                 for r in 0..R {
+                    let factor = S::f_splat(*a.0.add(r * a.1 + k));
                     for v in 0..V {
-                        sums[r][v] = S::f_fma_by(vectors[v], a.0.add(r * a.1 + k), sums[r][v]);
+                        sums[r][v] = if r % 2 == 0 {
+                            S::f_fma(vectors[v], factor, sums[r][v])
+                        } else {
+                            S::f_fma_by(vectors[v], a.0.add(r * a.1 + k), sums[r][v])
+                        };
                     }
                 }
             }
