@@ -307,16 +307,17 @@ impl Product<'_> {
                 self.matrix.drop_copied(tiles.clone());
                 return self.add(columns(&tiles), input.rows);
             };
-            assert!(input.rows * PASS * TILE <= scratch.gated.len(), "{} rows, scratch for less", input.rows);
+            assert!(input.rows * PASS <= scratch.gated.len(), "{} rows, scratch for less", input.rows);
             for first in tiles.clone().step_by(PASS) {
                 let pass = first..(first + PASS).min(tiles.end);
                 let Range { start, end } = columns(&pass);
                 input.multiply(isa, gate, pass.clone(), activations, out, scratch);
                 let mut gated = std::mem::take(&mut scratch.gated);
-                let up = Output { to: gated.as_mut_ptr().wrapping_sub(start), stride: PASS * TILE };
+                let gated_at = gated.as_mut_ptr().cast::<f32>();
+                let up = Output { to: gated_at.wrapping_sub(start), stride: PASS * TILE };
                 input.multiply(isa, (matrix, bias), pass, activations, up, scratch);
                 let (to, strides) = (self.to.at(start), [height, PASS * TILE]);
-                activate(isa, activation, to, gated.as_ptr(), strides, input.rows, end - start);
+                activate(isa, activation, to, gated_at, strides, input.rows, end - start);
                 scratch.gated = gated;
             }
             [self.matrix, matrix].into_iter().for_each(|matrix| matrix.drop_copied(tiles.clone()));

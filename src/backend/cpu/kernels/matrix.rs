@@ -281,8 +281,8 @@ impl WeightMatrix {
                     out: out.to,
                     out_stride: out.stride,
                     unpacked: scratch.unpacked.as_mut_ptr(),
-                    sums: scratch.sums.as_mut_ptr(),
-                    interleaved: scratch.interleaved.as_mut_ptr(),
+                    sums: scratch.sums.as_mut_ptr().cast(),
+                    interleaved: scratch.interleaved.as_mut_ptr().cast(),
                 };
                 let mut multiply = |weights: Bytes, tiles: Range<usize>| {
                     (product.weights, product.tiles) = (weights, (tiles.start, tiles.end));
@@ -495,24 +495,31 @@ pub struct Scratch {
     pub fetch: Fetch,
     rows: usize,
     unpacked: Box<[Unpacked]>,
-    sums: Vec<f32>,
-    interleaved: Vec<u8>,
-    /// [rows, [`PASS`] * 16]: the other factor of what a gated product has in hand.
-    pub gated: Vec<f32>,
+    /// [[`PASS`], rows]
+    sums: Vec<Lane>,
+    interleaved: Vec<Lane>,
+    /// [rows, [`PASS`]]: the other factor of what a gated product has in hand.
+    pub gated: Vec<Lane>,
 }
+
+/// A row or what else is as wide as the widest vector, so that none lies in two cache lines.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Lane([f32; TILE]);
 
 impl Scratch {
     /// For steps of up to `rows` rows.
     pub fn new(rows: usize) -> Self {
         let largest =
             BlockType::ALL.into_iter().map(|kind| TILE * CHUNK / kind.block_len() * kind.block_bytes());
+        let lanes = |n| vec![Lane([0.0; TILE]); n];
         Self {
             fetch: Fetch::Asked,
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
-            sums: vec![0.0; PASS * rows * TILE],
-            interleaved: vec![0; largest.max().unwrap_or(0)],
-            gated: vec![0.0; rows * PASS * TILE],
+            sums: lanes(PASS * rows),
+            interleaved: lanes(largest.max().unwrap_or(0).div_ceil(size_of::<Lane>())),
+            gated: lanes(PASS * rows),
         }
     }
 }
