@@ -161,6 +161,7 @@ impl<S: Simd, T: Load> Tiles<S> for Product<T> {
                     vectors[v] = T::load::<S>(from.add(v * S::LANES));
                 }
                 for r in 0..R {
+                    // Every other factor from memory: all would make loads the limit (Zen 5), none costs multiply-adds (Zen 4).
                     let factor = S::f_splat(*a.0.add(r * a.1 + k));
                     for v in 0..V {
                         sums[r][v] = if r % 2 == 0 {
