@@ -73,6 +73,11 @@ pub trait Simd: Copy + 'static {
     unsafe fn f_from_bits(v: Self::I) -> Self::F;
 
     unsafe fn i_splat(v: u32) -> Self::I;
+    /// Four vectors, of which each has one of the words at p in all lanes: with fewer loads than words, where that is faster.
+    #[inline(always)]
+    unsafe fn i_splat_four(p: *const u32) -> [Self::I; 4] {
+        unsafe { generic::formats::four!(i => Self::i_splat(*p.add(i))) }
+    }
     unsafe fn i_load(p: *const u32) -> Self::I;
     /// LANES 16-bit values, zero-extended.
     unsafe fn i_load_u16(p: *const u16) -> Self::I;

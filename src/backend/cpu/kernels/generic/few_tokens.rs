@@ -195,13 +195,14 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
                 unrolled!(F::UNIT / PAIR, pair => {
                     let pair_of_block = unit * (F::UNIT / PAIR) + pair;
                     let at = block * (block_len / PAIR) + pair_of_block;
-                    if !chunk.next.is_null() && part == 0 {
-                        for line in 0..lines {
-                            S::prefetch_far(chunk.next.wrapping_add((at * lines + line) * 64));
-                        }
-                    }
+                    let next = if chunk.next.is_null() || part > 0 {
+                        std::ptr::null()
+                    } else {
+                        chunk.next.wrapping_add(at * lines * 64)
+                    };
                     let quants = [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)];
-                    multiply_pair::<S, F, T>(quants, &scales, pair_of_block, chunk.x, at, &starts, into);
+                    let pair = (pair_of_block, at);
+                    multiply_pair::<S, F, T>(quants, &scales, pair, chunk.x, &starts, into, (next, lines));
                 });
             }
         }
@@ -233,47 +234,73 @@ unsafe fn multiply_minima<S: Simd, F: Format, const T: usize>(
     }
 }
 
-/// Adds the products of two groups of columns to the sums: pair `pair` of the block, pair `at` of the chunk.
+/// Adds the products of two groups of columns to the sums: pair `pair` of the block, pair `at` of the chunk. Meanwhile `lines`
+/// lines from `next` on are asked for, if it is not null.
 #[inline(always)]
 unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
     quants: [[S::I; 4]; 2],
     scales: &Scales<S>,
-    pair: usize,
+    pair: (usize, usize),
     x: *const QuantizedChunk,
-    at: usize,
     starts: &[[u32; CHUNK / GROUP]; T],
     sums: &mut [S::F; T],
+    (next, lines): (*const u8, usize),
 ) {
-    let parts = PAIR / F::SCALE_LEN;
+    // Eight tokens have room between them. Asked for at once, lines hold up the loads: a fifth, measured with Q6_K.
+    let step = if T == 8 { T } else { 1 };
     unsafe {
-        for t in 0..T {
-            let x = &*x.add(t);
-            for part in 0..parts {
-                let scale = scales.scales[parts * pair + part];
-                let (mut dot, mut scaled) = (S::i_splat(0), S::f_splat(0.0));
-                for i in 2 / parts * part..2 / parts * (part + 1) {
-                    let (group, first) = (2 * at + i, i == 0 || parts == 2);
-                    if first || !powers::<F>() {
-                        dot = S::i_splat(start::<S, F>(x, &starts[t], group));
-                    }
-                    dot = dot_group::<S, F>(dot, quants[i], x.group::<S>(group));
-                    if !powers::<F>() {
-                        let (x_scale, dot) = (S::f_splat(x.of_groups[group]), S::f_from_i(dot));
-                        scaled = if first { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled) };
-                    }
+        unrolled!(T, t => {
+            if t < step && !next.is_null() {
+                let mut line = t;
+                while line < lines {
+                    S::prefetch_far(next.wrapping_add(line * 64));
+                    line += step;
                 }
-                if powers::<F>() {
-                    scaled = x.times_power::<S>(dot, 2 * at);
-                }
-                sums[t] = S::f_fma(scale, scaled, sums[t]);
             }
-            if F::MINIMA && !powers::<F>() {
-                sums[t] = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums[t]);
-            }
+            sums[t] = multiply_token::<S, F>(quants, scales, pair, &*x.add(t), &starts[t], sums[t], T > 2);
             // tokens interleaved need more registers than there are: two thirds of the speed, measured with four of Q6_K
             if T > 1 {
                 sums[t] = S::pin(sums[t]);
             }
+        });
+    }
+}
+
+/// A token's sums, plus those products.
+#[inline(always)]
+unsafe fn multiply_token<S: Simd, F: Format>(
+    quants: [[S::I; 4]; 2],
+    scales: &Scales<S>,
+    (pair, at): (usize, usize),
+    x: &QuantizedChunk,
+    starts: &[u32; CHUNK / GROUP],
+    mut sums: S::F,
+    often: bool,
+) -> S::F {
+    let parts = PAIR / F::SCALE_LEN;
+    unsafe {
+        for part in 0..parts {
+            let scale = scales.scales[parts * pair + part];
+            let (mut dot, mut scaled) = (S::i_splat(0), S::f_splat(0.0));
+            for i in 2 / parts * part..2 / parts * (part + 1) {
+                let (group, first) = (2 * at + i, i == 0 || parts == 2);
+                if first || !powers::<F>() {
+                    dot = S::i_splat(start::<S, F>(x, starts, group));
+                }
+                dot = dot_group::<S, F>(dot, quants[i], x.group::<S>(group, often));
+                if !powers::<F>() {
+                    let (x_scale, dot) = (S::f_splat(x.of_groups[group]), S::f_from_i(dot));
+                    scaled = if first { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled) };
+                }
+            }
+            if powers::<F>() {
+                scaled = x.times_power::<S>(dot, 2 * at);
+            }
+            sums = S::f_fma(scale, scaled, sums);
         }
+        if F::MINIMA && !powers::<F>() {
+            sums = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums);
+        }
+        sums
     }
 }

@@ -2,7 +2,8 @@
 //! unpacked to one common form. Layouts are those of GGUF (ggml-common.h); `quant` is the plain statement of them.
 //!
 //! **Interleaved.** The blocks of 16 rows at the same columns stand together, word by word: first each 16-bit
-//! part (scales) of row 0..15, then each 32-bit word of row 0..15. So word i of a block is one vector over the rows.
+//! part (scales) of row 0..15, then each 32-bit word of row 0..15. So word i of a block is one vector over the rows. Where
+//! that would move the words from the beginning of a cache line, the scales come last.
 //!
 //! **Unpacked.** Quants are unsigned bytes, four columns of a row to a lane; scales and minima are f32 vectors over the
 //! rows. The value is `scale * (quant - offset) + minimum`; the minima of super-blocks are a float times integers, which
@@ -14,6 +15,9 @@ use crate::quant::BlockType;
 
 /// Rows of a tile: the lanes of the widest vector.
 pub const TILE: usize = 16;
+
+/// Bytes of a cache line, and of the widest vector.
+const LINE: usize = 64;
 
 /// Columns that are unpacked at a time: a super-block, or eight blocks of 32.
 pub const CHUNK: usize = 256;
@@ -65,16 +69,29 @@ impl Block {
     /// There is such a block.
     #[inline(always)]
     pub unsafe fn new<F: Format>(start: *const u8, part: usize) -> Self {
-        let words = 2 * TILE * F::HALVES.len();
         let bytes = TILE * (F::KIND.block_bytes() - F::BYTES.len());
+        let (halves, words) = halves_and_words::<F>(start);
         // SAFETY: within the block.
         unsafe {
             Block {
-                halves: start.cast::<u16>().add(part),
+                halves: start.add(halves).cast::<u16>().add(part),
                 words: start.add(words).cast::<u32>().add(part),
                 bytes: start.add(bytes + part),
             }
         }
+    }
+}
+
+/// Where the 16-bit parts and the words of an interleaved block are that begins at `start`, in bytes from there. The 16-bit
+/// parts come first; but where they would move the words from the beginning of a cache line, last: vectors that lie across two
+/// lines are loaded at half the speed.
+#[inline(always)]
+pub(super) fn halves_and_words<F: Format>(start: *const u8) -> (usize, usize) {
+    let halves = 2 * TILE * F::HALVES.len();
+    if !halves.is_multiple_of(LINE) && F::BYTES.is_empty() && start.addr().is_multiple_of(LINE) {
+        (TILE * F::KIND.block_bytes() - halves, 0)
+    } else {
+        (0, halves)
     }
 }
 
@@ -200,7 +217,7 @@ macro_rules! four {
     };
 }
 
-pub(super) use four;
+pub(in super::super) use four;
 
 /// 16 of the 32 nibbles of 16 bytes: low ones are columns 0..16, high ones 16..32.
 #[inline(always)]
@@ -575,3 +592,23 @@ macro_rules! with_format {
     }};
 }
 pub(crate) use with_format;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_block_begin_at_a_cache_line_wherever_it_begins() {
+        for kind in BlockType::ALL {
+            with_format!(kind, F => for begin in [0, 32].into_iter().filter(|_| F::BYTES.is_empty()) {
+                let block = TILE * F::KIND.block_bytes();
+                let (halves, words) = halves_and_words::<F>(std::ptr::without_provenance(begin));
+                let length = 2 * TILE * F::HALVES.len();
+                assert!(halves == 0 && words == length || words == 0 && halves + length == block, "{kind}: all of it");
+                if !length.is_multiple_of(LINE) || begin == 0 {
+                    assert!((begin + words).is_multiple_of(LINE), "{kind} at {begin}");
+                }
+            }, continue);
+        }
+    }
+}

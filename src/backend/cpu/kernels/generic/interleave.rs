@@ -1,7 +1,7 @@
 //! From rows as they stand in the file to tiles of 16 rows interleaved (see `formats`): a transposition of 32-bit words.
 
 use super::super::Simd;
-use super::formats::{Format, TILE};
+use super::formats::{Format, TILE, halves_and_words};
 
 /// The rows of a tile as they stand in the file; beyond the matrix the last row again (nobody reads its sums).
 #[derive(Clone, Copy)]
@@ -40,14 +40,16 @@ pub unsafe fn interleave<S: Simd, F: Format>(rows: &RowPointers, skip: usize, bl
 /// Interleaves the blocks that stand `offset` bytes into the rows: `out` takes 16 blocks.
 #[inline(always)]
 unsafe fn interleave_block<S: Simd, F: Format>(rows: &RowPointers, offset: usize, out: *mut u8) {
+    let (halves, words) = halves_and_words::<F>(out);
     unsafe {
+        let halves = out.add(halves).cast::<u16>();
         for (i, &half) in F::HALVES.iter().enumerate() {
             for (row, &block) in rows.0.iter().enumerate() {
                 let half = block.add(offset + half).cast::<u16>().read_unaligned();
-                out.cast::<u16>().add(i * TILE + row).write_unaligned(half);
+                halves.add(i * TILE + row).write_unaligned(half);
             }
         }
-        let mut words = out.add(2 * TILE * F::HALVES.len()).cast::<u32>();
+        let mut words = out.add(words).cast::<u32>();
         for &(first, count) in F::WORDS {
             for i in (0..count).step_by(4) {
                 let i = i.min(count - 4); // the last four may overlap the four before

@@ -379,7 +379,7 @@ unsafe fn add_group<S: Simd, F: Format, const V: usize, const T: usize>(
         }
         if S::LANES < TILE {
             for t in 0..T {
-                let four = (*x.add(t)).group::<S>(group);
+                let four = (*x.add(t)).group::<S>(group, false);
                 for v in 0..V {
                     let w = four!(i => S::i_load(quants[v].add(i * TILE)));
                     dots[t][v] = dot_group::<S, F>(dots[t][v], w, four);

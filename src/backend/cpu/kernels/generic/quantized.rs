@@ -27,10 +27,10 @@ use super::few_tokens::Fetch;
 use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked};
 use super::interleave::{RowPointers, interleave};
 
-/// Runs `$body` with `$i` = 0, 1, … below `$n` (at most 4), each a constant to the compiler.
+/// Runs `$body` with `$i` = 0, 1, … below `$n` (at most 8), each a constant to the compiler.
 macro_rules! unrolled {
     ($n:expr, $i:ident => $body:expr) => {
-        unrolled!(@ $n, $i, $body, 0 1 2 3)
+        unrolled!(@ $n, $i, $body, 0 1 2 3 4 5 6 7)
     };
     (@ $n:expr, $i:ident, $body:expr, $($value:literal)*) => {$(
         if $value < $n {
@@ -114,11 +114,15 @@ impl QuantizedChunk {
         unsafe { S::f_sub(S::f_from_bits(sum), S::f_splat(self.of_groups[group])) }
     }
 
-    /// The values of a group, four to a lane, all lanes alike.
+    /// The values of a group, four to a lane, all lanes alike. `often`: quants go from register to register, and then loads
+    /// limit the dot products; shuffles, if they were all, would too.
     #[inline(always)]
-    pub(super) unsafe fn group<S: Simd>(&self, group: usize) -> [S::I; 4] {
+    pub(super) unsafe fn group<S: Simd>(&self, group: usize, often: bool) -> [S::I; 4] {
         unsafe {
             let values = self.values.as_ptr().cast::<u32>().add(4 * group);
+            if often && group % 2 == 1 {
+                return S::i_splat_four(values);
+            }
             let mut four = [S::i_splat(0); 4];
             for i in 0..4 {
                 four[i] = S::i_splat(*values.add(i));

@@ -95,6 +95,20 @@ impl Simd for Avx512 {
         unsafe { _mm512_set1_epi32(v as i32) }
     }
     #[inline(always)]
+    unsafe fn i_splat_four(p: *const u32) -> [Self::I; 4] {
+        unsafe {
+            let four = _mm512_castsi512_ps(_mm512_broadcast_i32x4(_mm_loadu_si128(p.cast())));
+            // else the compiler goes back to a load for each
+            let four = _mm512_castps_si512(pin(four));
+            [
+                _mm512_shuffle_epi32::<0b00_00_00_00>(four),
+                _mm512_shuffle_epi32::<0b01_01_01_01>(four),
+                _mm512_shuffle_epi32::<0b10_10_10_10>(four),
+                _mm512_shuffle_epi32::<0b11_11_11_11>(four),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn i_load(p: *const u32) -> Self::I {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
