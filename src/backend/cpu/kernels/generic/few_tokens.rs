@@ -246,48 +246,59 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize>(
     sums: &mut [S::F; T],
     (next, lines): (*const u8, usize),
 ) {
-    // Eight tokens have room between them. Asked for at once, lines hold up the loads: a fifth, measured with Q6_K.
-    let step = if T == 8 { T } else { 1 };
     unsafe {
-        unrolled!(T, t => {
-            if t < step && !next.is_null() {
-                let mut line = t;
-                while line < lines {
-                    S::prefetch_far(next.wrapping_add(line * 64));
-                    line += step;
-                }
+        if T < 8 {
+            ask::<S>(next, 0, lines, 1);
+            for t in 0..T {
+                add_token::<S, F, T>(quants, scales, pair, x, starts, sums, t);
             }
-            sums[t] = multiply_token::<S, F>(quants, scales, pair, &*x.add(t), &starts[t], sums[t], T > 2);
-            // tokens interleaved need more registers than there are: two thirds of the speed, measured with four of Q6_K
-            if T > 1 {
-                sums[t] = S::pin(sums[t]);
-            }
+            return;
+        }
+        // Between the tokens: all at once would hold up the loads, a fifth of the speed, measured with Q6_K. The compiler would not
+        // unroll so long a loop; shorter ones it does, and in less time.
+        unrolled!(8, t => {
+            ask::<S>(next, t, lines, 8);
+            add_token::<S, F, T>(quants, scales, pair, x, starts, sums, t);
         });
     }
 }
 
-/// A token's sums, plus those products.
+/// Asks memory for every `step`th of `lines` lines from `next` on, if it is not null, from the `first` on.
 #[inline(always)]
-unsafe fn multiply_token<S: Simd, F: Format>(
+unsafe fn ask<S: Simd>(next: *const u8, first: usize, lines: usize, step: usize) {
+    if !next.is_null() {
+        let mut line = first;
+        while line < lines {
+            // SAFETY: it need not be anybody's memory.
+            unsafe { S::prefetch_far(next.wrapping_add(line * 64)) };
+            line += step;
+        }
+    }
+}
+
+/// Adds those products to the sums of token t.
+#[inline(always)]
+unsafe fn add_token<S: Simd, F: Format, const T: usize>(
     quants: [[S::I; 4]; 2],
     scales: &Scales<S>,
     (pair, at): (usize, usize),
-    x: &QuantizedChunk,
-    starts: &[u32; CHUNK / GROUP],
-    mut sums: S::F,
-    often: bool,
-) -> S::F {
+    x: *const QuantizedChunk,
+    starts: &[[u32; CHUNK / GROUP]; T],
+    sums: &mut [S::F; T],
+    t: usize,
+) {
     let parts = PAIR / F::SCALE_LEN;
     unsafe {
+        let x = &*x.add(t);
         for part in 0..parts {
             let scale = scales.scales[parts * pair + part];
             let (mut dot, mut scaled) = (S::i_splat(0), S::f_splat(0.0));
             for i in 2 / parts * part..2 / parts * (part + 1) {
                 let (group, first) = (2 * at + i, i == 0 || parts == 2);
                 if first || !powers::<F>() {
-                    dot = S::i_splat(start::<S, F>(x, starts, group));
+                    dot = S::i_splat(start::<S, F>(x, &starts[t], group));
                 }
-                dot = dot_group::<S, F>(dot, quants[i], x.group::<S>(group, often));
+                dot = dot_group::<S, F>(dot, quants[i], x.group::<S>(group, T > 2));
                 if !powers::<F>() {
                     let (x_scale, dot) = (S::f_splat(x.of_groups[group]), S::f_from_i(dot));
                     scaled = if first { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled) };
@@ -296,11 +307,14 @@ unsafe fn multiply_token<S: Simd, F: Format>(
             if powers::<F>() {
                 scaled = x.times_power::<S>(dot, 2 * at);
             }
-            sums = S::f_fma(scale, scaled, sums);
+            sums[t] = S::f_fma(scale, scaled, sums[t]);
         }
         if F::MINIMA && !powers::<F>() {
-            sums = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums);
+            sums[t] = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums[t]);
         }
-        sums
+        // tokens interleaved need more registers than there are: two thirds of the speed, measured with four of Q6_K
+        if T > 1 {
+            sums[t] = S::pin(sums[t]);
+        }
     }
 }
