@@ -70,7 +70,7 @@ const fn longest_pass<S: Simd>() -> usize {
 }
 
 /// Passes over each tile for so many tokens. Of 32 registers six tokens' sums leave enough for one pair's quants; seven do not,
-/// and eight, whose loop the compiler leaves rolled, are only better than passes of four.
+/// and eight are only better than passes of four.
 const fn passes<S: Simd>(tokens: usize) -> usize {
     let longest = longest_pass::<S>();
     if tokens == longest { 1 } else { tokens.div_ceil(if longest == 8 { 6 } else { longest }) }

@@ -84,7 +84,7 @@ impl Block {
 
 /// Where the 16-bit parts and the words of an interleaved block are that begins at `start`, in bytes from there. The 16-bit
 /// parts come first; but where they would move the words from the beginning of a cache line, last: vectors that lie across two
-/// lines are loaded at half the speed.
+/// lines are loaded at half the speed. Where single bytes follow, blocks begin at any place, and so do their words.
 #[inline(always)]
 pub(super) fn halves_and_words<F: Format>(start: *const u8) -> (usize, usize) {
     let halves = 2 * TILE * F::HALVES.len();

@@ -114,8 +114,8 @@ impl QuantizedChunk {
         unsafe { S::f_sub(S::f_from_bits(sum), S::f_splat(self.of_groups[group])) }
     }
 
-    /// The values of a group, four to a lane, all lanes alike. `often`: quants go from register to register, and then loads
-    /// limit the dot products; shuffles, if they were all, would too.
+    /// The values of a group, four to a lane, all lanes alike. `often`: for several tokens with the same quants, whose
+    /// dot products would wait for loads; every other group comes by shuffles then.
     #[inline(always)]
     pub(super) unsafe fn group<S: Simd>(&self, group: usize, often: bool) -> [S::I; 4] {
         unsafe {
