@@ -95,7 +95,7 @@ fn steps_that_are_run_as_graphs_give_the_same_bits() {
 
 #[test]
 fn steps_of_one_row_are_programs_with_the_same_bits_each_time_near_those_of_launches() {
-    let Some(driver) = Emulated::with_much_shared_memory() else { return };
+    let Some(driver) = Emulated::like_hopper() else { return };
     let programs = driver.programs.clone();
     let model = tiny::model_of(Architecture::Llama, BlockType::Q4_K, 1);
     let mut engine = tiny::engine_on(&model, Box::new(CudaBackend::new(Box::new(driver))), KvType::F16);
@@ -108,6 +108,30 @@ fn steps_of_one_row_are_programs_with_the_same_bits_each_time_near_those_of_laun
     assert!(run(1) == single);
     assert_eq!(programs.load(Ordering::Relaxed) - before, 24);
     assert!(tiny::divergence(&single, &run(24)) < 1e-3);
+}
+
+#[test]
+fn programs_that_share_out_a_rows_positions_are_near_the_cpus_logits() {
+    let Some(driver) = Emulated::like_hopper() else { return };
+    let programs = driver.programs.clone();
+    let model = tiny::model_of(Architecture::Llama, BlockType::Q4_K, 1);
+    let backends: [Box<dyn Backend>; 2] = [Box::new(CudaBackend::new(Box::new(driver))), cpu()];
+    let [mut device, mut cpu] = backends.map(|backend| tiny::engine_on(&model, backend, KvType::F16));
+    let (mut here, mut there) = (Sequence::new(), Sequence::new());
+    // one split until 256 positions, then two, from 512 on three
+    for (prompt, singles) in [(253, 6), (252, 4)] {
+        for tokens in tokens(prompt).chunks(70) {
+            logits(&mut device, &mut here, tokens);
+            logits(&mut cpu, &mut there, tokens);
+        }
+        let before = programs.load(Ordering::Relaxed);
+        for token in tokens(singles) {
+            let got = logits(&mut device, &mut here, &[token]);
+            let kl = tiny::divergence(&got, &logits(&mut cpu, &mut there, &[token]));
+            assert!(kl < 0.02, "position {}: KL {kl}", here.len() - 1);
+        }
+        assert!(programs.load(Ordering::Relaxed) - before >= singles);
+    }
 }
 
 #[test]

@@ -88,6 +88,7 @@ pub struct Emulated {
     /// Programs that were run.
     pub programs: Arc<AtomicUsize>,
     shared: usize,
+    multiprocessors: usize,
 }
 
 impl Emulated {
@@ -102,12 +103,14 @@ impl Emulated {
             room: Arc::new(usize::MAX.into()),
             programs: Arc::default(),
             shared: SHARED,
+            multiprocessors: 3,
         })
     }
 
-    /// One with the shared memory of compute capability 9, which is enough for steps as programs.
-    pub fn with_much_shared_memory() -> Option<Self> {
-        Emulated::new().map(|driver| Emulated { shared: MUCH_SHARED, ..driver })
+    /// One with the shared memory of compute capability 9, which is enough for steps as programs, and with multiprocessors enough to
+    /// share out a row's positions.
+    pub fn like_hopper() -> Option<Self> {
+        Emulated::new().map(|driver| Emulated { shared: MUCH_SHARED, multiprocessors: 12, ..driver })
     }
 
     /// Records are of launches alone.
@@ -186,7 +189,7 @@ impl Driver for Emulated {
     }
 
     fn multiprocessors(&self) -> usize {
-        3
+        self.multiprocessors
     }
 
     fn shared_memory(&self) -> usize {
