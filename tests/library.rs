@@ -241,3 +241,16 @@ fn two_generations_of_one_model_take_turns() {
     assert_eq!(a, run("Why is the sky blue?").join().unwrap());
     assert_eq!(b, run("What is a prime?").join().unwrap());
 }
+
+#[test]
+fn a_short_generation_need_not_wait_for_the_end_of_a_long_one() {
+    let Some(path) = real_model(SMOLLM2.1) else { return };
+    let model = Model::builder(path.to_str().unwrap()).context(512).sequences(2).load().unwrap();
+    let options = |tokens| greedy().max_tokens(tokens).speculate(false).loop_guard(false);
+    let mut long = model.generate("Tell me a long story.", &options(400)).unwrap();
+    assert!(matches!(long.next(), Some(Ok(Event::Prefill { .. }))));
+    let long = std::thread::spawn(move || long.map(Result::unwrap).count());
+    collect(model.generate("What is a prime?", &options(15)).unwrap());
+    assert!(!long.is_finished(), "steps are taken in turn");
+    long.join().unwrap();
+}

@@ -57,7 +57,7 @@ impl Chat {
     /// Tokens whose keys and values are kept from the last turn, and the bytes that saving them takes, about.
     pub fn cached(&self) -> (usize, u64) {
         let tokens = lock(&self.slot).as_ref().map_or(0, Sequence::len);
-        (tokens, (tokens * lock(&self.model.inner.engine).kv_bytes()) as u64)
+        (tokens, (tokens * self.model.inner.kv_bytes) as u64)
     }
 
     /// Writes the keys and values of what the turns have in common, under a hash
@@ -68,7 +68,7 @@ impl Chat {
     pub fn save_cache(&self, to: impl Write) -> io::Result<()> {
         let slot = lock(&self.slot);
         let empty = Sequence::new();
-        lock(&self.model.inner.engine).save(slot.as_ref().unwrap_or(&empty), to)
+        self.model.inner.engine.lock().save(slot.as_ref().unwrap_or(&empty), to)
     }
 
     /// Takes back what [`save_cache`](Self::save_cache) wrote; what follows is equal to the bit. Without it, or where the
@@ -78,7 +78,7 @@ impl Chat {
     /// As [`Engine::restore_over`]: the present keys and values are kept as far as there is room for both.
     pub fn load_cache(&mut self, from: impl Read) -> Result<()> {
         let mut slot = lock(&self.slot);
-        lock(&self.model.inner.engine).restore_over(slot.get_or_insert_default(), from)
+        self.model.inner.engine.lock().restore_over(slot.get_or_insert_default(), from)
     }
 
     /// Whether it begins as what [`save_cache`](Self::save_cache) writes, in this or another version.

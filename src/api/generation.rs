@@ -247,7 +247,7 @@ impl Generation {
     fn step(&mut self) -> Result<()> {
         let mut began = Instant::now();
         let trace = &mut self.trace;
-        let mut engine = lock(&self.model.inner.engine);
+        let mut engine = self.model.inner.engine.lock();
         let (left, most) = (trace.prompt_left().len(), engine.max_rows());
         let mut count = |trace: &mut Trace| {
             let seconds = &mut trace.stats.seconds;

@@ -1,10 +1,12 @@
 //! A loaded model.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use super::generation::{Slot, Start, lock};
+use parking_lot::FairMutex;
+
+use super::generation::{Slot, Start};
 use super::memory::Sizes;
 use super::receipt::Opening;
 use super::{Chat, Generation, Message, Options, Prompt, Quantize};
@@ -186,7 +188,9 @@ impl ModelBuilder {
         if checkpoint.tensors.is_empty() {
             return Err(Error::file(&found.path, "holds no tensors, only metadata: there is nothing to run"));
         }
-        let entry = found.entry.or_else(|| known(&checkpoint, &hyperparameters));
+        // a model that was named by its path has the same defaults as by its short name
+        let known = || catalog::for_metadata(&hyperparameters.architecture, &checkpoint.names());
+        let entry = found.entry.or_else(known);
         // the vocabulary is built while the weights are made ready
         let (text, engine) = std::thread::scope(|scope| {
             let read = || Text::read(&checkpoint.metadata);
@@ -235,7 +239,9 @@ impl ModelBuilder {
             sampling: self.sampling.or(recommended).or(own).over(Sampling::default()),
             think: self.think.or(entry.map(|e| e.think)).unwrap_or_default(),
             path: found.path,
-            engine: Mutex::new(engine),
+            kv_type: engine.kv_type(),
+            kv_bytes: engine.kv_bytes(),
+            engine: FairMutex::new(engine),
             load_seconds: began.elapsed().as_secs_f64(),
         };
         Ok(Model { inner: Arc::new(inner) })
@@ -278,23 +284,6 @@ impl ModelBuilder {
         let path = embedded::path(&self.name).map_or_else(|| PathBuf::from(&self.name), Path::to_owned);
         Ok(Found { path, entry: None })
     }
-}
-
-/// The catalog's entry of a model that was named by its path, by what its metadata says.
-fn known(checkpoint: &Checkpoint, h: &Hyperparameters) -> Option<&'static Entry> {
-    let mut names = Vec::new();
-    match &checkpoint.metadata {
-        Metadata::Gguf(pairs) => {
-            for key in ["general.name", "general.basename", "general.size_label"] {
-                if let Some(crate::checkpoint::Value::String(name)) = pairs.get(key) {
-                    names.push(name.as_str());
-                }
-            }
-        }
-        Metadata::HuggingFace { folder, .. } => names.extend(folder.file_name().and_then(|f| f.to_str())),
-    }
-    names.extend(checkpoint.files.first().and_then(|f| f.file_name()?.to_str()));
-    catalog::for_metadata(&h.architecture, &names)
 }
 
 struct Found {
@@ -409,7 +398,11 @@ pub(crate) struct Inner {
     blank_tokens: OnceLock<Vec<u32>>,
     sampling: Sampling,
     think: Think,
-    pub(super) engine: Mutex<Engine>,
+    pub(super) kv_type: KvType,
+    /// Bytes of a position's keys and values.
+    pub(super) kv_bytes: usize,
+    /// Fair: generations of several threads take turns step by step.
+    pub(super) engine: FairMutex<Engine>,
     load_seconds: f64,
 }
 
@@ -478,7 +471,8 @@ impl Model {
         Ok(self.start(&prompt.into(), options)?.prompt)
     }
 
-    /// The logits after each of `tokens`, in order: `visit` is called with the position and the logits `[vocabulary]`.
+    /// The logits after each of `tokens`, in order: `visit` is called with the position and the logits `[vocabulary]`. It must not
+    /// generate with this model or evaluate: it would wait for its own end.
     ///
     /// # Errors
     /// More tokens than the context holds, or a token beyond the vocabulary.
@@ -496,7 +490,7 @@ impl Model {
         if tokens.len() > self.context() {
             return Err(Error::Context { prompt: tokens.len(), context: self.context() });
         }
-        let mut engine = lock(&self.inner.engine);
+        let mut engine = self.inner.engine.lock();
         let mut sequence = Sequence::new();
         for tokens in tokens[..first].chunks(engine.max_rows()) {
             engine.step(&mut [Feed { sequence: &mut sequence, tokens, wants: Wants::Nothing }])?;
@@ -701,7 +695,7 @@ impl Model {
 
     /// How its keys and values are stored.
     pub fn kv_type(&self) -> KvType {
-        lock(&self.inner.engine).kv_type()
+        self.inner.kv_type
     }
 
     /// Its tokenizer.

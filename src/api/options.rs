@@ -102,7 +102,8 @@ impl From<&[Message]> for Prompt {
     }
 }
 
-/// Sees, and may edit, the logits before each token is chosen: (tokens generated so far, logits `[vocabulary]`).
+/// Sees, and may edit, the logits before each token is chosen: (tokens generated so far, logits `[vocabulary]`). It must not generate
+/// with the model that calls it: it would wait for its own end.
 pub type LogitsHook = Arc<dyn Fn(&[u32], &mut [f32]) + Send + Sync>;
 
 /// How to generate. What is not set comes from the model (its catalog entry or generation_config.json).
@@ -168,9 +169,9 @@ impl Options {
         self
     }
 
-    /// Sampling parameters that differ from the model's own.
+    /// Sampling parameters that differ from the model's own; what it leaves open stays as it was.
     pub fn sampling(mut self, sampling: SamplingOverrides) -> Self {
-        self.sampling = sampling;
+        self.sampling = sampling.or(self.sampling);
         self
     }
 

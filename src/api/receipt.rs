@@ -10,7 +10,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-use super::generation::{Finish, Slot, Start, lock};
+use super::generation::{Finish, Slot, Start};
 use super::trace::Trace;
 use super::{Model, Options, Stats};
 use crate::backend::devices::DeviceChoice;
@@ -94,8 +94,8 @@ pub struct Receipt {
     pub limit_is: Act,
     /// Strings that end the answer.
     pub stop: Vec<String>,
-    /// False if a program's hook edited the logits; on a GPU also for a vote, and if keys and values of an earlier run were
-    /// used.
+    /// False if a program's hook edited the logits; on a GPU also for a vote, an edited thought, and if keys and values of an earlier
+    /// run were used: other steps than a replay's, which there have other bits.
     pub replayable: bool,
     /// One, or those of a vote.
     pub sequences: Vec<RecordedSequence>,
@@ -319,7 +319,7 @@ impl Receipt {
             limit_is: first.limit_is,
             stop: first.stop.clone(),
             replayable: records.iter().all(|record| !record.hooked)
-                && (device.is_exact() || traces.len() == 1 && traces[0].cached_tokens == 0),
+                && (device.is_exact() || traces.len() == 1 && has_the_steps_of_a_replay(&traces[0])),
             sequences: traces.iter().zip(&records).map(sequence).collect(),
             sha256: String::new(),
         };
@@ -374,8 +374,8 @@ impl Receipt {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Verdict> {
         if !self.replayable {
-            let what = "a program's hook edited the logits, or a GPU computed a vote or went on from an earlier run: it cannot \
-                        be replayed";
+            let what = "a program's hook edited the logits, or a GPU computed a vote, went on from an earlier run or from an edited \
+                        thought: it cannot be replayed";
             return Err(Error::Saved(what.into()));
         }
         self.check_device(model, decode)?;
@@ -409,7 +409,7 @@ impl Receipt {
         if self.prompt_tokens.is_empty() || self.context() > model.context() + 1 {
             return Err(Error::Context { prompt: self.context(), context: model.context() });
         }
-        let vocabulary = lock(&model.inner.engine).decoder().hyperparameters().vocabulary as u32;
+        let vocabulary = model.vocabulary() as u32;
         if let Some(at) = self.prompt_tokens.iter().position(|&id| id >= vocabulary) {
             let id = self.prompt_tokens[at];
             let what = format!(
@@ -548,11 +548,11 @@ impl Receipt {
         };
         let mut trace = Trace::new(model.clone(), start, &options, Sequence::new());
         // what the model cannot have said is no text to feed: the run is generated up to there
-        let vocabulary = lock(&model.inner.engine).decoder().hyperparameters().vocabulary as u32;
+        let vocabulary = model.vocabulary() as u32;
         let fed = recorded.tokens.iter().map(|token| token.0).take_while(|&id| id < vocabulary);
         let script = (!decode).then(|| fed.collect());
         trace.repeat((self.limit, self.limit_is), &recorded.control, edits(recorded), script);
-        let mut engine = lock(&model.inner.engine);
+        let mut engine = model.inner.engine.lock();
         while trace.stats.tokens.len() < recorded.tokens.len() {
             let most = engine.max_rows();
             if trace.prompt_left().len() > most {
@@ -575,6 +575,11 @@ impl Receipt {
 /// Kinds of devices and their layers: which of several equal GPUs it was makes no difference.
 fn shares(layers: &[(String, usize)]) -> Vec<(&str, usize)> {
     layers.iter().map(|(device, n)| (device.split(':').next().unwrap_or(device), *n)).collect()
+}
+
+/// Whether a replay takes the same tokens together in its steps.
+fn has_the_steps_of_a_replay(run: &Stats) -> bool {
+    run.cached_tokens == 0 && run.control.iter().all(|event| event.what != Act::Edit)
 }
 
 /// What the user wrote, and where.

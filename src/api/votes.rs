@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::generation::lock;
 use super::options::Role;
 use super::trace::Trace;
 use super::{CancelHandle, Event, Finish, Model, Options, Prompt, Stats};
@@ -86,7 +85,7 @@ impl Model {
     /// ([`ModelBuilder::sequences`](super::ModelBuilder::sequences)), or at temperature 0, where all would be the same; as
     /// [`generate`](Model::generate).
     pub fn vote(&self, prompt: impl Into<Prompt>, options: &Options, votes: VoteOptions) -> Result<Votes> {
-        let room = lock(&self.inner.engine).max_sequences();
+        let room = self.inner.engine.lock().max_sequences();
         if votes.count < 2 || votes.count > room {
             return Err(Error::Usage(format!(
                 "{} votes: from 2 to the {room} sequences that the model was loaded for",
@@ -151,7 +150,7 @@ impl Votes {
     /// Reads a piece of the question; all but its last token, once for all traces.
     fn read(&mut self, mut reader: Trace) -> Result<()> {
         let began = Instant::now();
-        let mut engine = lock(&self.model.inner.engine);
+        let mut engine = self.model.inner.engine.lock();
         let left = reader.prompt_left().len() - 1;
         let count = left.min(engine.max_rows());
         if count > 0 {
@@ -175,7 +174,7 @@ impl Votes {
     /// One step of all traces that are not over.
     fn advance(&mut self) -> Result<()> {
         let began = Instant::now();
-        let mut engine = lock(&self.model.inner.engine);
+        let mut engine = self.model.inner.engine.lock();
         let active = self.traces.iter().filter(|trace| !trace.is_over).count();
         // the rows of many traces keep the cores busy: a draft, which may be wrong, would not be free there
         let rows = if active >= 4 { 1 } else { engine.max_logit_rows() / active.max(1) };

@@ -193,14 +193,14 @@ pub fn nearest(name: &str) -> Vec<&'static str> {
 
 /// The entry of a model that was loaded by path, so that it gets the same defaults as by its short name.
 ///
-/// `architecture` is `general.architecture`; `names` are what the file calls the model: `general.name`,
-/// `general.basename` and `general.size_label` joined by a hyphen, the file's own name. One of them must be the name
+/// `architecture` is `general.architecture`; `names` are what the file calls the model
+/// ([`Checkpoint::names`](crate::checkpoint::Checkpoint::names)). One of them must be the name
 /// of an entry's original weights and nothing more: case, separators, the publisher's name in front and a
 /// quantization or `gguf` behind do not count, any other word does ("Qwen3-4B-Instruct" is not Qwen3-4B). The
 /// architecture must agree.
-pub fn for_metadata(architecture: &str, names: &[&str]) -> Option<&'static Entry> {
+pub fn for_metadata(architecture: &str, names: &[impl AsRef<str>]) -> Option<&'static Entry> {
     names.iter().find_map(|name| {
-        let name = words(strip_tail(name));
+        let name = words(strip_tail(name.as_ref()));
         entries().iter().find(|entry| {
             let original = words(&entry.original); // publisher and name
             let publisher = entry.original.split('/').next().map_or(0, |p| words(p).len());

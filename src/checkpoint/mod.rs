@@ -224,6 +224,27 @@ impl Checkpoint {
         self.tensors.values().map(|t| t.range.len() as u64).sum()
     }
 
+    /// What it may be known by ([`catalog::for_metadata`](crate::catalog::for_metadata)): `general.name`, `general.basename` alone and
+    /// joined to `general.size_label` by a hyphen, or the folder of config.json; and the file's name.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        match &self.metadata {
+            Metadata::Gguf(values) => {
+                let text = |key: &str| values.find::<&str>(key).ok().flatten();
+                names.extend(text("general.name").map(String::from));
+                if let Some(base) = text("general.basename") {
+                    names.push(base.to_owned());
+                    names.extend(text("general.size_label").map(|size| format!("{base}-{size}")));
+                }
+            }
+            Metadata::HuggingFace { folder, .. } => {
+                names.extend(folder.file_name().map(|name| name.to_string_lossy().into_owned()));
+            }
+        }
+        names.extend(self.files.first().and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned())));
+        names
+    }
+
     /// What the checkpoint calls itself: `general.name`, or `_name_or_path` of config.json.
     pub fn name(&self) -> Option<&str> {
         match &self.metadata {

@@ -152,11 +152,9 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
     let first = located.files.first().ok_or_else(|| Error::Hub(format!("{name} has no files")))?;
     let checkpoint = Checkpoint::open(first)?;
     let fields = Fields::new(&checkpoint.metadata);
-    let entry = located.entry.or_else(|| {
-        let file = first.file_name().unwrap_or_default().to_string_lossy();
-        let names = ["general.name", "general.basename"].map(|key| fields.text(key).unwrap_or_default());
-        catalog::for_metadata(&fields.architecture, &[&names[0], &names[1], &file])
-    });
+    let h = Hyperparameters::read(&checkpoint).ok();
+    let architecture = h.as_ref().map_or(&fields.architecture, |h| &h.architecture);
+    let entry = located.entry.or_else(|| catalog::for_metadata(architecture, &checkpoint.names()));
     let template = match ChatTemplate::from_metadata(&checkpoint.metadata)? {
         Some(own) => Some(own),
         None => {
@@ -169,7 +167,6 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
     let own_context = fields.number("context_length", "max_position_embeddings");
     let token = kv_bytes_per_token(&checkpoint, &fields);
     let room = context.unwrap_or(ROOM.min(own_context.unwrap_or(ROOM))) as u64;
-    let h = Hyperparameters::read(&checkpoint).ok();
     let conversion = h.as_ref().and_then(|h| {
         let kv = token.unwrap_or(0).saturating_mul(room);
         let available = available_and_total_bytes().0;

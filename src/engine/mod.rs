@@ -176,13 +176,17 @@ impl Engine {
     }
 
     /// Runs one step over all feeds and appends their tokens to their sequences.
-    /// Returns the logits asked for, [rows that want them, vocabulary], in order of the feeds; they may be edited.
+    /// Returns the logits asked for, [rows that want them, vocabulary], in order of the feeds; they may be edited. Without tokens
+    /// nothing happens.
     ///
     /// # Errors
-    /// [`Error::Usage`] for more rows than planned or a token beyond the vocabulary, [`Error::Memory`] where the KV cache has
+    /// [`Error::Usage`] for more rows than planned, a token beyond the vocabulary or another engine's sequence, [`Error::Memory`] where the KV cache has
     /// no free page, [`Error::Device`] for what a GPU says, [`Error::Numbers`] for logits that are no numbers. The sequences are then as before.
     pub fn step(&mut self, feeds: &mut [Feed<'_>]) -> Result<&mut [f32]> {
         self.check(feeds)?;
+        if feeds.iter().all(|feed| feed.tokens.is_empty()) {
+            return Ok(&mut []);
+        }
         for feed in feeds.iter_mut() {
             if let Err(error) = self.make_room(feed.sequence, feed.tokens.len()) {
                 feeds.iter_mut().for_each(|f| f.sequence.truncate(f.sequence.len()));
@@ -257,6 +261,9 @@ impl Engine {
                 plan.sequences
             )));
         }
+        if !feeds.iter().all(|feed| self.has(feed.sequence)) {
+            return Err(Error::Usage("a sequence's keys and values are another engine's".into()));
+        }
         let vocabulary = self.decoder.hyperparameters().vocabulary;
         match feeds.iter().flat_map(|f| f.tokens).find(|&&t| t as usize >= vocabulary) {
             Some(token) => {
@@ -264,6 +271,11 @@ impl Engine {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether a sequence's pages are of this cache.
+    fn has(&self, sequence: &Sequence) -> bool {
+        sequence.pages.iter().all(|page| self.pool.has(page))
     }
 
     /// Pages for `more` tokens, the first of them not shared with another sequence.

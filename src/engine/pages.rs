@@ -39,6 +39,11 @@ impl PagePool {
         lock(&self.0).free.len()
     }
 
+    /// Whether a page is one of these.
+    pub fn has(&self, page: &Page) -> bool {
+        Arc::ptr_eq(&self.0, &page.pages)
+    }
+
     pub fn take(&self) -> Result<Page> {
         let mut pages = lock(&self.0);
         let id = pages.free.pop().ok_or_else(|| {
@@ -95,5 +100,12 @@ mod tests {
         assert!(!second.is_shared());
         drop(second);
         assert_eq!(pool.take().unwrap().id(), 0);
+    }
+
+    #[test]
+    fn a_page_belongs_to_one_pool() {
+        let (pool, other) = (PagePool::new(1), PagePool::new(1));
+        let page = pool.take().unwrap();
+        assert!(pool.has(&page) && !other.has(&page));
     }
 }

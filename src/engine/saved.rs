@@ -34,6 +34,9 @@ impl Engine {
     /// # Errors
     /// What `to` says.
     pub fn save(&self, sequence: &Sequence, to: impl Write) -> io::Result<()> {
+        if !self.has(sequence) {
+            return Err(io::Error::other("the sequence's keys and values are another engine's"));
+        }
         let mut to = Hashing { inner: to, hash: Sha256::new() };
         to.write_all(MAGIC)?;
         to.write_all(&self.decoder.fingerprint())?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::added::Added;
-use super::tokenizer::{Parts, Pieces, byte_level_bytes, sentencepiece_bytes};
+use super::tokenizer::{Parts, Pieces, byte_level_bytes, check_count, sentencepiece_bytes};
 use crate::{Error, Result};
 
 /// Reads `path` and, from its folder, tokenizer_config.json and generation_config.json. `config`: the folder's
@@ -31,7 +31,7 @@ pub(super) fn parts(path: &Path, config: Option<&Value>) -> Result<Parts> {
         })
         .collect();
     added.sort_unstable_by_key(|token| token.id);
-    let pieces = pieces(&core, &added, bytes);
+    let pieces = pieces(&core, &added, bytes).map_err(|what| Error::file(path, what))?;
 
     // The files beside it belong to it only if it has the name that a repository gives it.
     let beside = path.parent().filter(|_| path.file_name().is_some_and(|name| name == "tokenizer.json"));
@@ -61,10 +61,12 @@ fn entry_bytes(path: &Path, core: &tokenizers::Tokenizer) -> Result<fn(&str) -> 
     }
 }
 
-fn pieces(core: &tokenizers::Tokenizer, added: &[Added], bytes: fn(&str) -> Vec<u8>) -> Pieces {
+fn pieces(core: &tokenizers::Tokenizer, added: &[Added], bytes: fn(&str) -> Vec<u8>) -> Result<Pieces, String> {
     let vocabulary = core.get_vocab(false);
     let ids = vocabulary.values().copied().chain(added.iter().map(|token| token.id));
-    let mut by_id = vec![Vec::new(); ids.max().map_or(0, |last| last as usize + 1)];
+    let count = ids.max().map_or(0, |last| last as usize + 1);
+    check_count(count)?;
+    let mut by_id = vec![Vec::new(); count];
     for (entry, id) in &vocabulary {
         by_id[*id as usize] = bytes(entry);
     }
@@ -73,7 +75,7 @@ fn pieces(core: &tokenizers::Tokenizer, added: &[Added], bytes: fn(&str) -> Vec<
     }
     let mut pieces = Pieces::default();
     by_id.into_iter().for_each(|piece| pieces.push(piece));
-    pieces
+    Ok(pieces)
 }
 
 /// The begin-of-sequence token and whether it is wanted: what tokenizer_config.json says, else what the

@@ -11,7 +11,7 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 
 use super::added::Added;
 use super::pretokenizer;
-use super::tokenizer::{Parts, Pieces, byte_level_entry};
+use super::tokenizer::{Parts, Pieces, byte_level_entry, check_count};
 use crate::{Error, Result};
 
 #[derive(Deserialize)]
@@ -118,6 +118,7 @@ impl Contents {
 impl Tekken {
     fn contents(self) -> std::result::Result<Contents, String> {
         let Config { pattern, default_vocab_size: size, default_num_special_tokens: first } = &self.config;
+        check_count(*size)?;
         let used = size.checked_sub(*first).filter(|used| *used <= self.vocab.len());
         let used = used.ok_or(format!(
             "{size} ids, {first} of them special, are no sizes for {} entries",
@@ -294,6 +295,12 @@ mod tests {
             let message = read(&wrong).map(|_| ()).unwrap_err().to_string();
             assert!(message.contains("tekken.json"), "{message}");
         }
+        let mut absurd = tekken();
+        for key in ["default_vocab_size", "default_num_special_tokens"] {
+            absurd["config"][key] = json!(4_000_000_000u32);
+        }
+        let message = read(&absurd).map(|_| ()).unwrap_err().to_string();
+        assert!(message.contains("4000000000 tokens"), "{message}");
         let mut wrong = tekken();
         wrong["config"]["pattern"] = json!("(");
         assert!(read(&wrong).is_err());

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::from_json::optional_json;
-use super::tokenizer::byte_token;
+use super::tokenizer::{byte_token, check_count};
 use super::{ChatTemplate, Tokenizer, from_tekken, pretokenizer, spm};
 use crate::checkpoint::{Metadata, Value};
 use crate::{Error, Result};
@@ -145,10 +145,8 @@ fn entries(
         .collect();
     let ids = vocabulary.values().filter_map(|id| id.as_u64()).map(|id| id as usize);
     let last = ids.chain(added.iter().map(|token| token.0)).max().unwrap_or(0);
-    if last > 1 << 24 {
-        return Err(Error::file(path, format!("a token has the number {last}")));
-    }
     let count = size.max(last + 1);
+    check_count(count).map_err(|what| Error::file(path, what))?;
     let mut tokens: Vec<String> = (0..count).map(pad).collect();
     let mut kinds = vec![UNUSED; count];
     for (text, id) in vocabulary {

@@ -43,6 +43,12 @@ pub(super) struct Parts {
     pub ends: Vec<u32>,
 }
 
+/// Refuses a vocabulary of absurd size, before memory is reserved for it; what is wrong with it.
+pub(super) fn check_count(tokens: usize) -> Result<(), String> {
+    const MOST: usize = 1 << 24; // the largest published have 2^18
+    if tokens <= MOST { Ok(()) } else { Err(format!("has {tokens} tokens; at most {MOST} make sense")) }
+}
+
 /// The bytes of all tokens, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {

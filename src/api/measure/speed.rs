@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use crate::api::Model;
-use crate::api::generation::lock;
 use crate::backend::{KvType, Limits};
 use crate::engine::{Feed, Sequence, Wants};
 use crate::model::Work;
@@ -168,19 +167,19 @@ impl Stopwatch {
     /// # Errors
     /// Memory that the system does not give.
     pub fn limits(&self) -> Result<Limits> {
-        lock(&self.model.inner.engine).limits()
+        self.model.inner.engine.lock().limits()
     }
 
     /// How the model stores keys and values.
     pub fn kv_type(&self) -> KvType {
-        lock(&self.model.inner.engine).kv_type()
+        self.model.kv_type()
     }
 
     /// Tokens per second that the device allows in a test: weights, keys and values are read at its bandwidth, the
     /// products of int8 matrices done at its rate, whichever takes longer. Attention's own work is not counted.
     /// None for prompts if matrices are not quantized.
     pub fn limit(&self, test: SpeedTest, limits: &Limits) -> Option<f64> {
-        let engine = lock(&self.model.inner.engine);
+        let engine = self.model.inner.engine.lock();
         let work = |rows, logits| engine.decoder().work(rows, logits);
         let kv_bytes = |rows, filled| match test.prompt {
             0 => rows as u64 * engine.kv_read_bytes(1, filled), // of each sequence
@@ -280,7 +279,7 @@ impl Stopwatch {
                 test.context()
             )));
         }
-        let sequences = lock(&self.model.inner.engine).max_sequences();
+        let sequences = self.model.inner.engine.lock().max_sequences();
         if !(1..=sequences).contains(&test.sequences) {
             return Err(Error::Usage(format!(
                 "{test}: the model is loaded for 1 to {sequences} sequences at once"
@@ -294,7 +293,7 @@ impl Stopwatch {
 
     /// Appends tokens to the cache, as many in a step as may be; `progress` is told how many were read.
     fn read(&mut self, tokens: &[u32], wants: Wants, mut progress: impl FnMut(usize)) -> Result<()> {
-        let max_rows = lock(&self.model.inner.engine).max_rows();
+        let max_rows = self.model.inner.engine.lock().max_rows();
         let mut done = 0;
         for chunk in tokens.chunks(max_rows) {
             done += chunk.len();
@@ -308,11 +307,11 @@ impl Stopwatch {
     fn step(&mut self, tokens: &[u32], others: &mut [Sequence], wants: Wants) -> Result<()> {
         let all = std::iter::once(&mut self.cache).chain(others);
         let mut feeds: Vec<Feed<'_>> = all.map(|sequence| Feed { sequence, tokens, wants }).collect();
-        lock(&self.model.inner.engine).step(&mut feeds).map(drop)
+        self.model.inner.engine.lock().step(&mut feeds).map(drop)
     }
 
     fn vocabulary(&self) -> usize {
-        lock(&self.model.inner.engine).decoder().hyperparameters().vocabulary
+        self.model.vocabulary()
     }
 }
 

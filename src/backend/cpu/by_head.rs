@@ -53,6 +53,10 @@ impl Workspace {
         linear: &mut linear::Workspace,
     ) {
         let heads = matrices.len();
+        for matrix in matrices {
+            let whole = matrix.columns() <= from.width && matrix.rows() + from.width - matrix.columns() <= to.width;
+            assert!(whole, "heads of {} and {} for matrices of [{}, {}]", from.width, to.width, matrix.rows(), matrix.columns());
+        }
         let tasks = Tasks::new(heads, 1, pool.threads());
         for matrix in matrices {
             // SAFETY: each matrix is multiplied once below, by one thread, and `finish` follows.
@@ -73,7 +77,7 @@ impl Workspace {
                 let rest = from.width - columns;
                 for row in 0..rows {
                     let first = (row * heads + head) * from.width;
-                    // SAFETY: row and head lie in `from` and `to`, whose heads were checked; a head belongs to one task.
+                    // SAFETY: row and head lie in `from` and `to`, whose widths were checked; a head belongs to one task.
                     unsafe {
                         let to = to.values.at((row * heads + head) * to.width);
                         let x = std::slice::from_raw_parts(from.values.at(first), from.width);

@@ -49,6 +49,9 @@ pub fn measure(pool: &Pool, isa: Isa) -> Result<Limits> {
 ///
 /// # Errors
 /// No memory for the buffer.
+///
+/// # Panics
+/// Like all of these, if the CPU has not this ISA.
 pub fn read_bandwidth(pool: &Pool, isa: Isa) -> Result<f64> {
     read_bandwidth_of(pool, isa, BUFFER, PATIENCE)
 }
@@ -58,6 +61,7 @@ pub fn read_bandwidth(pool: &Pool, isa: Isa) -> Result<f64> {
 /// # Errors
 /// As [`read_bandwidth`].
 pub fn read_bandwidth_of(pool: &Pool, isa: Isa, bytes: usize, patience: Duration) -> Result<f64> {
+    assert!(isa.is_available(), "{isa:?}");
     let memory = Memory::new(bytes, "measuring the memory's speed")?;
     memory.prefer_huge_pages();
     let (values, threads) = (memory.shared::<u32>(), pool.threads());
@@ -68,7 +72,7 @@ pub fn read_bandwidth_of(pool: &Pool, isa: Isa, bytes: usize, patience: Duration
         std::slice::from_raw_parts_mut(values.at(part * len), len).fill(1);
     });
     let passes = best_rate(patience, || {
-        // SAFETY: as above, and `isa` is the pool's owner's.
+        // SAFETY: as above, and the CPU has the ISA.
         pool.for_each(threads, 1, |part| unsafe {
             black_box(sum_on(isa, values.at(part * len), len));
         });
@@ -78,9 +82,10 @@ pub fn read_bandwidth_of(pool: &Pool, isa: Isa, bytes: usize, patience: Duration
 
 /// int8 multiply-adds per second of the threads together, by the dot product of the kernels.
 pub fn int8_rate(pool: &Pool, isa: Isa) -> f64 {
+    assert!(isa.is_available(), "{isa:?}");
     let operands = Operands([0x0102_0304; SUMS * 4 * 16]);
     let passes = best_rate(PATIENCE, || {
-        // SAFETY: `isa` is the pool's owner's.
+        // SAFETY: the CPU has the ISA.
         pool.for_each(pool.threads(), 1, |_| {
             black_box(unsafe { dot_products_on(isa, &operands, ROUNDS) });
         });

@@ -101,8 +101,11 @@ struct Ready {
     linear: linear::Workspace,
     by_head: by_head::Workspace,
     experts: experts::Workspace,
-    /// Bytes of matrices that the next step may interleave.
+    /// Bytes of matrices that a step may interleave, and the next one: the first none.
+    copies_per_step: u64,
     next_copies: u64,
+    /// Whether all is interleaved but for experts, of which some may never be asked for.
+    all_copied: bool,
 }
 
 /// An activation buffer: [rows, width].
@@ -411,6 +414,7 @@ impl Backend for CpuBackend {
             .collect::<Result<_>>()?;
         let matrices = self.weights.iter().filter_map(Weight::as_matrix);
         let matrices = matrices.chain(self.stacks.iter().flatten());
+        let interleaved: u64 = matrices.clone().map(WeightMatrix::interleaved_bytes).sum();
         let linear = linear::Workspace::new(plan.rows, matrices, self.pool.threads());
         let stacks = || self.stacks.iter().map(Vec::as_slice).zip(self.stacked.iter().copied());
         let by_head = by_head::Workspace::new(plan.rows, stacks(), self.pool.threads());
@@ -427,7 +431,9 @@ impl Backend for CpuBackend {
             linear,
             by_head,
             experts,
+            copies_per_step: interleaved.div_ceil(COPY_STEPS),
             next_copies: 0,
+            all_copied: false,
         });
         Ok(())
     }
@@ -437,14 +443,11 @@ impl Backend for CpuBackend {
         assert!(step.rows.len() <= plan.rows, "{} rows in a step planned for {}", step.rows.len(), plan.rows);
         self.rows = step.rows.len();
         self.step.set(step);
-        let of_stacks = self.stacks.iter().flatten().map(WeightMatrix::interleaved_bytes);
-        let of_weights = || self.weights.iter().filter_map(Weight::as_matrix);
-        let interleaved: u64 = of_weights().map(WeightMatrix::interleaved_bytes).chain(of_stacks).sum();
-        // some experts may never be asked for
-        let all_copied = of_weights().all(|matrix| matrix.bytes_to_copy() == 0);
         if let Some(ready) = &mut self.ready {
-            let copies = std::mem::replace(&mut ready.next_copies, interleaved.div_ceil(COPY_STEPS));
-            ready.linear.begin(copies, step.rows.len() == 1 && all_copied);
+            let copies = std::mem::replace(&mut ready.next_copies, ready.copies_per_step);
+            let mut matrices = self.weights.iter().filter_map(Weight::as_matrix);
+            ready.all_copied = ready.all_copied || matrices.all(|matrix| matrix.bytes_to_copy() == 0);
+            ready.linear.begin(copies, step.rows.len() == 1 && ready.all_copied);
             ready.rope.fill(&self.step.rows, &self.pool);
         }
     }

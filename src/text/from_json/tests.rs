@@ -122,6 +122,10 @@ fn what_cannot_be_read_is_an_error_that_names_the_file() {
     json["decoder"] = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     assert!(error(&[("tokenizer.json", json)]).contains("its decoder is neither"));
 
+    let mut json = tokenizer_json();
+    json["model"]["vocab"]["a"] = u32::MAX.into();
+    assert!(error(&[("tokenizer.json", json)]).contains("has 4294967296 tokens"));
+
     let folder = folder(&[("tokenizer.json", tokenizer_json())]);
     std::fs::write(folder.path().join("generation_config.json"), "{").unwrap();
     let message = open(folder.path(), Value::Null).unwrap_err().to_string();

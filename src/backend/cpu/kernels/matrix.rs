@@ -133,14 +133,18 @@ impl WeightMatrix {
     }
 
     /// Interleaves at once what lies in memory, so that it is not there twice; what is mapped waits for the first products.
+    ///
+    /// # Panics
+    /// If the CPU has not this ISA.
     pub fn settle(&mut self, isa: Isa, pool: &Pool) {
+        assert!(isa.is_available(), "{isa:?}");
         let (tiles, least) = (self.tiles(), (SETTLE_BYTES / self.tile_bytes()).max(1));
         let Storage::Interleaved(copied) = &mut self.storage else { return };
         if !copied.tensor.is_in_memory() {
             return;
         }
         let place = &*copied;
-        // SAFETY: nobody else has the matrix; a tile belongs to one task.
+        // SAFETY: nobody else has the matrix; a tile belongs to one task; the CPU has the ISA.
         pool.for_each(tiles, least, |tile| unsafe { place.copy(isa, tile) });
         (copied.ready, copied.end) = (AtomicUsize::new(tiles), AtomicUsize::new(tiles));
         copied.tensor = Tensor::from_bytes(&copied.tensor.name, self.kind, &[0, self.columns], vec![]);
