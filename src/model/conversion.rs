@@ -3,8 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use super::load::made_bytes;
-use super::{Hyperparameters, names};
+use super::{Hyperparameters, Latent, names};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor};
 use crate::quant::{BlockType, Mix, ModelShape, Rows};
 use crate::{Error, Result};
@@ -153,16 +152,55 @@ fn layer_of(name: &str) -> Option<usize> {
 }
 
 /// The type that a tensor is loaded as.
-pub(super) fn loaded_kind(
-    checkpoint: &Checkpoint,
-    conversion: Option<&Conversion>,
-    tensor: &Tensor,
-) -> BlockType {
+fn loaded_kind(checkpoint: &Checkpoint, conversion: Option<&Conversion>, tensor: &Tensor) -> BlockType {
     match conversion {
         Some(conversion) if tensor.shape.len() > 1 => {
             conversion.kind(&gguf_name(checkpoint, &tensor.name), &tensor.shape, tensor.kind)
         }
         _ => tensor.kind,
+    }
+}
+
+/// Bytes of matrices that are made while loading, less those of the checkpoint that they stand for: keys of latent attention
+/// that are stored together with values.
+pub(super) fn made_bytes(
+    checkpoint: &Checkpoint,
+    h: &Hyperparameters,
+    conversion: Option<&Conversion>,
+) -> i64 {
+    let Some(l) = h.latent else { return 0 };
+    let bytes = |kind: BlockType, columns: usize, rows: usize| (kind.row_bytes(columns) * rows) as i64;
+    let of_layer = |i: usize| {
+        let split = ["attn_k_b", "attn_v_b"].map(|part| format!("blk.{i}.{part}.weight"));
+        if split.iter().all(|name| names::find(checkpoint, name).is_some()) {
+            return 0;
+        }
+        names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight")).map_or(0, |both| {
+            let made =
+                bytes(turned_kind(conversion, &split[0], both.kind, l), l.plain_dims, h.heads * l.rank);
+            let counted = loaded_kind(checkpoint, conversion, both);
+            made - bytes(counted, l.rank, h.heads * l.plain_dims)
+        })
+    };
+    (0..h.layers).map(of_layer).sum()
+}
+
+/// How `Load` stores the keys of latent attention that it turns, which GGUF calls `name`: as F16, which loses nothing that counts
+/// beside what is stored in 16 bits or fewer, else as F32. Where a conversion quantizes, as Q8_0 and no coarser: all scores are
+/// made of them.
+pub(super) fn turned_kind(
+    conversion: Option<&Conversion>,
+    name: &str,
+    stored: BlockType,
+    l: Latent,
+) -> BlockType {
+    let Some(to) = conversion else {
+        return if stored == BlockType::F32 { BlockType::F32 } else { BlockType::F16 };
+    };
+    let is_quantized = to.kind(name, &[l.rank, l.plain_dims], BlockType::F16).block_len() > 1;
+    match is_quantized && l.plain_dims.is_multiple_of(BlockType::Q8_0.block_len()) {
+        true => BlockType::Q8_0,
+        false => BlockType::F16,
     }
 }
 

@@ -1,7 +1,8 @@
 //! The one decoder text.
 
+use super::conversion::made_bytes;
 use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear};
-use super::load::{Load, made_bytes};
+use super::load::Load;
 use super::{Conversion, Hyperparameters};
 use crate::Result;
 use crate::backend::{Attention, Backend, Buffer, Experts, Heads, Matrix, Source, Step, Vector};

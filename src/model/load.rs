@@ -1,7 +1,7 @@
 //! From a checkpoint's tensors to handles of a backend: finds them, checks their shapes, cuts and turns what is stored
 //! otherwise.
 
-use super::conversion::loaded_kind;
+use super::conversion::turned_kind;
 use super::layer::{AttentionWeights, Cost, FeedForward, Gated, Layer, Linear, Matrices};
 use super::{Conversion, ExpertShape, Hyperparameters, Latent, loaded_bytes, names, rope};
 use crate::backend::{Backend, Matrix, Rope, Stacked, Vector};
@@ -369,26 +369,6 @@ impl<'a> Load<'a> {
     }
 }
 
-/// Bytes of matrices that are made while loading, less those of the checkpoint that they stand for: keys of latent attention
-/// that are stored together with values.
-pub fn made_bytes(checkpoint: &Checkpoint, h: &Hyperparameters, conversion: Option<&Conversion>) -> i64 {
-    let Some(l) = h.latent else { return 0 };
-    let bytes = |kind: BlockType, columns: usize, rows: usize| (kind.row_bytes(columns) * rows) as i64;
-    let of_layer = |i: usize| {
-        let split = ["attn_k_b", "attn_v_b"].map(|part| format!("blk.{i}.{part}.weight"));
-        if split.iter().all(|name| names::find(checkpoint, name).is_some()) {
-            return 0;
-        }
-        names::find(checkpoint, &format!("blk.{i}.attn_kv_b.weight")).map_or(0, |both| {
-            let made =
-                bytes(turned_kind(conversion, &split[0], both.kind, l), l.plain_dims, h.heads * l.rank);
-            let counted = loaded_kind(checkpoint, conversion, both);
-            made - bytes(counted, l.rank, h.heads * l.plain_dims)
-        })
-    };
-    (0..h.layers).map(of_layer).sum()
-}
-
 impl Cost {
     fn of(tensor: &Tensor) -> Cost {
         Cost {
@@ -418,19 +398,6 @@ pub(super) fn every_other(tensor: &Tensor, odd: usize) -> Tensor {
     let stored = tensor.bytes().chunks_exact(row_bytes).skip(odd).step_by(2);
     let bytes = stored.flatten().copied().collect();
     Tensor::from_bytes(&tensor.name, tensor.kind, &[rows, tensor.columns()], bytes)
-}
-
-/// How [`turned`] stores keys, which GGUF calls `name`: as F16, which loses nothing that counts beside what is stored in 16 bits
-/// or fewer, else as F32. Where a conversion quantizes, as Q8_0 and no coarser: all scores are made of them.
-fn turned_kind(conversion: Option<&Conversion>, name: &str, stored: BlockType, l: Latent) -> BlockType {
-    let Some(to) = conversion else {
-        return if stored == BlockType::F32 { BlockType::F32 } else { BlockType::F16 };
-    };
-    let is_quantized = to.kind(name, &[l.rank, l.plain_dims], BlockType::F16).block_len() > 1;
-    match is_quantized && l.plain_dims.is_multiple_of(BlockType::Q8_0.block_len()) {
-        true => BlockType::Q8_0,
-        false => BlockType::F16,
-    }
 }
 
 /// A matrix of any type, rows and columns exchanged: its values are stored anew. The same on every processor.
