@@ -11,9 +11,10 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
-pub use generic::few_tokens::{FEW_TOKENS, Fetch};
+pub use generic::few_tokens::FEW_TOKENS;
 pub use generic::formats::{CHUNK, TILE};
 pub use generic::many_tokens::PASS;
+pub use generic::quantized::Fetch;
 pub use generic::{attention, elementwise, math};
 pub use isa::Isa;
 pub use matrix::{ActivationKind, Activations, Input, Layout, Output, Scratch, WeightMatrix};

@@ -7,7 +7,8 @@
 use super::super::Simd;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile, unrolled,
+    Bytes, Fetch, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile,
+    unrolled,
 };
 use crate::quant::BlockType;
 
@@ -15,15 +16,6 @@ use crate::quant::BlockType;
 /// processor fetches them by itself, because they are read in ascending order (measured: asked for into the first, they
 /// come at three quarters of the speed). Where rows are apart, it is the same place of the next tile.
 const PREFETCH: usize = 8192;
-
-/// How a product's interleaved weights come from memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fetch {
-    /// They are asked for ahead of their use, always.
-    Asked,
-    /// The processor is left to see that they are read in ascending order, by kernels that keep up with memory.
-    Unasked,
-}
 
 /// Whether a kernel keeps up with memory. A processor fetches by itself only where lines are used faster than they come; but
 /// some have room for more lines then than they can be asked for, so it depends on the processor too. Measured on one core

@@ -10,7 +10,6 @@
 //! stay integers. All unpacking is and, or, shift and multiply by lane.
 
 use super::super::Simd;
-pub use super::codebooks::*;
 use crate::quant::BlockType;
 
 /// Rows of a tile: the lanes of the widest vector.
@@ -553,48 +552,9 @@ unsafe impl Format for Q6K {
     }
 }
 
-/// Runs `$body` with `$f` as the [`Format`] of `$kind`; `$else` for kinds that are not quantized.
-macro_rules! with_format {
-    ($kind:expr, $f:ident => $body:expr, $else:expr) => {{
-        use $crate::backend::cpu::kernels::generic::formats as of;
-        use $crate::quant::BlockType;
-        macro_rules! run {
-            ($format:ty) => {{
-                type $f = $format;
-                $body
-            }};
-        }
-        match $kind {
-            BlockType::Q4_0 => run!(of::Q4_0),
-            BlockType::Q4_1 => run!(of::Q4_1),
-            BlockType::Q5_0 => run!(of::Q5_0),
-            BlockType::Q5_1 => run!(of::Q5_1),
-            BlockType::Q8_0 => run!(of::Q8_0),
-            BlockType::Q2_K => run!(of::Q2K),
-            BlockType::Q3_K => run!(of::Q3K),
-            BlockType::Q4_K => run!(of::Q4K),
-            BlockType::Q5_K => run!(of::Q5K),
-            BlockType::Q6_K => run!(of::Q6K),
-            BlockType::IQ1_S => run!(of::Iq1S),
-            BlockType::IQ1_M => run!(of::Iq1M),
-            BlockType::IQ2_XXS => run!(of::Iq2Xxs),
-            BlockType::IQ2_XS => run!(of::Iq2Xs),
-            BlockType::IQ2_S => run!(of::Iq2S),
-            BlockType::IQ3_XXS => run!(of::Iq3Xxs),
-            BlockType::IQ3_S => run!(of::Iq3S),
-            BlockType::IQ4_NL => run!(of::Iq4Nl),
-            BlockType::IQ4_XS => run!(of::Iq4Xs),
-            BlockType::TQ1_0 => run!(of::Tq1),
-            BlockType::TQ2_0 => run!(of::Tq2),
-            BlockType::MXFP4 => run!(of::Mxfp4),
-            BlockType::F32 | BlockType::F16 | BlockType::BF16 => $else,
-        }
-    }};
-}
-pub(crate) use with_format;
-
 #[cfg(test)]
 mod tests {
+    use super::super::with_format;
     use super::*;
 
     #[test]

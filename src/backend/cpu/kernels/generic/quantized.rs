@@ -23,7 +23,6 @@
 //! subtraction, on a port that multiplications do not need, in place of a conversion and a multiplication. Minima likewise.
 
 use super::super::Simd;
-use super::few_tokens::Fetch;
 use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked};
 use super::interleave::{RowPointers, interleave};
 
@@ -331,6 +330,15 @@ pub enum Bytes {
     Interleaved(*const u8),
     /// Row after row, as in the file.
     AsInFile(*const u8),
+}
+
+/// How a product's interleaved weights come from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetch {
+    /// They are asked for ahead of their use, always.
+    Asked,
+    /// The processor is left to see that they are read in ascending order, by kernels that keep up with memory.
+    Unasked,
 }
 
 /// A matrix product, or some tiles of it. Sizes in elements.
