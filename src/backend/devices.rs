@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 #[cfg(feature = "candle")]
 use super::candle::{self, Accelerator, CandleBackend};
-use super::{Backend, KvShape, PAGE_LEN};
+use super::{Backend, KvShape, MOST_SCORES, PAGE_LEN};
 use crate::Result;
 
 /// Where a model is to run.
@@ -79,9 +79,6 @@ pub struct Gpu {
     /// Without weights.
     pub backend: Box<dyn Backend>,
 }
-
-/// Attention scores that a GPU holds at once where it does not read pages where they are: rows are taken in blocks.
-pub const MOST_SCORES: usize = 1 << 24;
 
 /// Bytes of a GPU that blocks of scores take: before and after they are scaled, and the softmax. pensive's kernels, which need none,
 /// have their pieces of matrices there.

@@ -11,7 +11,6 @@ pub mod cuda;
 pub mod devices;
 mod memory;
 pub mod recorder;
-mod routing;
 pub mod split;
 
 pub use memory::available_and_total_bytes;
@@ -63,6 +62,9 @@ pub enum KvType {
 /// Positions in a KV page: one attention chunk. Page `p` of a sequence holds positions
 /// `p * PAGE_LEN .. (p + 1) * PAGE_LEN`, so chunk boundaries are absolute.
 pub const PAGE_LEN: usize = 64;
+
+/// Attention scores that a GPU holds at once where it does not read pages where they are: rows are taken in blocks.
+pub const MOST_SCORES: usize = 1 << 24;
 
 /// Shape of one layer's KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,7 @@ use candle_nn::ops;
 
 use super::CandleBackend;
 use super::cache::gathered;
-use crate::backend::devices::MOST_SCORES;
-use crate::backend::{Attention, Buffer, KvShape, PAGE_LEN, Row};
+use crate::backend::{Attention, Buffer, KvShape, MOST_SCORES, PAGE_LEN, Row};
 
 impl CandleBackend {
     /// Attention of all rows, [rows, heads * value_dim].

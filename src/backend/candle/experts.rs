@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor as Values};
 
 use super::weights::Matrices;
 use super::{CandleBackend, gated};
-use crate::backend::routing::Router;
+use crate::backend::cpu::routing::Router;
 use crate::backend::{Experts, Vector};
 
 /// An expert's rows and their weights, ascending.

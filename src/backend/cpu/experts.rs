@@ -8,8 +8,8 @@ use super::kernels::{Isa, WeightMatrix};
 use super::linear::{self, Input, Made, Product};
 use super::memory::Shared;
 use super::pool::Pool;
+use super::routing::Router;
 use super::step::SERIAL;
-use crate::backend::routing::Router;
 use crate::backend::{Activation, Routing, Stacked};
 use crate::checkpoint::Tensor;
 

@@ -14,6 +14,7 @@ pub mod limits;
 mod linear;
 mod memory;
 pub mod pool;
+pub(super) mod routing;
 mod step;
 #[cfg(test)]
 mod tests;

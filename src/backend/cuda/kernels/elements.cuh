@@ -185,7 +185,7 @@ KERNEL(by_head, ByHead, 256, 2) {
 #define MOST_EXPERTS 1024
 #define MOST_USED 32
 
-// Chooses experts and their weights as backend/routing.rs does. A warp per row. ids and weights [rows, used], ascending.
+// Chooses experts and their weights as backend/cpu/routing.rs does. A warp per row. ids and weights [rows, used], ascending.
 struct Route {
   const float *scores, *correction;
   int *ids;

@@ -1,7 +1,7 @@
 //! From a router's scores to experts and their weights: on the CPU, for every backend.
 
-use super::cpu::kernels::math::exp;
-use super::{Gate, Routing};
+use super::kernels::math::exp;
+use crate::backend::{Gate, Routing};
 
 /// Chooses experts; memory is reused.
 #[derive(Default)]
