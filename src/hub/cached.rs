@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::cache::{self, CachedRepo, files_below, link_target, names_in};
-use super::models::{Choice, Group, choose, models};
+use super::group::Group;
+use super::models::{Choice, choose, models};
 use super::plan::{safetensors_message, several_message};
 use super::reference::{HubReference, MAIN, Select};
 use super::{Located, Settings};

@@ -12,14 +12,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
 use ureq::http::header;
 use ureq::http::response::Parts;
 
 use super::cache::CachedRepo;
 use super::client::{Client, Failure};
-use super::plan::{Phase, Plan, PlannedFile, Progress};
+use super::plan::{Hash, Phase, Plan, PlannedFile, Progress, size};
 use crate::{Error, Result};
 
 /// Tries in a row that bring no byte before a download gives up.
@@ -307,71 +305,4 @@ fn continues(answer: &Parts, from: u64) -> bool {
     let range = answer.headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
     let start = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
     start == Some(from)
-}
-
-/// The hash that the hub names a file by: SHA-256, or git's own (SHA-1 over a short head and the bytes) for a small file
-/// outside LFS.
-pub(super) enum Hash {
-    Sha256(Box<Sha256>),
-    Git(Box<Sha1>),
-}
-
-impl Hash {
-    pub fn of(file: &PlannedFile) -> Hash {
-        if file.sha256.is_some() {
-            return Hash::Sha256(Box::default());
-        }
-        let head = format!("blob {}\0", file.size);
-        Hash::Git(Box::new(Sha1::new_with_prefix(head)))
-    }
-
-    pub fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Hash::Sha256(hash) => hash.update(bytes),
-            Hash::Git(hash) => hash.update(bytes),
-        }
-    }
-
-    pub fn finish(self) -> String {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        match self {
-            Hash::Sha256(hash) => hex(&hash.finalize()),
-            Hash::Git(hash) => hex(&hash.finalize()),
-        }
-    }
-}
-
-/// Bytes as a person reads them: `4.68 GB`, `12 MB`.
-pub(super) fn size(bytes: u64) -> String {
-    match bytes as f64 {
-        n if n >= 1e9 => format!("{:.2} GB", n / 1e9),
-        n if n >= 1e6 => format!("{:.0} MB", n / 1e6),
-        n => format!("{n} bytes"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_small_file_is_checked_by_gits_hash() {
-        let file = PlannedFile {
-            path: "x.gguf".into(),
-            size: 6,
-            sha256: None,
-            git_sha1: Some("ce013625030ba8dba906f756967f9e9ca394464a".into()),
-            here: 0,
-        };
-        let mut hash = Hash::of(&file);
-        hash.update(b"hello\n"); // printf 'hello\n' | git hash-object --stdin
-        assert_eq!(hash.finish(), file.hash());
-    }
-
-    #[test]
-    fn sizes_are_written_for_people() {
-        assert_eq!(size(4_683_073_248), "4.68 GB");
-        assert_eq!(size(98_362_432), "98 MB");
-        assert_eq!(size(512), "512 bytes");
-    }
 }

@@ -8,6 +8,7 @@ mod cache;
 mod cached;
 mod client;
 mod download;
+mod group;
 mod models;
 mod plan;
 mod reference;

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use super::Settings;
 use super::cache::CachedRepo;
 use super::client::{Client, Failure, RemoteFile};
-use super::download::Hash;
-use super::models::{Choice, Group, choose, models};
+use super::group::Group;
+use super::models::{Choice, choose, models};
 use super::reference::{HubReference, Select};
-use super::{Settings, download};
 use crate::catalog::Entry;
 use crate::checkpoint::safetensors::{INDEX, Index};
 use crate::quant::Mix;
@@ -69,9 +72,9 @@ impl Plan {
             Some(free) if free < self.missing_bytes() => Err(Error::Hub(format!(
                 "{} needs {} more on the disk of {}, and {} are free: make room, or set HF_HUB_CACHE to a folder on another disk",
                 self.repository,
-                download::size(self.missing_bytes()),
+                size(self.missing_bytes()),
                 cache.display(),
-                download::size(free)
+                size(free)
             ))),
             _ => Ok(()),
         }
@@ -89,6 +92,38 @@ impl PlannedFile {
         let name = if self.sha256.is_some() { "SHA-256" } else { "the git hash" };
         let (path, hash) = (&self.path, self.hash());
         format!("{path}: the bytes that came are not the hub's ({name} is {found}, the hub says {hash})")
+    }
+}
+
+/// The hash that the hub names a file by: SHA-256, or git's own (SHA-1 over a short head and the bytes) for a small file
+/// outside LFS.
+pub(super) enum Hash {
+    Sha256(Box<Sha256>),
+    Git(Box<Sha1>),
+}
+
+impl Hash {
+    pub fn of(file: &PlannedFile) -> Hash {
+        if file.sha256.is_some() {
+            return Hash::Sha256(Box::default());
+        }
+        let head = format!("blob {}\0", file.size);
+        Hash::Git(Box::new(Sha1::new_with_prefix(head)))
+    }
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hash::Sha256(hash) => hash.update(bytes),
+            Hash::Git(hash) => hash.update(bytes),
+        }
+    }
+
+    pub fn finish(self) -> String {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        match self {
+            Hash::Sha256(hash) => hex(&hash.finalize()),
+            Hash::Git(hash) => hex(&hash.finalize()),
+        }
     }
 }
 
@@ -289,7 +324,42 @@ fn has_size(path: &Path, size: u64) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| meta.len() == size)
 }
 
+/// Bytes as a person reads them: `4.68 GB`, `12 MB`.
+pub(super) fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        n if n >= 1e9 => format!("{:.2} GB", n / 1e9),
+        n if n >= 1e6 => format!("{:.0} MB", n / 1e6),
+        n => format!("{n} bytes"),
+    }
+}
+
 /// Free bytes on the disk that `folder` is on, or will be.
 fn free_disk(folder: &Path) -> Option<u64> {
     folder.ancestors().find(|f| f.exists()).and_then(|f| fs4::available_space(f).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_file_is_checked_by_gits_hash() {
+        let file = PlannedFile {
+            path: "x.gguf".into(),
+            size: 6,
+            sha256: None,
+            git_sha1: Some("ce013625030ba8dba906f756967f9e9ca394464a".into()),
+            here: 0,
+        };
+        let mut hash = Hash::of(&file);
+        hash.update(b"hello\n"); // printf 'hello\n' | git hash-object --stdin
+        assert_eq!(hash.finish(), file.hash());
+    }
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        assert_eq!(size(4_683_073_248), "4.68 GB");
+        assert_eq!(size(98_362_432), "98 MB");
+        assert_eq!(size(512), "512 bytes");
+    }
 }

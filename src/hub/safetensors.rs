@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::models::Group;
+use super::group::Group;
 use crate::Result;
 use crate::checkpoint::safetensors::{CONFIG, INDEX, Index, SINGLE};
 
