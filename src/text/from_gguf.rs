@@ -6,7 +6,7 @@ use tokenizers::ModelWrapper;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 
 use super::added::Added;
-use super::tokenizer::{Parts, Pieces, byte_level_bytes, is_end_literal, sentencepiece_bytes};
+use super::vocabulary::{Parts, Pieces, byte_level_bytes, is_end_literal, sentencepiece_bytes};
 use super::{pretokenizer, spm};
 use crate::checkpoint::GgufMetadata;
 use crate::{Error, Result};

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::added::Added;
-use super::tokenizer::{Parts, Pieces, byte_level_bytes, check_count, sentencepiece_bytes};
+use super::vocabulary::{Parts, Pieces, byte_level_bytes, check_count, sentencepiece_bytes};
 use crate::{Error, Result};
 
 /// Reads `path` and, from its folder, tokenizer_config.json and generation_config.json. `config`: the folder's

@@ -11,7 +11,7 @@ use tokenizers::models::bpe::{BPE, Merges, Vocab};
 
 use super::added::Added;
 use super::pretokenizer;
-use super::tokenizer::{Parts, Pieces, byte_level_entry, check_count};
+use super::vocabulary::{Parts, Pieces, byte_level_entry, check_count};
 use crate::{Error, Result};
 
 #[derive(Deserialize)]

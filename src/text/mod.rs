@@ -18,12 +18,13 @@ mod spm;
 mod template;
 mod to_gguf;
 mod tokenizer;
+mod vocabulary;
 
 pub use detokenizer::Detokenizer;
 pub use template::{ChatTemplate, TemplateContext, TemplateMessage};
 pub use to_gguf::gguf_vocabulary;
-pub(crate) use tokenizer::byte_level_entry;
 pub use tokenizer::{Special, Tokenizer};
+pub(crate) use vocabulary::byte_level_entry;
 
 #[cfg(test)]
 mod tests;

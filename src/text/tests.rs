@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
-use super::tokenizer::byte_level_bytes;
+use super::vocabulary::byte_level_bytes;
 use super::*;
 use crate::checkpoint::{Checkpoint, Metadata, Value};
 

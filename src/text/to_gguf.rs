@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::from_json::optional_json;
-use super::tokenizer::{byte_token, check_count};
+use super::vocabulary::{byte_token, check_count};
 use super::{ChatTemplate, Tokenizer, from_tekken, pretokenizer, spm};
 use crate::checkpoint::{Metadata, Value};
 use crate::{Error, Result};
