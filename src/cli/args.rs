@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::words::arrange;
 use crate::api::{Quantize, ThoughtBounds};
@@ -746,7 +746,7 @@ fn parse_stop(text: &str) -> Result<String, String> {
 /// # Errors
 /// clap's own, which also carries `--help` and `--version`.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(arrange(long_names(args.into_iter().collect()))?)
+    Cli::try_parse_from(arrange(Cli::command(), long_names(args.into_iter().collect()))?)
 }
 
 /// llama.cpp's `-ngl`, which clap would take for three flags, by its long name.

@@ -8,7 +8,7 @@ use super::args::{LoadArgs, PullArgs};
 use super::interrupt::{self, Second};
 use super::memory;
 use super::render::{Bar, Console, bytes, print};
-use super::session::model_name;
+use super::settings::model_name;
 use crate::checkpoint::embedded;
 use crate::hub::{Hub, HubReference, Located, Phase, Plan, Progress, Reference, Settings};
 use crate::{Error, Result};

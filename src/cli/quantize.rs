@@ -9,7 +9,7 @@ use super::args::{LoadArgs, QuantizeArgs};
 use super::interrupt::{self, Second};
 use super::pull;
 use super::render::{Console, Unit, bytes, print};
-use super::session;
+use super::settings::model_name;
 use super::text::read_file;
 use crate::api::{self, Importance};
 use crate::checkpoint::Checkpoint;
@@ -23,7 +23,7 @@ pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
         ));
     }
     let load = LoadArgs { yes: args.yes, offline: args.offline, ..LoadArgs::default() };
-    let name = session::model_name(&args.model)?;
+    let name = model_name(&args.model)?;
     pull::ensure(&name, &load, console)?;
     let hub = pull::hub(true)?;
     let located = hub.find(&hub.reference(&name)?)?;

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use super::args::RemoveArgs;
 use super::pull;
 use super::render::{Console, bytes, print};
-use super::session;
+use super::settings::model_name;
 use crate::{Error, Result};
 
 pub(super) fn run(args: &RemoveArgs, console: &Console) -> Result<ExitCode> {
     let hub = pull::hub(true)?;
-    let removal = hub.removal(&hub.reference(&session::model_name(&args.model)?)?)?;
+    let removal = hub.removal(&hub.reference(&model_name(&args.model)?)?)?;
     for file in &removal.files {
         print(format!("{}\n", file.display()))?;
     }

@@ -3,7 +3,7 @@
 use super::keyboard;
 use super::pull;
 use super::render::{Console, Unit};
-use super::settings::{Flags, Settings};
+use super::settings::{Settings, model_name};
 use crate::api::{ModelBuilder, Progress};
 use crate::checkpoint::embedded;
 use crate::hub::{Located, Reference};
@@ -69,15 +69,6 @@ pub fn build(builder: ModelBuilder, console: &Console) -> Result<Model> {
         console.detail(format!("file {}", file.display()));
     }
     Ok(model)
-}
-
-/// What `model` is called behind a preset of config.toml.
-///
-/// # Errors
-/// config.toml cannot be read.
-pub fn model_name(model: &str) -> Result<String> {
-    let settings = Settings::from_env(Flags { model: Some(model.to_owned()), ..Flags::default() })?;
-    settings.model_name().map(str::to_owned)
 }
 
 /// A named model and its files, if they are on this machine. Never touches the network.

@@ -441,6 +441,15 @@ impl Settings {
     }
 }
 
+/// What `model` is called behind a preset of config.toml.
+///
+/// # Errors
+/// config.toml cannot be read.
+pub(super) fn model_name(model: &str) -> Result<String> {
+    let settings = Settings::from_env(Flags { model: Some(model.to_owned()), ..Flags::default() })?;
+    settings.model_name().map(str::to_owned)
+}
+
 fn system_flag(generate: &GenerateArgs) -> Result<Option<String>> {
     match &generate.system_file {
         Some(path) => read_file(path).map(Some),

@@ -7,9 +7,7 @@
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Arg, Command, CommandFactory};
-
-use super::args::Cli;
+use clap::{Arg, Command};
 
 /// How far a word is from an option's name to be taken for a slip of the keyboard.
 fn is_slip(word: &str, name: &str) -> bool {
@@ -28,14 +26,13 @@ fn is_like_option(word: &str) -> bool {
         && letters.all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_')
 }
 
-/// Sorts the arguments of `run`, and checks the text of `tokenize`; those of other commands stay as they are.
+/// Sorts the arguments of `cli`'s `run`, and checks the text of `tokenize`; those of other commands stay as they are.
 ///
 /// # Errors
 /// A word that is nearly an option, or stands where one would and looks like it: more likely a slip than a word.
-pub(super) fn arrange(args: Vec<OsString>) -> Result<Vec<OsString>, clap::Error> {
+pub(super) fn arrange(mut cli: Command, args: Vec<OsString>) -> Result<Vec<OsString>, clap::Error> {
     let first = args.iter().skip(1).position(|arg| !arg.to_string_lossy().starts_with('-'));
     let Some(at) = first.map(|i| i + 1) else { return Ok(args) };
-    let mut cli = Cli::command();
     cli.build();
     match args[at].to_str() {
         Some("run") => arrange_run(cli.find_subcommand("run").expect("run is a command"), args, at),

@@ -1,4 +1,6 @@
-use super::super::args::{Command as Cmd, RunArgs, parse};
+use clap::CommandFactory;
+
+use super::super::args::{Cli, Command as Cmd, RunArgs, parse};
 use super::*;
 
 fn run(words: &[&str]) -> Result<RunArgs, clap::Error> {
@@ -115,7 +117,7 @@ fn a_missing_value_is_named() {
 #[test]
 fn the_words_of_other_commands_are_left_alone() {
     let words = ["pensive", "-q", "tokenize", "m", "-5", "--json"].map(OsString::from).to_vec();
-    assert_eq!(arrange(words.clone()).unwrap(), words);
+    assert_eq!(arrange(Cli::command(), words.clone()).unwrap(), words);
 }
 
 #[test]
