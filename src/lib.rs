@@ -39,6 +39,7 @@ pub mod hub;
 pub mod model;
 pub mod quant;
 pub mod reasoning;
+mod sampling;
 pub mod text;
 
 pub use api::{
@@ -46,9 +47,9 @@ pub use api::{
     Stats, Turn,
 };
 pub use backend::devices::DeviceChoice;
-pub use engine::sampling::{Sampling, SamplingOverrides};
 pub use error::{Error, Result};
 pub use reasoning::Think;
+pub use sampling::{Sampling, SamplingOverrides};
 
 /// The README's example compiles.
 #[cfg(doctest)]

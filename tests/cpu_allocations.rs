@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use common::tiny::{self, Architecture};
+use pensive::Sampling;
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::{
     Activation, Attention, Backend, Heads, KvShape, KvType, Plan, Projection, Rope, RopeStyle, Row, Source,
     Step,
 };
 use pensive::checkpoint::Tensor;
-use pensive::engine::sampling::{Sampler, Sampling};
+use pensive::engine::sampling::Sampler;
 use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::quant::BlockType;
 

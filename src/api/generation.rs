@@ -7,11 +7,10 @@ use std::time::Instant;
 use super::receipt::{Opening, Record};
 use super::trace::Trace;
 use super::{Model, Options};
-use crate::Result;
 use crate::engine::Sequence;
-use crate::engine::sampling::Sampling;
 use crate::reasoning::ThoughtParser;
 use crate::reasoning::control::ControlEvent;
+use crate::{Result, Sampling};
 
 /// Stops a generation between two steps; clones share the switch.
 #[derive(Clone, Debug, Default)]

@@ -16,14 +16,13 @@ use crate::catalog::{self, Entry};
 #[cfg(not(feature = "hub"))]
 use crate::checkpoint::embedded;
 use crate::checkpoint::{Checkpoint, GgufMetadata, Metadata};
-use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::engine::{Engine, Feed, Sequence, Wants};
 use crate::model::{Hyperparameters, Scaling, Synthetic};
 use crate::quant::Mix;
 use crate::reasoning::control::{self, ControlTokens};
 use crate::reasoning::{Markers, Part, Think, ThoughtParser};
 use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
-use crate::{Error, Result};
+use crate::{Error, Result, Sampling, SamplingOverrides};
 
 mod loading;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::CancelHandle;
-use crate::engine::sampling::SamplingOverrides;
+use crate::SamplingOverrides;
 use crate::reasoning::Think;
 use crate::reasoning::control::ThoughtBounds;
 

@@ -15,10 +15,9 @@ use super::trace::Trace;
 use super::{Model, Options, Stats};
 use crate::backend::devices::DeviceChoice;
 use crate::engine::Sequence;
-use crate::engine::sampling::{Sampling, SamplingOverrides};
 use crate::reasoning::ThoughtParser;
 use crate::reasoning::control::{Act, ControlEvent, ThoughtBounds};
-use crate::{Error, Result};
+use crate::{Error, Result, Sampling, SamplingOverrides};
 
 /// The kind of a receipt, and the version of its schema.
 pub const SCHEMA: &str = "pensive receipt 1";
