@@ -448,7 +448,10 @@ fn what_the_kernels_have_no_room_for_is_refused() {
     backend.add_stack(&experts[..64], Stacked::Experts { used: 32 }).unwrap();
     let rows = backend.prepare(Plan { rows: 2048, ..plan }, &rope).unwrap_err().to_string();
     assert!(rows.contains("2048 rows") && rows.contains("2047"), "{rows}");
-    backend.add_kv(KvShape::grouped(1, 640, 640));
-    let heads = backend.prepare(plan, &rope).unwrap_err().to_string();
-    assert!(heads.contains("640"), "{heads}");
+    for width in [640, 65] {
+        let mut backend = emulated().unwrap();
+        backend.add_kv(KvShape::grouped(1, width, width));
+        let heads = backend.prepare(plan, &rope).unwrap_err().to_string();
+        assert!(heads.contains(&width.to_string()), "{heads}");
+    }
 }

@@ -116,6 +116,20 @@ fn a_receipt_of_a_split_run_says_where_the_layers_were_and_is_replayed_there() {
 }
 
 #[test]
+fn a_thought_edited_on_the_device_makes_a_run_that_cannot_be_replayed() {
+    let mut generation = POCKET.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap();
+    while generation.thought().len() < 10 {
+        generation.next().expect("it goes on").unwrap();
+    }
+    let kept = generation.thought()[..5].to_owned();
+    assert!(generation.set_thought(&(kept + " hm")).unwrap());
+    let receipt = Receipt::new(&POCKET, &[done(generation)], |_, _| ()).unwrap();
+    assert!(!receipt.replayable);
+    let Err(Error::Saved(what)) = receipt.verify(&POCKET, true, |_, _| ()) else { panic!("it is refused") };
+    assert!(what.contains("edited"), "{what}");
+}
+
+#[test]
 fn a_receipt_without_layers_is_still_read_and_a_vote_on_the_device_is_not_replayable() {
     let recorded = Options::new().seed(1).temperature(0.8).record(true);
     let votes = POCKET.vote(QUESTION, &recorded, VoteOptions::new(2)).unwrap();

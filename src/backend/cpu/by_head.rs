@@ -54,8 +54,16 @@ impl Workspace {
     ) {
         let heads = matrices.len();
         for matrix in matrices {
-            let whole = matrix.columns() <= from.width && matrix.rows() + from.width - matrix.columns() <= to.width;
-            assert!(whole, "heads of {} and {} for matrices of [{}, {}]", from.width, to.width, matrix.rows(), matrix.columns());
+            let whole =
+                matrix.columns() <= from.width && matrix.rows() + from.width - matrix.columns() <= to.width;
+            assert!(
+                whole,
+                "heads of {} and {} for matrices of [{}, {}]",
+                from.width,
+                to.width,
+                matrix.rows(),
+                matrix.columns()
+            );
         }
         let tasks = Tasks::new(heads, 1, pool.threads());
         for matrix in matrices {

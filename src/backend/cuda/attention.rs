@@ -29,12 +29,13 @@ const MOST_VALUE: usize = 512;
 
 /// Whether there are kernels for heads of these widths.
 pub fn check(kv: KvShape) -> Result<()> {
-    if kv.key_dim <= MOST_KEY && kv.value_dim <= MOST_VALUE {
+    let fits = |dim: usize, most: usize| dim <= most && dim.is_multiple_of(2);
+    if fits(kv.key_dim, MOST_KEY) && fits(kv.value_dim, MOST_VALUE) {
         return Ok(());
     }
     Err(Error::Unsupported(format!(
-        "heads of {} and {} numbers: the CUDA kernels take keys up to {MOST_KEY} and values up to {MOST_VALUE}; --device cpu takes \
-         any",
+        "heads of {} and {} numbers: the CUDA kernels take even numbers, of keys up to {MOST_KEY} and of values up to {MOST_VALUE}; \
+         --device cpu takes any",
         kv.key_dim, kv.value_dim
     )))
 }

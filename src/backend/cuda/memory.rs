@@ -18,6 +18,14 @@ impl Memory {
         bytes <= self.bytes
     }
 
+    /// Gives it back.
+    pub fn free(&mut self, driver: &dyn Driver) -> Result<()> {
+        match std::mem::take(self) {
+            Memory { bytes: 0, .. } => Ok(()),
+            Memory { at, .. } => driver.free(at),
+        }
+    }
+
     /// Makes it so large, at least; what was in it is lost if it grows. Whether it has moved.
     pub fn reserve(&mut self, driver: &dyn Driver, bytes: usize) -> Result<bool> {
         if self.holds(bytes) {

@@ -39,6 +39,9 @@ use crate::{Error, Result};
 /// Blocks that a grid has in its second dimension, at most.
 const MOST_GRID: usize = 65_535;
 
+/// Bytes above which memory is no longer reserved by powers of two.
+const MUCH: usize = 1 << 20;
+
 /// pensive's kernels as a [`Backend`].
 pub struct CudaBackend {
     driver: Box<dyn Driver>,
@@ -189,10 +192,12 @@ impl CudaBackend {
         self.room(4 * rows * self.widths[buffer.0], |this| &mut this.buffers[buffer.0])
     }
 
-    /// Has memory for so many bytes; a power of two, so that it seldom grows.
+    /// Has memory for so many bytes and somewhat more, so that it seldom grows: up to the next power of two, of much memory up to an
+    /// eighth of one.
     fn room(&mut self, bytes: usize, of: impl Fn(&mut Self) -> &mut Memory) -> Result<Address> {
         let mut memory = std::mem::take(of(self));
-        let bytes = bytes.next_power_of_two().max(256);
+        let power = bytes.next_power_of_two();
+        let bytes = bytes.max(1).next_multiple_of(if power > MUCH { power / 8 } else { power.max(256) });
         // what was listed is done before memory that it uses moves
         let before = if memory.holds(bytes) { Ok(()) } else { self.run_listed() };
         let grown = before.and_then(|()| memory.reserve(&*self.driver, bytes));
@@ -355,6 +360,7 @@ impl Backend for CudaBackend {
         }
         self.progress.in_programs = self.can_program(plan.kv_type);
         self.room(4, |this| &mut this.scratch.program)?;
+        self.raw.free(&*self.driver)?;
         let cache = cache::Cache::new(&self.shapes, plan, &*self.driver)?;
         self.ready = Some(Ready { plan, rope: rope.clone(), cache, angles: Vec::new() });
         Ok(())
