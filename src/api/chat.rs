@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 
-use super::generation::{Slot, Start, lock};
+use super::start::{Slot, Start, lock};
 use super::{CancelHandle, Event, Generation, Message, Model, Options, Role};
 use crate::engine::{Engine, Sequence};
 use crate::{Error, Result};
@@ -16,6 +16,13 @@ pub struct Chat {
     /// How often the last message was replied to before: other draws of the same seed.
     attempts: u64,
     slot: Slot,
+}
+
+impl Model {
+    /// A conversation with this model.
+    pub fn chat(&self) -> Chat {
+        Chat::new(self.clone())
+    }
 }
 
 impl Chat {

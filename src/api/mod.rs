@@ -1,8 +1,10 @@
 //! The public face: a model, a generation, a chat. The command line is written against it and has no private door.
 
 mod calibrate;
+mod cancel;
 mod chat;
 mod digest;
+mod events;
 pub mod expectation;
 mod generation;
 pub mod measure;
@@ -13,6 +15,8 @@ mod placement;
 mod quantize;
 mod quantize_on_load;
 mod receipt;
+mod record;
+mod start;
 mod stream;
 mod trace;
 mod votes;
@@ -20,8 +24,10 @@ mod votes;
 pub use crate::reasoning::answers::{Count, FinalAnswer};
 pub use crate::reasoning::control::{Act, ControlEvent, ThoughtBounds};
 pub use calibrate::Importance;
+pub use cancel::CancelHandle;
 pub use chat::{Chat, Turn};
-pub use generation::{CancelHandle, Event, Finish, Generation, Seconds, Stats, ThoughtEnd};
+pub use events::{Event, Finish, Seconds, Stats, ThoughtEnd};
+pub use generation::Generation;
 #[cfg(feature = "cli")]
 pub(crate) use model::generation_config;
 pub use model::{Model, ModelBuilder, Progress};
@@ -30,7 +36,6 @@ pub use quantize::{Quantized, quantize, quantize_by};
 pub use quantize_on_load::Quantize;
 #[cfg(feature = "cli")]
 pub(crate) use quantize_on_load::ROOM;
-pub use receipt::{
-    Difference, Opening, Receipt, ReceiptDevice, ReceiptModel, Record, RecordedSequence, SCHEMA, Verdict,
-};
+pub use receipt::{Difference, Receipt, ReceiptDevice, ReceiptModel, RecordedSequence, SCHEMA, Verdict};
+pub use record::{Opening, Record};
 pub use votes::{BOXED, Outcome, VoteEvent, VoteOptions, Votes};

@@ -6,10 +6,8 @@ use std::time::Instant;
 
 use parking_lot::FairMutex;
 
-use super::generation::{Slot, Start};
+use super::Quantize;
 use super::memory::Sizes;
-use super::receipt::Opening;
-use super::{Chat, Generation, Message, Options, Prompt, Quantize};
 use crate::backend::devices::DeviceChoice;
 use crate::backend::{Device, KvType};
 use crate::catalog::{self, Entry};
@@ -20,8 +18,8 @@ use crate::engine::{Engine, Feed, Sequence, Wants};
 use crate::model::{Hyperparameters, Scaling, Synthetic};
 use crate::quant::Mix;
 use crate::reasoning::control::{self, ControlTokens};
-use crate::reasoning::{Markers, Part, Think, ThoughtParser};
-use crate::text::{ChatTemplate, Special, TemplateContext, TemplateMessage, Tokenizer};
+use crate::reasoning::{Markers, Think};
+use crate::text::{ChatTemplate, Special, Tokenizer};
 use crate::{Error, Result, Sampling, SamplingOverrides};
 
 mod loading;
@@ -390,7 +388,7 @@ pub(crate) struct Inner {
     long_from: Option<usize>,
     vocabulary: usize,
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    pub(super) template: Option<ChatTemplate>,
     markers: Markers,
     pub(super) control_tokens: ControlTokens,
     /// Tokens of which nothing can be seen, found when they are needed.
@@ -447,29 +445,6 @@ impl Model {
         }
     }
 
-    /// Generates from a conversation, a user's text, or a raw prompt.
-    ///
-    /// # Errors
-    /// An empty prompt or one that leaves no room in the context; sampling parameters out of range; a template
-    /// that refuses the messages.
-    pub fn generate(&self, prompt: impl Into<Prompt>, options: &Options) -> Result<Generation> {
-        let start = self.start(&prompt.into(), options)?;
-        self.begin(start, options, Slot::default())
-    }
-
-    /// A conversation with this model.
-    pub fn chat(&self) -> Chat {
-        Chat::new(self.clone())
-    }
-
-    /// Token ids of a prompt as [`generate`](Self::generate) feeds them.
-    ///
-    /// # Errors
-    /// As [`generate`](Self::generate).
-    pub fn encode(&self, prompt: impl Into<Prompt>, options: &Options) -> Result<Vec<u32>> {
-        Ok(self.start(&prompt.into(), options)?.prompt)
-    }
-
     /// The logits after each of `tokens`, in order: `visit` is called with the position and the logits `[vocabulary]`. It must not
     /// generate with this model or evaluate: it would wait for its own end.
     ///
@@ -503,29 +478,6 @@ impl Model {
         Ok(())
     }
 
-    /// Resolves prompt and options.
-    pub(super) fn start(&self, prompt: &Prompt, options: &Options) -> Result<Start> {
-        let sampling = options.sampling.over(self.inner.sampling);
-        sampling.check()?;
-        let think = match options.thought.budget {
-            Some(0) => Think::Off,
-            _ => options.think.unwrap_or(self.inner.think),
-        };
-        let (tokens, parser) = match prompt {
-            Prompt::Messages(messages) => self.render(messages, think, &options.template)?,
-            Prompt::Raw(text) => (self.encode_raw(text)?, ThoughtParser::verbatim()),
-            Prompt::Tokens(tokens) => (tokens.clone(), ThoughtParser::verbatim()),
-        };
-        let seed = options.seed.unwrap_or_else(random_seed);
-        let opening = match (prompt, parser.part()) {
-            (Prompt::Raw(_) | Prompt::Tokens(_), _) => Opening::Raw,
-            (_, Part::Thought) => Opening::Thought,
-            _ if parser.has_thought() => Opening::Answer,
-            _ => Opening::Open,
-        };
-        Ok(Start { prompt: tokens, parser, opening, sampling, seed, sequence: 0, slot: Slot::default() })
-    }
-
     /// Tokens of which nothing can be seen: white space and control tokens.
     pub(super) fn blank_tokens(&self) -> &[u32] {
         self.inner.blank_tokens.get_or_init(|| {
@@ -536,86 +488,6 @@ impl Model {
             let known = tokenizer.len().min(self.vocabulary()); // no logits are given for tokens beyond the embedding
             (0..known as u32).filter(blank).collect()
         })
-    }
-
-    /// Starts a generation that takes over the sequence in `slot`.
-    pub(super) fn begin(&self, start: Start, options: &Options, slot: Slot) -> Result<Generation> {
-        self.check(&start, options)?;
-        Ok(Generation::new(self.clone(), Start { slot, ..start }, options))
-    }
-
-    /// Whether there is room for what `start` asks for.
-    pub(super) fn check(&self, start: &Start, options: &Options) -> Result<()> {
-        if start.prompt.is_empty() {
-            return Err(Error::Usage("the prompt is empty".into()));
-        }
-        if start.prompt.len() >= self.context() {
-            return Err(Error::Context { prompt: start.prompt.len(), context: self.context() });
-        }
-        if options.thought.min.is_some() && self.inner.control_tokens.markers[1].is_none() {
-            let end = self.inner.markers.end_token();
-            return Err(Error::Unsupported(format!("min-think: `{end}` is no token of {}", self.name())));
-        }
-        let (room, least) = (self.context() - start.prompt.len(), self.inner.control_tokens.least_limit());
-        let limit = options.max_tokens.map_or(room, |most| most.min(room));
-        if start.parser.part() == Part::Thought && limit < least {
-            let what = if limit < room { "max-tokens" } else { "room in the context" };
-            return Err(Error::Usage(format!(
-                "{what} of {limit}: the end of a thought and an answer need at least {least}, or no thought (think off)"
-            )));
-        }
-        Ok(())
-    }
-
-    /// The conversation as tokens, and the parser of what follows.
-    fn render(
-        &self,
-        messages: &[Message],
-        think: Think,
-        variables: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<(Vec<u32>, ThoughtParser)> {
-        let Inner { tokenizer, template, markers, .. } = &*self.inner;
-        let template = template.as_ref().ok_or_else(|| {
-            Error::Unsupported(format!("{} has no chat template: give it a raw prompt (--raw)", self.name()))
-        })?;
-        let messages: Vec<TemplateMessage> = messages
-            .iter()
-            .map(|m| TemplateMessage {
-                role: m.role.as_str().to_owned(),
-                content: m.content.clone(),
-                reasoning_content: m.thought.clone(),
-            })
-            .collect();
-        let mut context = TemplateContext::new(tokenizer);
-        if think != Think::Auto {
-            // the switches of Qwen3's and of DeepSeek-V3.1's templates
-            for key in ["enable_thinking", "thinking"] {
-                context.extra.insert(key.into(), (think == Think::On).into());
-            }
-        }
-        context.extra.extend(variables.clone());
-        let mut tokens = template.encode(tokenizer, &messages, &context)?;
-        const TAIL: usize = 32; // more than the longest marker has tokens
-        let tail = tokenizer.decode(&tokens[tokens.len().saturating_sub(TAIL)..]);
-        let suffix = think.suffix(&tail, markers);
-        tokens.extend(tokenizer.encode(&suffix, Special::Parse)?);
-        let tail = tail + &suffix;
-        let parser = if markers.opens_answer(&tail) {
-            ThoughtParser::answering(markers.clone())
-        } else {
-            ThoughtParser::new(markers.clone(), markers.opens_thought(&tail))
-        };
-        Ok((tokens, parser))
-    }
-
-    fn encode_raw(&self, text: &str) -> Result<Vec<u32>> {
-        let mut tokens = self.inner.tokenizer.encode(text, Special::Parse)?;
-        if let Some((bos, true)) = self.inner.tokenizer.bos()
-            && tokens.first() != Some(&bos)
-        {
-            tokens.insert(0, bos);
-        }
-        Ok(tokens)
     }
 
     /// The name it was loaded by.
@@ -726,11 +598,4 @@ impl Model {
     pub fn load_seconds(&self) -> f64 {
         self.inner.load_seconds
     }
-}
-
-fn random_seed() -> u64 {
-    // 53 bits, so that a JSON reader that knows only doubles keeps it exact
-    getrandom::u64()
-        .unwrap_or_else(|_| std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos() as u64))
-        >> 11
 }

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::generation::{Event, Finish, Seconds, Start, Stats, ThoughtEnd};
-use super::receipt::{Opening, Record, digest, digests};
+use super::events::{Event, Finish, Seconds, Stats, ThoughtEnd};
+use super::record::{Opening, Record, digest, digests};
+use super::start::Start;
 use super::stream::Channel;
 use super::{LogitsHook, Model, Options};
 use crate::Error;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::options::Role;
+use super::start::Start;
 use super::trace::Trace;
 use super::{CancelHandle, Event, Finish, Model, Options, Prompt, Stats};
 use crate::engine::{Feed, Sequence};
@@ -102,7 +103,7 @@ impl Model {
         }
         self.check(&start, options)?;
         let trace = |sequence| {
-            let start = super::generation::Start { sequence, ..start.clone() };
+            let start = Start { sequence, ..start.clone() };
             Trace::new(self.clone(), start, options, Sequence::new())
         };
         Ok(Votes {

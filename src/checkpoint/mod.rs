@@ -241,7 +241,9 @@ impl Checkpoint {
                 names.extend(folder.file_name().map(|name| name.to_string_lossy().into_owned()));
             }
         }
-        names.extend(self.files.first().and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned())));
+        names.extend(
+            self.files.first().and_then(|file| Some(file.file_name()?.to_string_lossy().into_owned())),
+        );
         names
     }
 

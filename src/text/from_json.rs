@@ -61,7 +61,11 @@ fn entry_bytes(path: &Path, core: &tokenizers::Tokenizer) -> Result<fn(&str) -> 
     }
 }
 
-fn pieces(core: &tokenizers::Tokenizer, added: &[Added], bytes: fn(&str) -> Vec<u8>) -> Result<Pieces, String> {
+fn pieces(
+    core: &tokenizers::Tokenizer,
+    added: &[Added],
+    bytes: fn(&str) -> Vec<u8>,
+) -> Result<Pieces, String> {
     let vocabulary = core.get_vocab(false);
     let ids = vocabulary.values().copied().chain(added.iter().map(|token| token.id));
     let count = ids.max().map_or(0, |last| last as usize + 1);
