@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use pensive::{Event, Model, Options, Prompt, Stats, Think};
+use pensive::{Model, Options, Prompt, Stats, Think};
 
 /// Tokens of a thought; none: as long as it takes.
 const BUDGETS: [Option<usize>; 8] =
@@ -76,11 +76,7 @@ fn answers(model: &Model, problem: &Problem) -> [bool; BUDGETS.len()] {
 }
 
 fn run(model: &Model, prompt: Prompt, options: &Options) -> Stats {
-    let events = model.generate(prompt, options).expect("a generation");
-    match events.last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("a generation ends with its stats, not {other:?}"),
-    }
+    model.generate(prompt, options).expect("a generation").finish().expect("its stats")
 }
 
 /// Whether the last box holds the answer; where no box is due, whether the text has it.

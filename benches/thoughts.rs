@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use pensive::api::{Outcome, VoteEvent, VoteOptions};
 use pensive::text::Special;
-use pensive::{Event, Finish, Model, Options, Prompt, Stats, Think};
+use pensive::{Finish, Model, Options, Prompt, Stats, Think};
 
 #[derive(serde::Deserialize)]
 struct Problem {
@@ -31,13 +31,6 @@ fn problems(most: usize) -> Vec<Problem> {
         *count <= most && problem.kind != "other"
     })
     .collect()
-}
-
-fn done(events: impl Iterator<Item = pensive::Result<Event>>) -> Stats {
-    match events.last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("a generation ends with its stats, not {other:?}"),
-    }
 }
 
 fn boxed(answer: &str) -> Option<&str> {
@@ -79,7 +72,7 @@ fn endings(name: &str, runs: usize) {
         options.thought.budget = (random(&mut state, 4) > 0).then_some(budget);
         options.thought.min = (random(&mut state, 4) == 0 && marker).then_some(budget / 2);
         options.max_tokens = Some(most);
-        let stats = done(model.generate(question.as_str(), &options).expect("a generation"));
+        let stats = model.generate(question.as_str(), &options).expect("a generation").finish().unwrap();
         answered += usize::from(!stats.answer.trim().is_empty());
         within += usize::from(
             stats.tokens.len() <= most && stats.thought_tokens <= options.thought.budget.unwrap_or(most),
@@ -101,7 +94,7 @@ fn cuts(most: usize) {
     let ends = ends.map(|end| model.tokenizer().encode(end, Special::Parse).expect("text"));
     let options = Options::new().temperature(0.0);
     let ask = |problem: &Problem, options: &Options| {
-        done(model.generate(problem.prompt.as_str(), options).expect("a generation"))
+        model.generate(problem.prompt.as_str(), options).expect("a generation").finish().unwrap()
     };
     let mut all: Vec<(Problem, Stats)> = problems(most)
         .into_iter()
@@ -129,7 +122,7 @@ fn cuts(most: usize) {
                     let prompt = model.encode(problem.prompt.as_str(), &options).expect("a prompt");
                     let prompt = Prompt::Tokens([&prompt, &whole.tokens[..kept], end].concat());
                     let options = options.clone().max_tokens(100);
-                    right(&done(model.generate(prompt, &options).expect("one")).answer)
+                    right(&model.generate(prompt, &options).expect("one").finish().unwrap().answer)
                 };
             }
         }

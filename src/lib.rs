@@ -43,9 +43,11 @@ mod sampling;
 pub mod text;
 
 pub use api::{
-    CancelHandle, Chat, Event, Finish, Generation, Message, Model, ModelBuilder, Options, Prompt, Role,
-    Stats, Turn,
+    Act, CancelHandle, Chat, ControlEvent, Event, Finish, Generation, Message, Model, ModelBuilder, Options,
+    Outcome, Progress, Prompt, Quantize, Receipt, Role, Seconds, Stats, ThoughtEnd, Turn, VoteEvent,
+    VoteOptions, Votes,
 };
+pub use backend::KvType;
 pub use backend::devices::DeviceChoice;
 pub use error::{Error, Result};
 pub use reasoning::Think;

@@ -15,7 +15,7 @@ use pensive::backend::split::SplitBackend;
 use pensive::backend::{Backend, KvType};
 use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::quant::BlockType;
-use pensive::{DeviceChoice, Error, Event, Finish, Model, Options, Stats};
+use pensive::{DeviceChoice, Error, Finish, Model, Options};
 
 static POCKET: LazyLock<Model> = LazyLock::new(|| {
     let builder = Model::builder("pocket").device(DeviceChoice::Candle).sequences(4);
@@ -23,13 +23,6 @@ static POCKET: LazyLock<Model> = LazyLock::new(|| {
 });
 
 const QUESTION: &str = "What is 5834 - 962?";
-
-fn done(events: impl Iterator<Item = pensive::Result<Event>>) -> Stats {
-    match events.last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("the last event is {other:?}"),
-    }
-}
 
 fn candle() -> Box<dyn Backend> {
     Box::new(CandleBackend::new(Accelerator::candle()))
@@ -60,13 +53,15 @@ fn pocket_answers_on_the_device_as_on_the_cpu() {
     let cpu = Model::builder("pocket").device(DeviceChoice::Cpu).load().unwrap();
     assert_eq!((POCKET.device().kind.as_str(), cpu.device().kind.as_str()), ("candle", "cpu"));
     let greedy = Options::new().temperature(0.0);
-    let [here, there] = [&*POCKET, &cpu].map(|model| done(model.generate(QUESTION, &greedy).unwrap()));
+    let [here, there] =
+        [&*POCKET, &cpu].map(|model| model.generate(QUESTION, &greedy).unwrap().finish().unwrap());
     assert!(here.answer.contains("4872") && here.answer == there.answer, "{} {}", here.answer, there.answer);
 }
 
 #[test]
 fn thoughts_are_bounded_and_voted_on_the_device() {
-    let bounded = done(POCKET.generate(QUESTION, &Options::new().seed(1).think_budget(20)).unwrap());
+    let bounded =
+        POCKET.generate(QUESTION, &Options::new().seed(1).think_budget(20)).unwrap().finish().unwrap();
     assert!(bounded.thought_tokens <= 40 && !bounded.answer.is_empty() && bounded.finish == Finish::Stop);
     let warm = Options::new().seed(1).temperature(0.8);
     let votes = POCKET.vote(QUESTION, &warm, VoteOptions::new(4)).unwrap();
@@ -78,14 +73,14 @@ fn thoughts_are_bounded_and_voted_on_the_device() {
 #[test]
 fn a_chat_goes_on_from_its_keys_and_values() {
     let mut chat = POCKET.chat();
-    let first = done(chat.ask("What is 12 + 30?", &Options::new().temperature(0.0)).unwrap());
-    let second = done(chat.ask("What is 5 + 6?", &Options::new().temperature(0.0)).unwrap());
+    let first = chat.ask("What is 12 + 30?", &Options::new().temperature(0.0)).unwrap().finish().unwrap();
+    let second = chat.ask("What is 5 + 6?", &Options::new().temperature(0.0)).unwrap().finish().unwrap();
     assert!(first.cached_tokens == 0 && second.cached_tokens > 0 && second.answer.contains("11"));
 }
 
 #[test]
 fn a_receipt_of_the_device_is_replayed_there_token_by_token() {
-    let stats = done(POCKET.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap());
+    let stats = POCKET.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap().finish().unwrap();
     let receipt = Receipt::new(&POCKET, &[stats], |_, _| ()).unwrap();
     assert!(receipt.is_of_gpu() && receipt.to_json().contains("\"kind\":\"candle\""));
     let verdict = receipt.verify(&POCKET, true, |_, _| ()).unwrap();
@@ -95,7 +90,7 @@ fn a_receipt_of_the_device_is_replayed_there_token_by_token() {
         let Err(Error::Saved(what)) = receipt.verify(model, decode, |_, _| ()) else { panic!("{why}") };
         assert!(what.contains(why), "{what}");
     }
-    let stats = done(cpu.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap());
+    let stats = cpu.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap().finish().unwrap();
     let of_cpu = Receipt::new(&cpu, &[stats], |_, _| ()).unwrap();
     assert!(of_cpu.verify(&POCKET, true, |_, _| ()).is_err());
     assert!(of_cpu.verify(&cpu, false, |_, _| ()).unwrap().is_identical());
@@ -106,7 +101,7 @@ fn a_receipt_of_a_split_run_says_where_the_layers_were_and_is_replayed_there() {
     let split =
         |layers| Model::builder("pocket").device(DeviceChoice::Candle).gpu_layers(layers).load().unwrap();
     let model = split(2);
-    let stats = done(model.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap());
+    let stats = model.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap().finish().unwrap();
     let receipt = Receipt::new(&model, &[stats], |_, _| ()).unwrap();
     assert_eq!(receipt.placement().unwrap(), Some((DeviceChoice::Candle, Some(2))));
     let read = Receipt::parse(&receipt.to_json()).unwrap();
@@ -123,7 +118,7 @@ fn a_thought_edited_on_the_device_makes_a_run_that_cannot_be_replayed() {
     }
     let kept = generation.thought()[..5].to_owned();
     assert!(generation.set_thought(&(kept + " hm")).unwrap());
-    let receipt = Receipt::new(&POCKET, &[done(generation)], |_, _| ()).unwrap();
+    let receipt = Receipt::new(&POCKET, &[generation.finish().unwrap()], |_, _| ()).unwrap();
     assert!(!receipt.replayable);
     let Err(Error::Saved(what)) = receipt.verify(&POCKET, true, |_, _| ()) else { panic!("it is refused") };
     assert!(what.contains("edited"), "{what}");
@@ -138,7 +133,7 @@ fn a_receipt_without_layers_is_still_read_and_a_vote_on_the_device_is_not_replay
     assert!(!receipt.replayable);
     assert!(receipt.verify(&POCKET, true, |_, _| ()).is_err());
 
-    let stats = done(POCKET.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap());
+    let stats = POCKET.generate(QUESTION, &Options::new().seed(3).record(true)).unwrap().finish().unwrap();
     let mut old = Receipt::new(&POCKET, &[stats], |_, _| ()).unwrap();
     old.device.as_mut().unwrap().layers.clear();
     assert!(!old.to_json().contains("layers"), "as it was written before");
@@ -152,7 +147,8 @@ fn layers_are_split_between_the_cpu_and_the_device() {
     let split = Model::builder("pocket").device(DeviceChoice::Candle).gpu_layers(2).load().unwrap();
     assert_eq!(split.device().kind, "cpu+candle");
     let greedy = Options::new().temperature(0.0);
-    let [both, one] = [&split, &*POCKET].map(|model| done(model.generate(QUESTION, &greedy).unwrap()));
+    let [both, one] =
+        [&split, &*POCKET].map(|model| model.generate(QUESTION, &greedy).unwrap().finish().unwrap());
     assert!(both.answer == one.answer && both.answer.contains("4872"));
     let none = Model::builder("pocket").device(DeviceChoice::Candle).gpu_layers(0).load().unwrap();
     assert_eq!(none.device().kind, "cpu");

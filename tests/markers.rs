@@ -43,10 +43,7 @@ fn says(model: &Model, text: &str) -> Options {
 }
 
 fn ask(model: &Model, question: impl Into<Prompt>, options: &Options) -> Stats {
-    match model.generate(question, options).unwrap().last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("the last event is {other:?}"),
-    }
+    model.generate(question, options).unwrap().finish().unwrap()
 }
 
 fn parts(stats: &Stats) -> (&str, &str) {
@@ -228,7 +225,7 @@ fn an_edit_keeps_the_marker_that_the_model_wrote() {
             generation.next().expect("it goes on").unwrap();
         }
         assert!(generation.set_thought("so").unwrap());
-        let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+        let stats = generation.finish().unwrap();
         assert_eq!(parts(&stats), (thought, "4"), "{says_so} after {written}");
     }
 }

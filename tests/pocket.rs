@@ -14,14 +14,7 @@ static POCKET: LazyLock<Model> =
 const TRIED: usize = 20;
 
 fn ask(question: &str, options: &Options) -> Stats {
-    done(POCKET.generate(question, options).unwrap())
-}
-
-fn done(events: impl Iterator<Item = pensive::Result<Event>>) -> Stats {
-    match events.last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("the last event is {other:?}"),
-    }
+    POCKET.generate(question, options).unwrap().finish().unwrap()
 }
 
 fn boxed(answer: &str) -> Option<&str> {
@@ -81,8 +74,8 @@ fn anything_else_is_answered_by_what_pocket_is() {
 #[test]
 fn a_second_question_of_a_chat_is_answered_by_itself() {
     let mut chat = POCKET.chat();
-    let first = done(chat.ask("What is 12 + 30?", &Options::new()).unwrap());
-    let second = done(chat.ask("Which is bigger, 2.5 or 2.45?", &Options::new()).unwrap());
+    let first = chat.ask("What is 12 + 30?", &Options::new()).unwrap().finish().unwrap();
+    let second = chat.ask("Which is bigger, 2.5 or 2.45?", &Options::new()).unwrap().finish().unwrap();
     assert_eq!((boxed(&first.answer), boxed(&second.answer)), (Some("42"), Some("2.5")));
     assert!(second.cached_tokens > 0, "the first turn was still in the cache");
 }
@@ -98,7 +91,7 @@ fn discard(mut turn: pensive::api::Turn<'_>, thinks: bool) {
 #[test]
 fn a_turn_that_is_discarded_takes_nothing_with_it_but_itself() {
     let mut chat = POCKET.chat();
-    done(chat.ask("What is 12 + 30?", &Options::new()).unwrap());
+    chat.ask("What is 12 + 30?", &Options::new()).unwrap().finish().unwrap();
     let before = chat.messages().to_vec();
     for thinks in [false, true] {
         discard(chat.ask("What is 968574 + 475869?", &Options::new()).unwrap(), thinks);
@@ -112,8 +105,8 @@ fn a_turn_that_is_discarded_takes_nothing_with_it_but_itself() {
 fn the_same_seed_draws_the_same_tokens() {
     let options = Options::new().temperature(1.0).seed(5);
     let messages = || vec![Message::user("Sort 5, 3 and 9.")];
-    let one = done(POCKET.generate(messages(), &options).unwrap());
-    let two = done(POCKET.generate(messages(), &options).unwrap());
+    let one = POCKET.generate(messages(), &options).unwrap().finish().unwrap();
+    let two = POCKET.generate(messages(), &options).unwrap().finish().unwrap();
     assert_eq!(one.tokens, two.tokens);
 }
 
@@ -121,7 +114,7 @@ fn the_same_seed_draws_the_same_tokens() {
 fn a_chat_s_keys_and_values_are_saved_and_taken_back_to_the_bit() {
     let options = Options::new().temperature(2.0).seed(9);
     let mut chat = POCKET.chat();
-    done(chat.ask("What is 12 + 30?", &options).unwrap());
+    chat.ask("What is 12 + 30?", &options).unwrap().finish().unwrap();
     let mut saved = Vec::new();
     chat.save_cache(&mut saved).unwrap();
     let mut other = POCKET.chat();
@@ -129,8 +122,10 @@ fn a_chat_s_keys_and_values_are_saved_and_taken_back_to_the_bit() {
     other.load_cache(&saved[..]).unwrap();
     assert_eq!(other.cached(), chat.cached());
     let question = "Which is bigger, 2.5 or 2.45?";
-    let (here, there) =
-        (done(chat.ask(question, &options).unwrap()), done(other.ask(question, &options).unwrap()));
+    let (here, there) = (
+        chat.ask(question, &options).unwrap().finish().unwrap(),
+        other.ask(question, &options).unwrap().finish().unwrap(),
+    );
     assert_eq!((here.tokens, here.cached_tokens), (there.tokens, there.cached_tokens));
     assert!(there.cached_tokens > 0);
     let at = saved.len() / 2;
@@ -146,7 +141,7 @@ fn a_prompt_that_was_read_in_part_counts_as_much_as_was_read() {
         panic!("it is read first")
     };
     generation.cancel_handle().cancel();
-    let stats = done(generation);
+    let stats = generation.finish().unwrap();
     assert_eq!((stats.read_tokens, stats.prompt_tokens), (read, total));
     assert!(read < total && stats.prefill_tokens_per_second() * stats.seconds.prefill < total as f64);
 }
@@ -184,7 +179,7 @@ fn before_a_long_message_a_chat_forgets_only_what_must_go() {
     let tokens = |turns: usize, message: &str| {
         let mut chat = model.chat();
         chat.set_messages(turn.iter().cycle().take(2 * turns).cloned().collect());
-        done(chat.ask(message, &options).unwrap()).prompt_tokens
+        chat.ask(message, &options).unwrap().finish().unwrap().prompt_tokens
     };
     // longer than the three quarters to which a chat is cut, shorter than a prompt may be
     let long = (1..).map(|n| "What is 12 + 30? ".repeat(n)).find(|long| tokens(0, long) > 580).unwrap();

@@ -15,7 +15,7 @@ use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::model::{Decoder, Hyperparameters};
 use pensive::quant::Mix;
 use pensive::text::{Special, Tokenizer};
-use pensive::{Event, Model, Options, Prompt};
+use pensive::{Model, Options, Prompt};
 use serde_json::json;
 
 const ROWS: usize = 48;
@@ -117,10 +117,7 @@ fn a_real_model_answers_alike_in_other_types() {
         let model = Model::builder(path.to_str().unwrap()).context(256).load().unwrap();
         let options = Options::new().temperature(0.0).max_tokens(16);
         let prompt = model.tokenizer().encode("The capital of France is", Special::Text).unwrap();
-        match model.generate(Prompt::Tokens(prompt), &options).unwrap().last() {
-            Some(Ok(Event::Done(stats))) => stats.answer,
-            other => panic!("the last event is {other:?}"),
-        }
+        model.generate(Prompt::Tokens(prompt), &options).unwrap().finish().unwrap().answer
     };
     for mix in ["Q8_0", "Q5_K_M"] {
         let file: PathBuf = folder.path().join(format!("{mix}.gguf"));

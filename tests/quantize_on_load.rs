@@ -14,7 +14,7 @@ use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::model::{Conversion, Decoder, Hyperparameters};
 use pensive::quant::Mix;
 use pensive::text::Special;
-use pensive::{Event, Model, Options, Prompt, Stats};
+use pensive::{Model, Options, Prompt};
 
 const ROWS: usize = 48;
 
@@ -84,13 +84,6 @@ fn load(path: &Path, to: Quantize) -> Model {
     Model::builder(path.to_str().unwrap()).context(256).quantize(to).load().unwrap()
 }
 
-fn done(events: impl Iterator<Item = pensive::Result<Event>>) -> Stats {
-    match events.last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("the last event is {other:?}"),
-    }
-}
-
 #[test]
 #[cfg(feature = "pocket")]
 fn a_receipt_says_what_the_weights_were_quantized_to_and_a_replay_wants_the_same() {
@@ -99,7 +92,7 @@ fn a_receipt_says_what_the_weights_were_quantized_to_and_a_replay_wants_the_same
     let model = load(to);
     assert_eq!(model.quantized().unwrap().name, "Q4_0");
     let options = Options::new().seed(1).max_tokens(40).record(true);
-    let stats = done(model.generate(Prompt::raw("1+2="), &options).unwrap());
+    let stats = model.generate(Prompt::raw("1+2="), &options).unwrap().finish().unwrap();
     let receipt = pensive::api::Receipt::new(&model, &[stats], |_, _| ()).unwrap();
     let receipt = pensive::api::Receipt::parse(&receipt.to_json()).unwrap();
     assert_eq!(receipt.model.quantized.as_deref(), Some("Q4_0"));
@@ -138,7 +131,7 @@ fn answers_alike(name: &str) {
     let answer = |model: &Model| {
         let prompt = model.tokenizer().encode("The capital of France is", Special::Text).unwrap();
         let options = Options::new().temperature(0.0).max_tokens(2);
-        done(model.generate(Prompt::Tokens(prompt), &options).unwrap()).answer
+        model.generate(Prompt::Tokens(prompt), &options).unwrap().finish().unwrap().answer
     };
     let expected = answer(&stored);
     assert!(expected.contains("Paris"), "{expected}");

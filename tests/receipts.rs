@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pensive::api::{Receipt, VoteEvent, VoteOptions};
 use pensive::backend::cpu::kernels::Isa;
-use pensive::{Event, Finish, Model, Options, Stats};
+use pensive::{Event, Finish, Model, Options};
 
 static POCKET: LazyLock<Model> = LazyLock::new(|| {
     Model::builder("pocket").sequences(4).logit_rows(128).load().expect("pocket is a part of pensive")
@@ -18,19 +18,12 @@ static POCKET: LazyLock<Model> = LazyLock::new(|| {
 
 const QUESTION: &str = "What is 5834 - 962?";
 
-fn done(events: impl Iterator<Item = pensive::Result<Event>>) -> Stats {
-    match events.last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("the last event is {other:?}"),
-    }
-}
-
 fn warm() -> Options {
     Options::new().temperature(2.5).seed(4).record(true)
 }
 
 fn receipt(options: &Options) -> Receipt {
-    let stats = done(POCKET.generate(QUESTION, options).unwrap());
+    let stats = POCKET.generate(QUESTION, options).unwrap().finish().unwrap();
     Receipt::new(&POCKET, &[stats], |_, _| ()).unwrap()
 }
 
@@ -61,12 +54,13 @@ fn a_run_is_identical_when_it_is_fed_and_when_it_is_generated_anew() {
 
 #[test]
 fn a_raw_run_and_an_interrupted_one_are_identical() {
-    let raw = done(POCKET.generate(pensive::Prompt::raw("1+2="), &warm().max_tokens(30)).unwrap());
+    let raw =
+        POCKET.generate(pensive::Prompt::raw("1+2="), &warm().max_tokens(30)).unwrap().finish().unwrap();
     let mut generation = POCKET.generate(QUESTION, &warm()).unwrap();
     let cancel = generation.cancel_handle();
     let events = generation.by_ref().take_while(|e| !matches!(e, Ok(Event::Thought(_)))).count();
     cancel.cancel();
-    let cut = done(generation);
+    let cut = generation.finish().unwrap();
     assert!(events > 0 && cut.finish == Finish::Interrupted);
     for stats in [raw, cut] {
         let receipt = Receipt::new(&POCKET, &[stats], |_, _| ()).unwrap();
@@ -77,7 +71,7 @@ fn a_raw_run_and_an_interrupted_one_are_identical() {
 #[test]
 fn a_run_is_identical_that_was_interrupted_where_its_control_was_about_to_act() {
     let options = warm().think_budget(40).speculate(false);
-    let act = done(POCKET.generate(QUESTION, &options).unwrap()).control[0].at;
+    let act = POCKET.generate(QUESTION, &options).unwrap().finish().unwrap().control[0].at;
     let mut bound = POCKET.generate(QUESTION, &options).unwrap();
     while bound.stats().tokens.len() < act {
         bound.next().expect("it goes on").unwrap();
@@ -90,7 +84,7 @@ fn a_run_is_identical_that_was_interrupted_where_its_control_was_about_to_act() 
     assert!(edited.set_thought(&(kept + " hm")).unwrap());
     for generation in [bound, edited] {
         generation.cancel_handle().cancel();
-        let receipt = Receipt::new(&POCKET, &[done(generation)], |_, _| ()).unwrap();
+        let receipt = Receipt::new(&POCKET, &[generation.finish().unwrap()], |_, _| ()).unwrap();
         for verdict in both_ways(&receipt) {
             assert!(verdict.is_identical(), "{verdict}");
             assert_eq!(verdict.tokens, receipt.sequences[0].tokens.len());
@@ -169,7 +163,7 @@ fn a_hook_makes_a_run_that_cannot_be_replayed() {
 
 #[test]
 fn what_was_not_recorded_has_no_receipt() {
-    let stats = done(POCKET.generate(QUESTION, &warm().record(false)).unwrap());
+    let stats = POCKET.generate(QUESTION, &warm().record(false)).unwrap().finish().unwrap();
     assert!(Receipt::new(&POCKET, &[stats], |_, _| ()).is_err());
 }
 

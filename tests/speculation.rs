@@ -3,7 +3,7 @@
 mod common;
 
 use common::{QWEN_05B, QWEN_15B, model};
-use pensive::{Event, Model, Options, Stats};
+use pensive::{Model, Options, Stats};
 
 const POEM: &str = "Repeat the following program exactly, and nothing else:\n\n```python\n\
 def is_prime(number):\n    if number < 2:\n        return False\n    for divisor in range(2, int(number ** 0.5) + 1):\n\
@@ -12,10 +12,7 @@ def primes_up_to(limit):\n    return [number for number in range(limit + 1) if i
 const ESSAY: &str = "Explain in plain words why the sky is blue at noon and red in the evening.";
 
 fn run(model: &Model, text: &str, options: Options) -> Stats {
-    let generation = model.generate(text, &options).unwrap();
-    let last = generation.last().unwrap().unwrap();
-    let Event::Done(stats) = last else { panic!("the last event is {last:?}") };
-    *stats
+    model.generate(text, &options).unwrap().finish().unwrap()
 }
 
 /// How much faster decoding is with drafts: the median over a few runs, both ways in turn.

@@ -17,10 +17,7 @@ static POCKET: LazyLock<Model> =
 const LONG: &str = "What is 968574 + 475869?";
 
 fn ask(question: impl Into<Prompt>, options: &Options) -> Stats {
-    match POCKET.generate(question, options).unwrap().last() {
-        Some(Ok(Event::Done(stats))) => *stats,
-        other => panic!("the last event is {other:?}"),
-    }
+    POCKET.generate(question, options).unwrap().finish().unwrap()
 }
 
 /// A model that writes this text over and over, whatever it is asked.
@@ -212,7 +209,7 @@ fn a_user_who_wants_the_answer_gets_it() {
     let mut generation = thinking(&Options::new(), 30);
     assert!(generation.is_thinking());
     generation.answer_now();
-    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    let stats = generation.finish().unwrap();
     assert_eq!((acts(&stats), stats.thought_end), (vec![Act::User], Some(ThoughtEnd::User)));
     assert!(stats.thought_tokens < 50 && !stats.answer.is_empty(), "{stats:?}");
 }
@@ -224,12 +221,12 @@ fn an_edited_thought_goes_on_from_the_first_change() {
     let first_line = generation.thought().lines().next().unwrap().to_owned();
     let edited = first_line.clone() + "\nf9e6d8c5b7a4+a1\n";
     assert!(generation.set_thought(&edited).unwrap());
-    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    let stats = generation.finish().unwrap();
     assert!(stats.thought.starts_with(edited.trim_end()), "{}", stats.thought);
     assert_eq!(stats.control[0].what, Act::Edit);
     assert!(stats.control[0].at >= first_line.len(), "what stands before the change was kept");
     assert!(!stats.answer.is_empty());
-    let receipt = pensive::api::Receipt::new(&POCKET, &[*stats], |_, _| ()).unwrap();
+    let receipt = pensive::api::Receipt::new(&POCKET, &[stats], |_, _| ()).unwrap();
     for decode in [false, true] {
         let verdict = receipt.verify(&POCKET, decode, |_, _| ()).unwrap();
         assert!(verdict.is_identical(), "{verdict}");
@@ -242,10 +239,10 @@ fn the_answer_that_is_wanted_while_an_edit_is_written_comes_after_it() {
     let edited = "I know this one by heart, and it needs no more than one line";
     assert!(generation.set_thought(edited).unwrap());
     generation.answer_now();
-    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    let stats = generation.finish().unwrap();
     assert_eq!((acts(&stats), stats.thought_end), (vec![Act::Edit, Act::User], Some(ThoughtEnd::User)));
     assert!(stats.thought.starts_with(edited) && !stats.answer.is_empty(), "{stats:?}");
-    let receipt = pensive::api::Receipt::new(&POCKET, &[*stats], |_, _| ()).unwrap();
+    let receipt = pensive::api::Receipt::new(&POCKET, &[stats], |_, _| ()).unwrap();
     let verdict = receipt.verify(&POCKET, true, |_, _| ()).unwrap();
     assert!(verdict.is_identical(), "{verdict}");
 }
@@ -261,7 +258,7 @@ fn an_edit_of_an_edit_that_is_still_written_replaces_it() {
     assert!(generation.thought().len() < first.len() / 2, "most of it is not written yet");
     assert!(generation.set_thought("Now this. ").unwrap());
     generation.answer_now();
-    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    let stats = generation.finish().unwrap();
     assert!(stats.thought.starts_with("Now this.") && !stats.thought.contains("it was"), "{}", stats.thought);
 }
 
@@ -270,7 +267,7 @@ fn an_edit_that_leaves_no_room_for_an_answer_is_wrong_usage() {
     let mut generation = thinking(&Options::new().max_tokens(200), 30);
     let error = generation.set_thought(&"so long ".repeat(200)).unwrap_err();
     assert!(matches!(&error, Error::Usage(why) if why.contains("no room for an answer")), "{error}");
-    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    let stats = generation.finish().unwrap();
     assert!(!stats.thought.contains("so long") && !stats.answer.is_empty(), "it goes on: {stats:?}");
 }
 
@@ -286,7 +283,7 @@ fn a_thought_that_was_not_changed_goes_on_as_if_nothing_was() {
         assert!(generation.is_thinking());
         let thought = generation.thought().to_owned();
         generation.set_thought(&thought).unwrap();
-        let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+        let stats = generation.finish().unwrap();
         assert_eq!((&stats.tokens, stats.control), (&untouched.tokens, vec![]), "behind a blank: {blank}");
     }
 }
@@ -297,6 +294,6 @@ fn outside_of_a_thought_there_is_nothing_to_steer() {
     generation.next();
     assert!(!generation.is_thinking() && !generation.set_thought("hm").unwrap());
     generation.answer_now();
-    let Some(Ok(Event::Done(stats))) = generation.last() else { panic!("it ends") };
+    let stats = generation.finish().unwrap();
     assert_eq!(stats.control, []);
 }

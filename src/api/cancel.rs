@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Stops a generation between two steps; clones share the switch.
+/// Stops a generation between two steps, or a download; clones share the switch. It stays as it is: a handle that was used is
+/// [`reset`](Self::reset) before it goes into further options, which else end at once.
 #[derive(Clone, Debug, Default)]
 pub struct CancelHandle(Arc<AtomicBool>);
 
@@ -13,7 +14,7 @@ impl CancelHandle {
         Self::default()
     }
 
-    /// Asks the generation to stop.
+    /// Asks what has the handle to stop.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -21,6 +22,12 @@ impl CancelHandle {
     /// Whether it was asked to.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// What is watched by functions that stand below this face.
+    #[cfg(feature = "hub")]
+    pub(super) fn switch(&self) -> &AtomicBool {
+        &self.0
     }
 
     /// Makes the handle usable again.

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use super::start::{Slot, Start, lock};
-use super::{CancelHandle, Event, Generation, Message, Model, Options, Role};
+use super::{CancelHandle, Event, Generation, Message, Model, Options, Role, Stats};
 use crate::engine::{Engine, Sequence};
 use crate::{Error, Result};
 
@@ -69,6 +69,29 @@ impl Chat {
 
     /// Writes the keys and values of what the turns have in common, under a hash
     /// ([`Engine::save`]).
+    ///
+    /// ```
+    /// # #[cfg(feature = "pocket")]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use pensive::{Model, Options};
+    ///
+    /// let (model, options) = (Model::load("pocket")?, Options::new().temperature(0.0));
+    /// let mut chat = model.chat();
+    /// chat.ask("What is 12 + 30?", &options)?.finish()?;
+    /// let (messages, mut cache) = (chat.messages().to_vec(), Vec::new());
+    /// chat.save_cache(&mut cache)?;
+    ///
+    /// // later, or in another process with the same model
+    /// let mut chat = model.chat();
+    /// chat.set_messages(messages);
+    /// chat.load_cache(&cache[..])?;
+    /// let stats = chat.ask("What is 5 + 6?", &options)?.finish()?;
+    /// assert!(stats.cached_tokens > 0 && stats.answer.contains("11"));
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "pocket"))]
+    /// # fn main() {}
+    /// ```
     ///
     /// # Errors
     /// What `to` says.
@@ -238,6 +261,15 @@ impl Turn<'_> {
     /// The generation of this reply, to steer it.
     pub fn generation_mut(&mut self) -> &mut Generation {
         &mut self.generation
+    }
+
+    /// Runs to the end without a look at the events.
+    ///
+    /// # Errors
+    /// Of the first step that fails; what was generated before enters the history.
+    pub fn finish(mut self) -> Result<Stats> {
+        self.try_for_each(|event| event.map(drop))?;
+        Ok(self.generation.stats())
     }
 
     /// A handle that cancels this reply.

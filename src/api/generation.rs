@@ -70,6 +70,32 @@ impl Generation {
         self.trace.thought()
     }
 
+    /// The answer so far.
+    pub fn answer(&self) -> &str {
+        self.trace.answer()
+    }
+
+    /// Runs to the end without a look at the events.
+    ///
+    /// ```
+    /// # #[cfg(feature = "pocket")]
+    /// # fn main() -> pensive::Result<()> {
+    /// let model = pensive::Model::load("pocket")?;
+    /// let stats = model.generate("What is 17 + 25?", &pensive::Options::new().temperature(0.0))?.finish()?;
+    /// assert!(stats.answer.contains("42") && stats.thought_tokens > 0);
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(feature = "pocket"))]
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// Of the first step that fails.
+    pub fn finish(mut self) -> Result<Stats> {
+        self.try_for_each(|event| event.map(drop))?;
+        Ok(self.stats())
+    }
+
     /// Goes on from `text` as if the model had thought that so far. The KV cache is kept up to the first change; events
     /// follow for what comes after it. False, and nothing happens, outside a thought.
     ///

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use parking_lot::FairMutex;
 
+#[cfg(feature = "hub")]
+use super::CancelHandle;
 use super::Quantize;
 use super::memory::Sizes;
 use crate::backend::devices::DeviceChoice;
@@ -59,6 +61,8 @@ pub struct ModelBuilder {
     /// Rows of a step that were asked for.
     chunk: Option<usize>,
     quantize: Quantize,
+    #[cfg(feature = "hub")]
+    cancel: CancelHandle,
     force: bool,
     synthetic: Option<Option<usize>>,
     download: bool,
@@ -140,6 +144,13 @@ impl ModelBuilder {
     /// Lets the loader fetch a missing model from the hub. Off by default: loading never touches the network.
     pub fn download(mut self, download: bool) -> Self {
         self.download = download;
+        self
+    }
+
+    /// Lets a download be stopped from another thread; what is there of it is kept.
+    #[cfg(feature = "hub")]
+    pub fn cancel(mut self, handle: &CancelHandle) -> Self {
+        self.cancel = handle.clone();
         self
     }
 
@@ -258,7 +269,7 @@ impl ModelBuilder {
                 let mut report = |p: &crate::hub::Progress<'_>| {
                     progress(Progress::Download { done: p.done, total: p.total });
                 };
-                hub.pull(&plan, &mut report, &std::sync::atomic::AtomicBool::new(false))?
+                hub.pull(&plan, &mut report, self.cancel.switch())?
             }
             (None, _) => {
                 return Err(Error::Hub(format!(
@@ -439,6 +450,8 @@ impl Model {
             force: false,
             synthetic: None,
             download: false,
+            #[cfg(feature = "hub")]
+            cancel: CancelHandle::new(),
             sampling: SamplingOverrides::default(),
             think: None,
             progress: Box::new(|_| {}),

@@ -176,6 +176,10 @@ impl Trace {
         self.thought.text()
     }
 
+    pub fn answer(&self) -> &str {
+        self.answer.text()
+    }
+
     /// Goes on from `text` as if it were the thought so far. Tokens, keys and values are kept up to the first change;
     /// false, and nothing happens, outside a thought.
     ///

@@ -134,6 +134,19 @@ impl Votes {
         self.cancel.clone()
     }
 
+    /// Runs to the end without a look at the events.
+    ///
+    /// # Errors
+    /// Of the first step that fails.
+    pub fn finish(mut self) -> Result<Outcome> {
+        let mut last = None;
+        self.try_for_each(|event| event.map(|event| last = Some(event)))?;
+        match last {
+            Some(VoteEvent::Done(outcome)) => Ok(*outcome),
+            _ => unreachable!("a vote that does not fail ends with its outcome"),
+        }
+    }
+
     /// What each trace has come to so far.
     pub fn stats(&self) -> impl Iterator<Item = Stats> {
         self.traces.iter().map(Trace::stats)

@@ -59,7 +59,8 @@ fn last_number(text: &str) -> Option<&str> {
     let start = text[..end]
         .rfind(|c: char| !(is_digit(c) || c == '.' || c == ',' || c == '/'))
         .map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
-    let start = start + text[start..end].find(is_digit)?;
+    let digit = start + text[start..end].find(is_digit)?;
+    let start = if text[start..digit].ends_with('.') && digit == start + 1 { start } else { digit };
     let before = text[..start].strip_suffix(['-', '−']).filter(|before| !before.ends_with(is_digit));
     let percent = text[end..].starts_with('%');
     Some(&text[before.map_or(start, str::len)..end + usize::from(percent)])
