@@ -60,7 +60,9 @@ fn last_number(text: &str) -> Option<&str> {
         .rfind(|c: char| !(is_digit(c) || c == '.' || c == ',' || c == '/'))
         .map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
     let digit = start + text[start..end].find(is_digit)?;
-    let start = if text[start..digit].ends_with('.') && digit == start + 1 { start } else { digit };
+    // ".5" begins with its point, "No.5" does not
+    let is_point = &text[start..digit] == "." && !text[..start].ends_with(char::is_alphabetic);
+    let start = if is_point { start } else { digit };
     let before = text[..start].strip_suffix(['-', '−']).filter(|before| !before.ends_with(is_digit));
     let percent = text[end..].starts_with('%');
     Some(&text[before.map_or(start, str::len)..end + usize::from(percent)])
@@ -316,6 +318,9 @@ mod tests {
         assert_eq!(found("5 and 7 make 12"), Some(("12".into(), false)));
         assert_eq!(found("It falls by -3.5%, no more"), Some(("-3.5%".into(), false)));
         assert_eq!(found("It is −5."), Some(("−5".into(), false)));
+        assert_eq!(found("It is .5."), Some((".5".into(), false)));
+        assert_eq!(found("It is -.5, or so"), Some(("-.5".into(), false)));
+        assert_eq!(found("It is No.5"), Some(("5".into(), false)));
         for range in ["from 2-4", "from 2−4"] {
             assert_eq!(found(range), Some(("4".into(), false)), "{range}");
         }
