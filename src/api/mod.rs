@@ -1,4 +1,5 @@
-//! The public face: a model, a generation, a chat. The command line is written against it and has no private door.
+//! The public face: a model, a generation, a chat. The command line is written against it and other
+//! public modules, and has no private door.
 
 mod calibrate;
 mod cancel;
@@ -28,14 +29,10 @@ pub use cancel::CancelHandle;
 pub use chat::{Chat, Turn};
 pub use events::{Event, Finish, Seconds, Stats, ThoughtEnd};
 pub use generation::Generation;
-#[cfg(feature = "cli")]
-pub(crate) use model::generation_config;
-pub use model::{Model, ModelBuilder, Progress};
+pub use model::{Model, ModelBuilder, Progress, generation_config};
 pub use options::{LogitsHook, Message, Options, Prompt, Role};
 pub use quantize::{Quantized, quantize, quantize_by};
-pub use quantize_on_load::Quantize;
-#[cfg(feature = "cli")]
-pub(crate) use quantize_on_load::ROOM;
+pub use quantize_on_load::{Quantize, ROOM};
 pub use receipt::{Difference, Receipt, ReceiptDevice, ReceiptModel, RecordedSequence, SCHEMA, Verdict};
 pub use record::{Opening, Record};
 pub use votes::{BOXED, Outcome, VoteEvent, VoteOptions, Votes};

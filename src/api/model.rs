@@ -321,7 +321,7 @@ impl Text {
 
 /// Sampling that a checkpoint recommends: a Hugging Face repository in generation_config.json, a GGUF file under
 /// `general.sampling`.
-pub(crate) fn generation_config(metadata: &Metadata) -> SamplingOverrides {
+pub fn generation_config(metadata: &Metadata) -> SamplingOverrides {
     let folder = match metadata {
         Metadata::HuggingFace { folder, .. } => folder,
         Metadata::Gguf(pairs) => return gguf_sampling(pairs),

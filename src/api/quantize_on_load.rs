@@ -24,11 +24,11 @@ pub enum Quantize {
 const TRIED: [&str; 5] = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M"];
 
 /// Context that must fit beside the weights, tokens, if none is asked for and the model's own is longer.
-pub(crate) const ROOM: usize = 8192;
+pub const ROOM: usize = 8192;
 
 impl Quantize {
     /// What a model is loaded with. `fits` says whether memory has room for so many bytes of weights.
-    pub(crate) fn conversion(
+    pub fn conversion(
         self,
         checkpoint: &Checkpoint,
         h: &Hyperparameters,
