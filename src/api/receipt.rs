@@ -313,6 +313,33 @@ impl Receipt {
         decode: bool,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Verdict> {
+        self.check(model, decode)?;
+        let mut verdict = Verdict {
+            tokens: 0,
+            differs: None,
+            is_altered: self.sha256 != self.seal(),
+            other_weights: false,
+            other_template: self.model.template_sha256 != model.template_source().map(sha256),
+        };
+        std::thread::scope(|scope| {
+            let hash = scope.spawn(|| model.sha256(|_, _| ()));
+            let total = self.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
+            for recorded in &self.sequences {
+                let before = verdict.tokens;
+                let found = self.repeat(model, recorded, decode, |done| progress(before + done, total))?;
+                verdict.differs = difference(recorded, &found);
+                verdict.tokens += verdict.differs.as_ref().map_or(recorded.tokens.len(), Difference::at);
+                if verdict.differs.is_some() {
+                    break;
+                }
+            }
+            verdict.other_weights = self.model.sha256 != hash.join().expect("hashing does not panic")?;
+            Ok(verdict)
+        })
+    }
+
+    /// Whether it can be replayed with this model, as it was loaded.
+    fn check(&self, model: &Model, decode: bool) -> Result<()> {
         if !self.replayable {
             let what = "a program's hook edited the logits, or a GPU computed a vote, went on from an earlier run or from an edited \
                         thought: it cannot be replayed";
@@ -357,28 +384,7 @@ impl Receipt {
             );
             return Err(Error::Saved(what));
         }
-        let mut verdict = Verdict {
-            tokens: 0,
-            differs: None,
-            is_altered: self.sha256 != self.seal(),
-            other_weights: false,
-            other_template: self.model.template_sha256 != model.template_source().map(sha256),
-        };
-        std::thread::scope(|scope| {
-            let hash = scope.spawn(|| model.sha256(|_, _| ()));
-            let total = self.sequences.iter().map(|sequence| sequence.tokens.len()).sum();
-            for recorded in &self.sequences {
-                let before = verdict.tokens;
-                let found = self.repeat(model, recorded, decode, |done| progress(before + done, total))?;
-                verdict.differs = difference(recorded, &found);
-                verdict.tokens += verdict.differs.as_ref().map_or(recorded.tokens.len(), Difference::at);
-                if verdict.differs.is_some() {
-                    break;
-                }
-            }
-            verdict.other_weights = self.model.sha256 != hash.join().expect("hashing does not panic")?;
-            Ok(verdict)
-        })
+        Ok(())
     }
 
     /// Whether it was made on a GPU, whose bits depend on the steps.
@@ -445,14 +451,8 @@ impl Receipt {
         Err(Error::Saved(what))
     }
 
-    /// Repeats one sequence.
-    fn repeat(
-        &self,
-        model: &Model,
-        recorded: &RecordedSequence,
-        decode: bool,
-        mut progress: impl FnMut(usize),
-    ) -> Result<Stats> {
+    /// One sequence as it was begun; unless `decode`, with the recorded tokens as its script.
+    fn begin(&self, model: &Model, recorded: &RecordedSequence, decode: bool) -> Trace {
         let s = &self.sampling;
         let options = Options {
             sampling: SamplingOverrides {
@@ -492,6 +492,18 @@ impl Receipt {
         let fed = recorded.tokens.iter().map(|token| token.0).take_while(|&id| id < vocabulary);
         let script = (!decode).then(|| fed.collect());
         trace.repeat((self.limit, self.limit_is), &recorded.control, edits(recorded), script);
+        trace
+    }
+
+    /// Repeats one sequence.
+    fn repeat(
+        &self,
+        model: &Model,
+        recorded: &RecordedSequence,
+        decode: bool,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Stats> {
+        let mut trace = self.begin(model, recorded, decode);
         let mut engine = model.inner.engine.lock();
         while trace.stats.tokens.len() < recorded.tokens.len() {
             let most = engine.max_rows();

@@ -17,6 +17,28 @@ use crate::reasoning::guard::LoopGuard;
 use crate::reasoning::{Part, Piece, ThoughtParser};
 use crate::text::Special;
 
+/// What a generation came to before it began.
+fn begun(model: &Model, start: &Start, cached_tokens: usize) -> Stats {
+    Stats {
+        seed: start.seed,
+        sampling: start.sampling,
+        context: model.context(),
+        prompt_tokens: start.prompt.len(),
+        cached_tokens,
+        read_tokens: 0,
+        thought: String::new(),
+        answer: String::new(),
+        tokens: Vec::new(),
+        thought_tokens: 0,
+        answer_tokens: 0,
+        finish: Finish::Interrupted,
+        thought_end: None,
+        control: Vec::new(),
+        seconds: Seconds { load: model.load_seconds(), ..Seconds::default() },
+        record: None,
+    }
+}
+
 /// A sequence with all that decides on its tokens. Who drives it feeds what [`prepare`](Self::prepare) asks for and
 /// gives the logits to [`take`](Self::take).
 pub(super) struct Trace {
@@ -51,26 +73,8 @@ pub(super) struct Trace {
 impl Trace {
     /// A trace from `start`; `sequence` holds some of its prompt already.
     pub fn new(model: Model, start: Start, options: &Options, sequence: Sequence) -> Trace {
-        let context = model.context();
-        let stats = Stats {
-            seed: start.seed,
-            sampling: start.sampling,
-            context,
-            prompt_tokens: start.prompt.len(),
-            cached_tokens: sequence.len(),
-            read_tokens: 0,
-            thought: String::new(),
-            answer: String::new(),
-            tokens: Vec::new(),
-            thought_tokens: 0,
-            answer_tokens: 0,
-            finish: Finish::Interrupted,
-            thought_end: None,
-            control: Vec::new(),
-            seconds: Seconds { load: model.load_seconds(), ..Seconds::default() },
-            record: None,
-        };
-        let room = context - start.prompt.len();
+        let stats = begun(&model, &start, sequence.len());
+        let room = model.context() - start.prompt.len();
         let limit = options.max_tokens.map_or(room, |max| max.min(room));
         let limit_is = if limit < room { Act::Length } else { Act::Context };
         let is_raw = start.opening == Opening::Raw;

@@ -2,7 +2,7 @@
 
 use super::CudaBackend;
 use super::driver::Launch;
-use super::params::{Attend, Flash};
+use super::params::{Address, Attend, Flash};
 use crate::backend::{Attention, Buffer, KvShape, KvType, PAGE_LEN};
 use crate::{Error, Result};
 
@@ -99,38 +99,49 @@ impl CudaBackend {
         to: Buffer,
     ) -> Result<()> {
         let kv_type = self.ready().plan.kv_type;
-        let layer = *self.ready().cache.layer(layer);
-        let kv = layer.shape;
-        let to = self.target(to)?;
-        let query = self.buffer(query);
-        let sinks = self.optional(attention.sinks);
-        let window = attention.window.unwrap_or(0) as i32;
-        let [heads, kv_heads, key_dim, value_dim] =
-            [attention.heads, kv.heads, kv.key_dim, kv.value_dim].map(|n| n as i32);
-        let (keys, values, scale) = (layer.keys, layer.values, attention.scale);
-        if let Some((kernel, shared)) = flash_kernel(kv, kv_type).filter(|_| self.rows.len() > FEW_ROWS) {
-            let (tiles, count) = self.tiles;
-            let (places, tables) = (self.on_device.places, self.on_device.tables);
-            let p = Flash {
-                query,
-                keys,
-                values,
-                places,
-                tables,
-                tiles,
-                sinks,
-                to,
-                heads,
-                kv_heads,
-                key_dim,
-                value_dim,
-                window,
-                scale,
-            };
-            let grid = [count, attention.heads, 1];
-            return self.launch(Launch { kernel, grid, threads: FLASH_THREADS, shared }, &p);
+        let shape = self.ready().cache.layer(layer).shape;
+        let (query, to) = (self.buffer(query), self.target(to)?);
+        match flash_kernel(shape, kv_type).filter(|_| self.rows.len() > FEW_ROWS) {
+            Some((kernel, shared)) => self.attend_many(layer, query, attention, to, (kernel, shared)),
+            None => self.attend_few(layer, query, attention, to),
         }
+    }
 
+    /// Rows in tiles, each of which reads the cache once.
+    fn attend_many(
+        &mut self,
+        layer: usize,
+        query: Address,
+        attention: &Attention,
+        to: Address,
+        (kernel, shared): (&'static str, usize),
+    ) -> Result<()> {
+        let layer = *self.ready().cache.layer(layer);
+        let (tiles, count) = self.tiles;
+        let p = Flash {
+            query,
+            keys: layer.keys,
+            values: layer.values,
+            places: self.on_device.places,
+            tables: self.on_device.tables,
+            tiles,
+            sinks: self.optional(attention.sinks),
+            to,
+            heads: attention.heads as i32,
+            kv_heads: layer.shape.heads as i32,
+            key_dim: layer.shape.key_dim as i32,
+            value_dim: layer.shape.value_dim as i32,
+            window: attention.window.unwrap_or(0) as i32,
+            scale: attention.scale,
+        };
+        let grid = [count, attention.heads, 1];
+        self.launch(Launch { kernel, grid, threads: FLASH_THREADS, shared }, &p)
+    }
+
+    /// Each row reads the cache for itself.
+    fn attend_few(&mut self, layer: usize, query: Address, attention: &Attention, to: Address) -> Result<()> {
+        let layer = *self.ready().cache.layer(layer);
+        let (kv, kv_type) = (layer.shape, self.ready().plan.kv_type);
         let group = attention.heads / kv.heads;
         let few = if self.is_program() {
             // eight heads at a time: sixteen need the registers of two blocks
@@ -148,23 +159,23 @@ impl CudaBackend {
         let arrived = self.room(4 * rows_at_once * tiles, |this| &mut this.scratch.arrived)?;
         let mut p = Attend {
             query,
-            keys,
-            values,
+            keys: layer.keys,
+            values: layer.values,
             rows: self.on_device,
-            sinks,
+            sinks: self.optional(attention.sinks),
             partial,
             to,
             arrived,
-            heads,
-            kv_heads,
-            key_dim,
-            value_dim,
-            value_width: if kv.value_in_key { key_dim } else { value_dim },
-            window,
+            heads: attention.heads as i32,
+            kv_heads: kv.heads as i32,
+            key_dim: kv.key_dim as i32,
+            value_dim: kv.value_dim as i32,
+            value_width: if kv.value_in_key { kv.key_dim } else { kv.value_dim } as i32,
+            window: attention.window.unwrap_or(0) as i32,
             splits: splits as i32,
             split_len: split_len as i32,
             first_row: 0,
-            scale,
+            scale: attention.scale,
         };
         for first in (0..self.rows.len()).step_by(FEW_ROWS) {
             p.first_row = first as i32;

@@ -266,85 +266,111 @@ impl WeightMatrix {
         assert!(tiles.end <= self.tiles() && isa.is_available());
         assert!(bias.is_none_or(|bias| bias.len() == self.rows), "length of the bias");
         let bias = bias.map_or(std::ptr::null(), <[f32]>::as_ptr);
-        match input {
-            Input::Quantized(x) => {
-                assert_eq!(
-                    (x.kind, x.columns),
-                    (self.activation(), self.columns),
-                    "kind and width of the input"
-                );
-                assert!(x.rows <= scratch.rows, "{} rows, scratch for {}", x.rows, scratch.rows);
-                let mut product = Product {
-                    weights: Bytes::AsInFile(std::ptr::null()),
-                    rows: self.rows,
-                    columns: self.columns,
-                    tiles: (0, 0),
-                    x: x.chunks.as_ptr().cast(),
-                    tokens: x.rows,
-                    fetch: scratch.fetch,
-                    bias,
-                    out: out.to,
-                    out_stride: out.stride,
-                    unpacked: scratch.unpacked.as_mut_ptr(),
-                    sums: scratch.sums.as_mut_ptr().cast(),
-                    interleaved: scratch.interleaved.as_mut_ptr().cast(),
-                };
-                let mut multiply = |weights: Bytes, tiles: Range<usize>| {
-                    (product.weights, product.tiles) = (weights, (tiles.start, tiles.end));
-                    let interleaved = matches!(weights, Bytes::Interleaved(_));
-                    // SAFETY: the ISA is available; shapes were checked, and the caller promises `out`.
-                    unsafe {
-                        with_format!(self.kind, F => if suits_few::<F>(isa, x.rows, interleaved) {
-                            multiply_few::<F>(isa, &product)
-                        } else {
-                            multiply_many::<F>(isa, &product)
-                        }, panic!("{} matrices take f32 activations", self.kind));
-                    }
-                };
-                match &self.storage {
-                    Storage::AsInFile(tensor) => multiply(Bytes::AsInFile(tensor.bytes().as_ptr()), tiles),
-                    Storage::Interleaved(copied) => {
-                        let (ready, end) = copied.range();
-                        let [ready, end] = [ready, end].map(|tile| tile.clamp(tiles.start, tiles.end));
-                        let interleaved = Bytes::Interleaved(copied.at(0));
-                        multiply(interleaved, tiles.start..ready);
-                        for first in (ready..end).step_by(PASS) {
-                            let pass = first..(first + PASS).min(end);
-                            // SAFETY: the caller of `begin` promised that each tile belongs to one thread.
-                            pass.clone().for_each(|tile| unsafe { copied.copy(isa, tile) });
-                            multiply(interleaved, pass);
-                        }
-                        multiply(Bytes::AsInFile(copied.tensor.bytes().as_ptr()), end..tiles.end);
-                    }
-                }
+        // SAFETY: the ISA is available, the tiles are there; the rest is the caller's promise.
+        unsafe {
+            match input {
+                Input::Quantized(x) => self.multiply_quantized(isa, tiles, x, bias, out, scratch),
+                Input::Floats { x, width } => self.multiply_floats(isa, tiles, (x, width), bias, out),
             }
-            Input::Floats { x, width } => {
-                let Storage::AsInFile(tensor) = &self.storage else {
-                    panic!("{} matrices take quantized activations", self.kind)
-                };
-                assert_eq!(width, self.columns, "width of the input");
-                assert!(x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
-                let product = FloatProduct {
-                    weights: tensor.bytes().as_ptr(),
-                    rows: self.rows,
-                    columns: self.columns,
-                    tiles: (tiles.start, tiles.end),
-                    x: x.as_ptr(),
-                    x_stride: width,
-                    tokens: x.len() / width,
-                    bias,
-                    out: out.to,
-                    out_stride: out.stride,
-                };
-                // SAFETY: as above.
-                unsafe {
-                    match self.kind {
-                        BlockType::F32 => multiply_float::<float::F32>(isa, &product),
-                        BlockType::F16 => multiply_float::<float::F16>(isa, &product),
-                        BlockType::BF16 => multiply_float::<float::Bf16>(isa, &product),
-                        kind => panic!("{kind} matrices take quantized activations"),
-                    }
-                }
+        }
+    }
+
+    /// [`multiply`](Self::multiply) with quantized activations.
+    ///
+    /// # Safety
+    /// As there; the ISA is available, the tiles are there, `bias` is null or of as many values as there are rows.
+    unsafe fn multiply_quantized(
+        &self,
+        isa: Isa,
+        tiles: Range<usize>,
+        x: &Activations,
+        bias: *const f32,
+        out: Output,
+        scratch: &mut Scratch,
+    ) {
+        let (kind, columns) = (self.activation(), self.columns);
+        assert_eq!((x.kind, x.columns), (kind, columns), "kind and width of the input");
+        assert!(x.rows <= scratch.rows, "{} rows, scratch for {}", x.rows, scratch.rows);
+        let mut product = Product {
+            weights: Bytes::AsInFile(std::ptr::null()),
+            rows: self.rows,
+            columns,
+            tiles: (0, 0),
+            x: x.chunks.as_ptr().cast(),
+            tokens: x.rows,
+            fetch: scratch.fetch,
+            bias,
+            out: out.to,
+            out_stride: out.stride,
+            unpacked: scratch.unpacked.as_mut_ptr(),
+            sums: scratch.sums.as_mut_ptr().cast(),
+            interleaved: scratch.interleaved.as_mut_ptr().cast(),
+        };
+        let mut multiply = |weights: Bytes, tiles: Range<usize>| {
+            (product.weights, product.tiles) = (weights, (tiles.start, tiles.end));
+            let interleaved = matches!(weights, Bytes::Interleaved(_));
+            // SAFETY: the caller's promise; shapes were checked.
+            unsafe {
+                with_format!(self.kind, F => if suits_few::<F>(isa, x.rows, interleaved) {
+                    multiply_few::<F>(isa, &product)
+                } else {
+                    multiply_many::<F>(isa, &product)
+                }, panic!("{} matrices take f32 activations", self.kind));
+            }
+        };
+        let copied = match &self.storage {
+            Storage::AsInFile(tensor) => return multiply(Bytes::AsInFile(tensor.bytes().as_ptr()), tiles),
+            Storage::Interleaved(copied) => copied,
+        };
+        let (ready, end) = copied.range();
+        let [ready, end] = [ready, end].map(|tile| tile.clamp(tiles.start, tiles.end));
+        let interleaved = Bytes::Interleaved(copied.at(0));
+        multiply(interleaved, tiles.start..ready);
+        for first in (ready..end).step_by(PASS) {
+            let pass = first..(first + PASS).min(end);
+            // SAFETY: the caller of `begin` promised that each tile belongs to one thread.
+            pass.clone().for_each(|tile| unsafe { copied.copy(isa, tile) });
+            multiply(interleaved, pass);
+        }
+        multiply(Bytes::AsInFile(copied.tensor.bytes().as_ptr()), end..tiles.end);
+    }
+
+    /// [`multiply`](Self::multiply) with rows of `width` floats.
+    ///
+    /// # Safety
+    /// As [`multiply_quantized`](Self::multiply_quantized).
+    unsafe fn multiply_floats(
+        &self,
+        isa: Isa,
+        tiles: Range<usize>,
+        (x, width): (&[f32], usize),
+        bias: *const f32,
+        out: Output,
+    ) {
+        let Storage::AsInFile(tensor) = &self.storage else {
+            panic!("{} matrices take quantized activations", self.kind)
+        };
+        assert_eq!(width, self.columns, "width of the input");
+        assert!(x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
+        let product = FloatProduct {
+            weights: tensor.bytes().as_ptr(),
+            rows: self.rows,
+            columns: self.columns,
+            tiles: (tiles.start, tiles.end),
+            x: x.as_ptr(),
+            x_stride: width,
+            tokens: x.len() / width,
+            bias,
+            out: out.to,
+            out_stride: out.stride,
+        };
+        // SAFETY: the caller's promise; shapes were checked.
+        unsafe {
+            match self.kind {
+                BlockType::F32 => multiply_float::<float::F32>(isa, &product),
+                BlockType::F16 => multiply_float::<float::F16>(isa, &product),
+                BlockType::BF16 => multiply_float::<float::Bf16>(isa, &product),
+                kind => panic!("{kind} matrices take quantized activations"),
             }
         }
     }
