@@ -202,6 +202,21 @@ fn a_receipt_never_replaces_another_file() {
     assert_eq!(std::fs::read_to_string(&file).expect("it is still there"), "GGUF");
 }
 
+#[cfg(feature = "pocket")]
+#[test]
+fn a_receipt_is_written_over_an_older_one_and_touches_no_other_file() {
+    let home = Home::new();
+    let beside = home.file("r.json.partial", "mine");
+    let file = home.path().join("r.json");
+    let receipt = || {
+        let args = ["run", "pocket", "1+1?", "-s", "1", "--receipt", file.to_str().expect("a UTF-8 path")];
+        home.run(&args).succeeds();
+        std::fs::read_to_string(&file).expect("a receipt")
+    };
+    assert_eq!(receipt(), receipt());
+    assert_eq!(std::fs::read_to_string(beside).expect("it is still there"), "mine");
+}
+
 #[test]
 fn a_text_without_text_is_named_before_the_model_is_loaded() {
     let home = Home::new();

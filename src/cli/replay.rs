@@ -1,8 +1,8 @@
 //! `pensive replay FILE`: whether a run can be repeated, bit for bit. And how `run --receipt FILE` writes one.
 
 use std::fs::{File, Metadata};
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -13,6 +13,7 @@ use super::session;
 use super::settings::{Flags, Settings};
 use crate::api::{Quantize, Receipt};
 use crate::backend::devices::DeviceChoice;
+use crate::checkpoint::WholeFile;
 use crate::{Error, Model, Result, Stats};
 
 pub(super) fn run(args: &ReplayArgs, console: &Console) -> Result<ExitCode> {
@@ -111,14 +112,12 @@ pub(super) fn write(path: &Path, model: &Model, traces: &[Stats], console: &Cons
     if to.metadata().is_ok_and(|there| !there.is_file()) {
         return std::fs::write(&to, receipt.to_json()).map_err(|e| Error::io(path, e));
     }
-    let mut partial = to.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let written = std::fs::write(&partial, receipt.to_json()).and_then(|()| std::fs::rename(&partial, &to));
-    written.map_err(|e| {
-        let _ = std::fs::remove_file(&partial);
-        Error::io(path, e)
-    })
+    let text = receipt.to_json();
+    let written = WholeFile::create(&to, text.len() as u64).and_then(|whole| {
+        whole.file().write_all(text.as_bytes())?;
+        whole.keep()
+    });
+    written.map_err(|e| Error::io(path, e))
 }
 
 /// Whether a receipt can be written there, over nothing else: asked before a run that would be lost.

@@ -10,7 +10,7 @@ mod steer;
 mod store;
 mod turn;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use input::{Editor, Input};
 use live::Size;
 use repl::{Repl, Talk};
 use steer::Reply;
-use store::{Store, open_private};
+use store::{Store, write_whole};
 use turn::Screen;
 
 use super::args::Thought;
@@ -151,18 +151,10 @@ impl Talk for ModelChat {
     }
 
     fn save_cache(&self, path: &Path) -> Result<()> {
-        // Written aside first: what stands under the name is whole.
-        let aside = path.with_extension("kv.part");
-        let written = open_private(OpenOptions::new().write(true).truncate(true), &aside)
-            .and_then(|file| {
-                let mut file = BufWriter::new(file);
-                self.chat.save_cache(&mut file)?;
-                file.flush()
-            })
-            .and_then(|()| std::fs::rename(&aside, path));
-        written.map_err(|e| {
-            let _ = std::fs::remove_file(&aside);
-            Error::io(path, e)
+        write_whole(path, |file| {
+            let mut file = BufWriter::new(file);
+            self.chat.save_cache(&mut file)?;
+            file.flush()
         })
     }
 

@@ -1,10 +1,11 @@
 //! Conversations on disk, and files that are the user's alone.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::api::Chat;
+use crate::checkpoint::WholeFile;
 use crate::cli::text::read_file;
 use crate::{Error, Message, Result, Role};
 
@@ -50,13 +51,8 @@ impl Store {
             fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
         let text = serde_json::to_string_pretty(chat).map_err(|e| Error::file(&path, e.to_string()))?;
-        // Written aside first: a full disk must not cost the chat that was there.
-        let aside = path.with_extension("json.part");
-        write_private(&aside, text.as_bytes()).map_err(|error| match error {
-            Error::Io { source, .. } => Error::io(&path, source), // the file that was asked for
-            other => other,
-        })?;
-        fs::rename(&aside, &path).map_err(|e| Error::io(&path, e))?;
+        // A full disk must not cost the chat that was there.
+        write_whole(&path, |mut file| file.write_all(text.as_bytes()))?;
         Ok(path)
     }
 
@@ -132,6 +128,23 @@ pub(super) fn expand_home(path: &str) -> PathBuf {
     }
 }
 
+/// Writes a file that only its owner can read, and that is there as a whole or as it was before.
+///
+/// # Errors
+/// Where it cannot be written.
+pub(super) fn write_whole(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
+    let written = WholeFile::create(path, 0).and_then(|whole| {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            whole.file().set_permissions(fs::Permissions::from_mode(0o600))?;
+        }
+        write(whole.file())?;
+        whole.keep()
+    });
+    written.map_err(|e| Error::io(path, e))
+}
+
 /// Writes a file that only its owner can read.
 ///
 /// # Errors
@@ -143,7 +156,7 @@ pub(super) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Opens, and creates, a file that only its owner can read.
-pub(super) fn open_private(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
+pub(super) fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.create(true);
     #[cfg(unix)]
     {
@@ -217,6 +230,22 @@ mod tests {
         let error = store.save(other.to_str().unwrap(), &chat(), false).unwrap_err().to_string();
         assert!(error.contains("package.json: exists and is no saved chat"), "{error}");
         assert_eq!(fs::read_to_string(&other).unwrap(), "{\"name\": 1}");
+    }
+
+    #[test]
+    fn saving_touches_no_file_but_the_chat_s() {
+        let (folder, store) = store();
+        for beside in ["x.json.part", "x.json.kv.part", ".x.json"] {
+            fs::write(folder.path().join(beside), "mine").unwrap();
+        }
+        store.save(folder.path().join("x.json").to_str().unwrap(), &chat(), false).unwrap();
+        write_whole(&folder.path().join("x.json.kv"), |mut file| file.write_all(b"keys")).unwrap();
+        let failed = write_whole(&folder.path().join("x.json.kv"), |_| Err(io::Error::other("full")));
+        assert!(failed.unwrap_err().to_string().ends_with("x.json.kv: full"));
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        assert_eq!(read("x.json.kv"), "keys", "what failed leaves what was there");
+        assert_eq!(["x.json.part", "x.json.kv.part", ".x.json"].map(read), ["mine"; 3]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
     }
 
     #[test]
