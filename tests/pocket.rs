@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use pensive::{Event, Finish, Message, Model, Options, Stats, Think};
+use pensive::{Chat, Event, Finish, Message, Model, Options, Stats, Think};
 
 /// Loaded once; its own sampling is greedy.
 static POCKET: LazyLock<Model> =
@@ -116,11 +116,11 @@ fn a_chat_s_keys_and_values_are_saved_and_taken_back_to_the_bit() {
     let mut chat = POCKET.chat();
     chat.ask("What is 12 + 30?", &options).unwrap().finish().unwrap();
     let mut saved = Vec::new();
-    chat.save_cache(&mut saved).unwrap();
+    chat.save_cache(&options, &mut saved).unwrap();
     let mut other = POCKET.chat();
     other.set_messages(chat.messages().to_vec());
     other.load_cache(&saved[..]).unwrap();
-    assert_eq!(other.cached(), chat.cached());
+    assert_eq!(other.cached(&options), chat.cached(&options));
     let question = "Which is bigger, 2.5 or 2.45?";
     let (here, there) = (
         chat.ask(question, &options).unwrap().finish().unwrap(),
@@ -131,6 +131,40 @@ fn a_chat_s_keys_and_values_are_saved_and_taken_back_to_the_bit() {
     let at = saved.len() / 2;
     saved[at] ^= 1;
     assert!(other.load_cache(&saved[..]).is_err(), "a changed byte is found");
+}
+
+#[test]
+fn what_a_chat_no_longer_holds_is_not_saved_with_its_keys_and_values() {
+    let options = Options::new();
+    let saved = |change: &dyn Fn(&mut Chat)| {
+        let mut chat = POCKET.chat();
+        done(chat.ask("What is 12 + 30?", &options).unwrap());
+        done(chat.ask("What is 9876 + 1?", &options).unwrap());
+        change(&mut chat);
+        let mut saved = Vec::new();
+        chat.save_cache(&options, &mut saved).unwrap();
+        let tokens = tokens_of(&saved);
+        assert_eq!(chat.cached(&options).0, tokens.len());
+        POCKET.tokenizer().decode(&tokens)
+    };
+    assert!(saved(&|_| ()).contains("9876"), "what is there is saved");
+    assert_eq!(saved(&|chat| chat.clear()), "");
+    let undone = saved(&|chat| drop(chat.undo()));
+    assert!(undone.contains("12 + 30") && !undone.contains("9876"), "{undone}");
+    let other = saved(&|chat| chat.set_messages(vec![Message::user("Sort 5, 3 and 9.")]));
+    assert!(!other.contains("12") && !other.contains("9876"), "{other}");
+    let dropped = saved(&|chat| {
+        chat.undo();
+        discard(chat.ask("What is 9876 + 1?", &options).unwrap(), true);
+    });
+    assert!(dropped.contains("12 + 30") && !dropped.contains("9876"), "{dropped}");
+}
+
+/// The tokens of a saved sequence, which stand behind 71 bytes that say what it is of.
+fn tokens_of(saved: &[u8]) -> Vec<u32> {
+    let (count, rest) = saved[71..].split_first_chunk().unwrap();
+    let tokens = rest[..4 * u64::from_le_bytes(*count) as usize].chunks_exact(4);
+    tokens.map(|token| u32::from_le_bytes(token.try_into().unwrap())).collect()
 }
 
 #[test]

@@ -61,14 +61,14 @@ impl Chat {
         self.forgotten = 0;
     }
 
-    /// Tokens whose keys and values are kept from the last turn, and the bytes that saving them takes, about.
-    pub fn cached(&self) -> (usize, u64) {
-        let tokens = lock(&self.slot).as_ref().map_or(0, Sequence::len);
+    /// Tokens whose keys and values [`save_cache`](Self::save_cache) writes, and about how many bytes.
+    pub fn cached(&self, options: &Options) -> (usize, u64) {
+        let tokens = self.kept(options).len();
         (tokens, (tokens * self.model.inner.kv_bytes) as u64)
     }
 
-    /// Writes the keys and values of what the turns have in common, under a hash
-    /// ([`Engine::save`]).
+    /// Writes keys and values of the messages as they are, under a hash ([`Engine::save`]): as far as they were computed
+    /// and the next prompt with these options begins with them. Nothing is in it of what was said and is no longer there.
     ///
     /// ```
     /// # #[cfg(feature = "pocket")]
@@ -79,7 +79,7 @@ impl Chat {
     /// let mut chat = model.chat();
     /// chat.ask("What is 12 + 30?", &options)?.finish()?;
     /// let (messages, mut cache) = (chat.messages().to_vec(), Vec::new());
-    /// chat.save_cache(&mut cache)?;
+    /// chat.save_cache(&options, &mut cache)?;
     ///
     /// // later, or in another process with the same model
     /// let mut chat = model.chat();
@@ -95,10 +95,18 @@ impl Chat {
     ///
     /// # Errors
     /// What `to` says.
-    pub fn save_cache(&self, to: impl Write) -> io::Result<()> {
+    pub fn save_cache(&self, options: &Options, to: impl Write) -> io::Result<()> {
+        let kept = self.kept(options);
+        self.model.inner.engine.lock().save(&kept, to)
+    }
+
+    /// What of the cache belongs to the messages.
+    fn kept(&self, options: &Options) -> Sequence {
+        // a template begins also where there is no message
+        let start = self.messages.first().map(|_| self.start(self.forgotten, options));
+        let prompt = start.and_then(Result::ok).map(|start| start.prompt).unwrap_or_default();
         let slot = lock(&self.slot);
-        let empty = Sequence::new();
-        self.model.inner.engine.lock().save(slot.as_ref().unwrap_or(&empty), to)
+        slot.as_ref().map_or_else(Sequence::new, |all| all.fork(all.common_prefix(&prompt)))
     }
 
     /// Takes back what [`save_cache`](Self::save_cache) wrote; what follows is equal to the bit. Without it, or where the

@@ -33,8 +33,12 @@ pub(super) enum Command {
     Thought(Option<Thought>),
     /// None says what is set.
     Think(Option<Think>),
-    /// None saves under the name used last; and whether keys and values are saved too.
-    Save(Option<String>, bool),
+    /// Without a name under the one used last; with keys and values; over another chat.
+    Save {
+        name: Option<String>,
+        with_cache: bool,
+        force: bool,
+    },
     /// None ends it.
     Receipt(Option<String>),
     /// None lists the saved chats.
@@ -58,8 +62,10 @@ const fn spec(name: &'static str, argument: &'static str, help: &'static str) ->
     Spec { name, aliases: &[], argument, help }
 }
 
-/// The argument of /save, which alone has an option.
-const SAVED: &str = "[NAME] [--kv]";
+/// The argument of /save, which alone has options.
+const SAVED: &str = "[NAME] [--kv] [--force]";
+const KV: &str = "--kv";
+const FORCE: &str = "--force";
 
 /// All commands, in the order of /help.
 pub(super) const COMMANDS: &[Spec] = &[
@@ -68,12 +74,12 @@ pub(super) const COMMANDS: &[Spec] = &[
     spec("/regen", "", "answer the last message anew"),
     spec("/undo", "", "take back what /read gave, else the last message"),
     spec("/system", "[TEXT]", "show or set the system message; \"\" removes it"),
-    spec("/set", "[NAME [VALUE]]", "show or change sampling, seed and bounds; `default` resets"),
+    spec("/set", "[NAME [VALUE]]", "show or change sampling, seed, bounds; `default` resets"),
     spec("/read", "FILE", "put a text file before the next message"),
     spec("/thought", "[show|fold|hide]", "how thoughts look; alone: show the last one again"),
     spec("/think", "[on|off|auto]", "whether the model thinks before it answers"),
     spec("/budget", "[N|off]", "most tokens of a thought; 0: no thought"),
-    spec("/save", SAVED, "save the conversation; --kv: with its keys and values"),
+    spec("/save", SAVED, "save the conversation; --kv: and its keys and values"),
     spec("/load", "[NAME]", "load a saved conversation; alone: list them"),
     spec("/receipt", "[FILE]", "keep the last answer's receipt there; alone: no more"),
     spec("/copy", "", "copy the last answer to the clipboard"),
@@ -102,7 +108,7 @@ pub(super) fn help() -> String {
     let keys = KEYS.iter().map(|(key, help)| (key.to_string(), *help));
     let mut text = String::new();
     for (what, help) in commands.chain(keys) {
-        text.push_str(&format!("  {what:<27} {help}\n"));
+        text.push_str(&format!("  {what:<29} {help}\n"));
     }
     text
 }
@@ -139,10 +145,10 @@ pub(super) fn parse(text: &str) -> Result<Entry, String> {
 /// An option in the argument of a command that takes a name or a file.
 fn unknown_option<'a>(spec: &Spec, argument: &'a str) -> Option<&'a str> {
     let takes_name = ["[NAME]", "FILE", "[FILE]", SAVED].contains(&spec.argument);
-    let known = if spec.argument == SAVED { "--kv" } else { "" };
+    let known: &[&str] = if spec.argument == SAVED { &[KV, FORCE] } else { &[] };
     let is_option = |(i, word): &(usize, &str)| {
         let dashes = if *i == 0 { "-" } else { "--" };
-        word.strip_prefix(dashes).is_some_and(|rest| !rest.is_empty()) && *word != known
+        word.strip_prefix(dashes).is_some_and(|rest| !rest.is_empty()) && !known.contains(word)
     };
     let words = argument.split_whitespace().enumerate();
     words.filter(|_| takes_name).find(is_option).map(|(_, word)| word)
@@ -178,9 +184,11 @@ fn command(name: &str, argument: Option<String>) -> Result<Command, String> {
         "/budget" => Command::Set(Some(("think-budget".into(), argument))),
         "/save" => {
             let words = argument.unwrap_or_default();
-            let with_cache = words.split_whitespace().any(|word| word == "--kv");
-            let name = words.split_whitespace().filter(|word| *word != "--kv").collect::<Vec<_>>().join(" ");
-            Command::Save(Some(name).filter(|name| !name.is_empty()), with_cache)
+            let words: Vec<&str> = words.split_whitespace().collect();
+            let has = |option| words.contains(&option);
+            let (with_cache, force) = (has(KV), has(FORCE));
+            let name: Vec<&str> = words.into_iter().filter(|word| ![KV, FORCE].contains(word)).collect();
+            Command::Save { name: Some(name.join(" ")).filter(|name| !name.is_empty()), with_cache, force }
         }
         "/load" => Command::Load(argument),
         "/receipt" => Command::Receipt(argument),
@@ -322,13 +330,18 @@ mod tests {
 
     #[test]
     fn an_unknown_option_is_no_name() {
-        let says = "/save --KV: there is no such option, only /save [NAME] [--kv]";
+        let says = "/save --KV: there is no such option, only /save [NAME] [--kv] [--force]";
         assert_eq!(parse("/save --KV z").unwrap_err(), says);
         assert_eq!(parse("/save z --KV").unwrap_err(), says);
         for text in ["/load z --kv", "/read --all x", "/receipt -v", "/model --cpu", "/save -kv"] {
             assert!(parse(text).unwrap_err().contains("there is no such option"), "{text}");
         }
-        assert_eq!(parse("/save a - b --kv"), run(Command::Save(Some("a - b".into()), true)));
+        let save = |name: Option<&str>, with_cache, force| {
+            run(Command::Save { name: name.map(str::to_owned), with_cache, force })
+        };
+        assert_eq!(parse("/save a - b --kv"), save(Some("a - b"), true, false));
+        assert_eq!(parse("/save --force a b"), save(Some("a b"), false, true));
+        assert_eq!(parse("/save"), save(None, false, false));
         assert_eq!(parse("/read a -b.txt"), run(Command::Read("a -b.txt".into())));
         assert_eq!(parse("/system --be brief"), run(Command::System(Some("--be brief".into()))));
     }

@@ -168,7 +168,7 @@ fn history_hint(line: &str, history: &dyn History) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::store::Saved;
+    use super::super::store::{Over, Saved};
     use super::*;
 
     fn offered(line: &str) -> (usize, Vec<String>) {
@@ -232,7 +232,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
         for name in ["sums", "songs", "other"] {
-            store.save(name, &Saved { model: "m".into(), messages: vec![] }, false).unwrap();
+            store.save(name, &Saved { model: "m".into(), messages: vec![] }, false, Over::Nothing).unwrap();
         }
         assert_eq!(offered_with("/load s", folder.path()), (6, vec!["songs".into(), "sums".into()]));
         assert_eq!(offered_with("/save o", folder.path()), (6, vec!["other".into()]));

@@ -146,14 +146,14 @@ impl Talk for ModelChat {
         Ok(())
     }
 
-    fn cached(&self) -> (usize, u64) {
-        self.chat.cached()
+    fn cached(&self, options: &Options) -> (usize, u64) {
+        self.chat.cached(options)
     }
 
-    fn save_cache(&self, path: &Path) -> Result<()> {
+    fn save_cache(&self, options: &Options, path: &Path) -> Result<()> {
         write_whole(path, |file| {
             let mut file = BufWriter::new(file);
-            self.chat.save_cache(&mut file)?;
+            self.chat.save_cache(options, &mut file)?;
             file.flush()
         })
     }

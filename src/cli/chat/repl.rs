@@ -1,5 +1,7 @@
 //! The loop: read, do what was said, show.
 
+mod saving;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,13 +12,13 @@ use super::commands::{self, Command, Entry, THINK, THOUGHT, help, word};
 use super::input::{Input, Line};
 use super::set::{self, Setting};
 use super::steer::{self, Ask, Pause, Reply};
-use super::store::{Saved, Store, cache_path, expand_home, is_cache};
+use super::store::{Store, expand_home};
 use super::turn::{Screen, count, duration, show};
 use crate::api::Stats;
 use crate::cli::args::Thought;
 use crate::cli::interrupt::{EXIT_INTERRUPTED, Second};
 use crate::cli::keyboard;
-use crate::cli::render::{bytes, harmless, stdout_error};
+use crate::cli::render::{harmless, stdout_error};
 use crate::cli::replay::check_place;
 use crate::cli::text::read_file;
 use crate::{CancelHandle, Message, Options, Result, Role, Sampling, Think};
@@ -32,9 +34,9 @@ pub(super) trait Talk {
     fn regenerate(&mut self, options: &Options) -> Result<impl Reply>;
     /// Goes on with another model, whose sampling and thinking replace those of `options`.
     fn switch(&mut self, name: &str, options: &mut Options) -> Result<()>;
-    /// Tokens in the KV cache, and their bytes.
-    fn cached(&self) -> (usize, u64);
-    fn save_cache(&self, path: &Path) -> Result<()>;
+    /// Tokens of the messages that are in the KV cache, and their bytes.
+    fn cached(&self, options: &Options) -> (usize, u64);
+    fn save_cache(&self, options: &Options, path: &Path) -> Result<()>;
     fn load_cache(&mut self, path: &Path) -> Result<()>;
     fn write_receipt(&self, path: &Path, stats: &Stats) -> Result<()>;
     fn name(&self) -> &str;
@@ -54,8 +56,8 @@ pub(super) struct Repl<T, O, E> {
     store: Store,
     /// Files that go with the next message.
     attached: String,
-    /// Name under which the chat was saved or loaded last.
-    saved_as: Option<String>,
+    /// Names under which the chat was loaded or saved, the last one at the end.
+    names: Vec<String>,
     last: Option<Stats>,
     /// Where the last answer's receipt goes.
     receipt: Option<PathBuf>,
@@ -83,7 +85,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             thought,
             store,
             attached: String::new(),
-            saved_as: None,
+            names: Vec::new(),
             last: None,
             receipt: None,
             draft,
@@ -206,7 +208,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             Command::Read(file) => self.read(&file),
             Command::Thought(view) => self.thought(view),
             Command::Think(think) => Ok(self.think(think)),
-            Command::Save(name, with_cache) => self.save(name, with_cache),
+            Command::Save { name, with_cache, force } => self.save(name, with_cache, force),
             Command::Load(name) => self.load(name),
             Command::Receipt(file) => self.receipt(file),
             Command::Copy => self.copy(),
@@ -220,7 +222,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
     fn clear(&mut self) -> String {
         self.talk.clear();
         self.attached.clear();
-        self.saved_as = None;
+        self.names.clear();
         self.last = None;
         "the conversation is forgotten\n".into()
     }
@@ -294,28 +296,6 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         format!("thinking: {}\n", word(&THINK, think))
     }
 
-    fn save(&mut self, name: Option<String>, with_cache: bool) -> Result<String, String> {
-        let name = name.or_else(|| self.saved_as.clone()).ok_or("/save NAME: give the chat a name")?;
-        let saved = Saved { model: self.talk.name().to_owned(), messages: self.talk.messages().to_vec() };
-        let path = self.store.save(&name, &saved, with_cache).map_err(|e| e.to_string())?;
-        self.saved_as = Some(name);
-        let mut text = format!("saved to {}\n", path.display());
-        let cache = cache_path(&path);
-        if !with_cache {
-            // one of an earlier save is not this conversation's
-            if is_cache(&cache) && std::fs::remove_file(&cache).is_ok() {
-                text.push_str(&format!("removed the older {}: --kv saves a new one\n", cache.display()));
-            }
-            return Ok(text);
-        }
-        let (tokens, size) = self.talk.cached();
-        let what = format!("keys and values of {}, {}\n", count(tokens, "token"), bytes(size));
-        self.screen.say(&what).map_err(|e| e.to_string())?;
-        self.talk.save_cache(&cache).map_err(|e| e.to_string())?;
-        text.push_str(&format!("and to {}\n", cache.display()));
-        Ok(text)
-    }
-
     fn receipt(&mut self, file: Option<String>) -> Result<String, String> {
         let path = file.map(|file| expand_home(&file));
         path.as_deref().map_or(Ok(()), check_place).map_err(|e| e.to_string())?;
@@ -325,38 +305,6 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             Some(path) => format!("{} holds the last answer's receipt from now on\n", path.display()),
             None => "no receipts are written\n".into(),
         })
-    }
-
-    fn load(&mut self, name: Option<String>) -> Result<String, String> {
-        let Some(name) = name else {
-            let names = self.store.names();
-            return match names.is_empty() {
-                true => Err("no chat is saved yet: /save NAME saves this one".into()),
-                false => Ok(names.iter().map(|name| format!("  {name}\n")).collect()),
-            };
-        };
-        let (path, saved) = self.store.load(&name).map_err(|e| e.to_string())?;
-        let said = saved.messages.iter().rfind(|m| m.role == Role::User).map(|m| first_line(&m.content));
-        let mut text = format!("loaded {name}: {}", count(saved.messages.len(), "message"));
-        if let Some(said) = said {
-            text.push_str(&format!(", you last said: {said}"));
-        }
-        text.push('\n');
-        if saved.model != self.talk.name() {
-            text.push_str(&format!("it was held with {}; this is {}\n", saved.model, self.talk.name()));
-        }
-        self.talk.set_messages(saved.messages);
-        let cache = cache_path(&path);
-        if cache.exists() {
-            text.push_str(&match self.talk.load_cache(&cache) {
-                Ok(()) => format!("with the keys and values of {}\n", count(self.talk.cached().0, "token")),
-                Err(error) => format!("{error}: keys and values are computed anew\n"),
-            });
-        }
-        self.attached.clear();
-        self.saved_as = Some(name);
-        self.last = None;
-        Ok(harmless(&text).into_owned())
     }
 
     fn copy(&mut self) -> Result<String, String> {

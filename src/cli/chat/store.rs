@@ -18,6 +18,13 @@ pub(super) struct Saved {
     pub(super) messages: Vec<Message>,
 }
 
+/// What a chat may be saved over.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Over {
+    Nothing,
+    AChat,
+}
+
 /// The folder of saved conversations.
 #[derive(Clone)]
 pub(super) struct Store {
@@ -33,9 +40,9 @@ impl Store {
     /// Saves under a name, or to a path (a separator or `.json` in it); gives the file.
     ///
     /// # Errors
-    /// Where the name cannot be a file's, the file cannot be written, or holds something else; with a cache, where a
-    /// file that is none stands in its place.
-    pub(super) fn save(&self, name: &str, chat: &Saved, with_cache: bool) -> Result<PathBuf> {
+    /// Where the name cannot be a file's, the file cannot be written, or is there and must not be replaced; with a cache,
+    /// where a file that is none stands in its place.
+    pub(super) fn save(&self, name: &str, chat: &Saved, with_cache: bool, over: Over) -> Result<PathBuf> {
         let path = self.path(name)?;
         let cache = cache_path(&path);
         if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("kv")) {
@@ -46,6 +53,10 @@ impl Store {
         }
         if path.exists() && read(&path).is_err() {
             return Err(Error::file(&path, "exists and is no saved chat: choose another name"));
+        }
+        if path.exists() && over == Over::Nothing {
+            let what = format!("is another chat: choose another name, or replace it by /save {name} --force");
+            return Err(Error::file(&path, what));
         }
         if let Some(folder) = path.parent().filter(|f| *f == self.folder) {
             fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
@@ -194,8 +205,8 @@ mod tests {
     fn what_is_saved_under_a_name_is_loaded_and_listed() {
         let (_folder, store) = store();
         assert_eq!(store.names(), Vec::<String>::new());
-        store.save("sums", &chat(), false).unwrap();
-        store.save("a b", &chat(), false).unwrap();
+        store.save("sums", &chat(), false, Over::AChat).unwrap();
+        store.save("a b", &chat(), false, Over::AChat).unwrap();
         assert_eq!(store.load("sums").unwrap().1, chat());
         assert_eq!(store.names(), ["a b", "sums"]);
     }
@@ -204,7 +215,7 @@ mod tests {
     fn a_name_with_a_separator_or_json_is_a_path() {
         let (folder, store) = store();
         let path = folder.path().join("elsewhere.json");
-        assert_eq!(store.save(path.to_str().unwrap(), &chat(), false).unwrap(), path);
+        assert_eq!(store.save(path.to_str().unwrap(), &chat(), false, Over::AChat).unwrap(), path);
         assert_eq!(store.load(path.to_str().unwrap()).unwrap(), (path, chat()));
         assert_eq!(store.names(), Vec::<String>::new());
     }
@@ -214,20 +225,20 @@ mod tests {
     fn a_saved_chat_is_its_owners_alone() {
         use std::os::unix::fs::PermissionsExt;
         let (_folder, store) = store();
-        let path = store.save("secret", &chat(), false).unwrap();
+        let path = store.save("secret", &chat(), false, Over::AChat).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
     fn saving_again_replaces_a_chat_but_never_another_file() {
         let (folder, store) = store();
-        store.save("sums", &Saved { model: "m".into(), messages: vec![] }, false).unwrap();
-        store.save("sums", &chat(), false).unwrap();
+        store.save("sums", &Saved { model: "m".into(), messages: vec![] }, false, Over::AChat).unwrap();
+        store.save("sums", &chat(), false, Over::AChat).unwrap();
         assert_eq!(store.load("sums").unwrap().1, chat());
 
         let other = folder.path().join("package.json");
         fs::write(&other, "{\"name\": 1}").unwrap();
-        let error = store.save(other.to_str().unwrap(), &chat(), false).unwrap_err().to_string();
+        let error = store.save(other.to_str().unwrap(), &chat(), false, Over::AChat).unwrap_err().to_string();
         assert!(error.contains("package.json: exists and is no saved chat"), "{error}");
         assert_eq!(fs::read_to_string(&other).unwrap(), "{\"name\": 1}");
     }
@@ -238,7 +249,7 @@ mod tests {
         for beside in ["x.json.part", "x.json.kv.part", ".x.json"] {
             fs::write(folder.path().join(beside), "mine").unwrap();
         }
-        store.save(folder.path().join("x.json").to_str().unwrap(), &chat(), false).unwrap();
+        store.save(folder.path().join("x.json").to_str().unwrap(), &chat(), false, Over::AChat).unwrap();
         write_whole(&folder.path().join("x.json.kv"), |mut file| file.write_all(b"keys")).unwrap();
         let failed = write_whole(&folder.path().join("x.json.kv"), |_| Err(io::Error::other("full")));
         assert!(failed.unwrap_err().to_string().ends_with("x.json.kv: full"));
@@ -249,10 +260,23 @@ mod tests {
     }
 
     #[test]
+    fn another_chat_is_not_replaced_unless_asked() {
+        let (_folder, store) = store();
+        store.save("sums", &chat(), false, Over::Nothing).unwrap();
+        let other = Saved { model: "m".into(), messages: vec![] };
+        let error = store.save("sums", &other, false, Over::Nothing).unwrap_err().to_string();
+        assert!(error.ends_with("choose another name, or replace it by /save sums --force"), "{error}");
+        assert_eq!(store.load("sums").unwrap().1, chat());
+        store.save("sums", &other, false, Over::AChat).unwrap();
+        assert_eq!(store.load("sums").unwrap().1, other);
+    }
+
+    #[test]
     fn keys_and_values_are_saved_over_nothing_else() {
         let (folder, store) = store();
         let (x, kv) = (folder.path().join("x.json"), folder.path().join("x.json.kv"));
-        let save = |path: &Path, with_cache| store.save(path.to_str().unwrap(), &chat(), with_cache);
+        let save =
+            |path: &Path, with_cache| store.save(path.to_str().unwrap(), &chat(), with_cache, Over::AChat);
         let error = save(&kv, false).unwrap_err().to_string();
         assert!(error.contains("x.json.kv: such a name is for keys and values"), "{error}");
         fs::write(&kv, "mine").unwrap();
@@ -269,11 +293,16 @@ mod tests {
         let (folder, store) = store();
         for name in ["..", "a:b", "what?", "a\tb"] {
             assert!(
-                store.save(name, &chat(), false).unwrap_err().to_string().contains("cannot be a file's name")
+                store
+                    .save(name, &chat(), false, Over::AChat)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("cannot be a file's name")
             );
         }
         let nowhere = folder.path().join("none").join("x.json");
-        let error = store.save(nowhere.to_str().unwrap(), &chat(), false).unwrap_err().to_string();
+        let error =
+            store.save(nowhere.to_str().unwrap(), &chat(), false, Over::AChat).unwrap_err().to_string();
         assert!(error.contains("x.json: "), "{error}");
         assert!(store.load("none").unwrap_err().to_string().contains("there is no such chat"));
 

@@ -83,10 +83,10 @@ impl Talk for Echo {
         options.sampling = Default::default();
         Ok(())
     }
-    fn cached(&self) -> (usize, u64) {
-        (7, 7000)
+    fn cached(&self, _options: &Options) -> (usize, u64) {
+        if self.messages.is_empty() { (0, 0) } else { (7, 7000) }
     }
-    fn save_cache(&self, path: &Path) -> Result<()> {
+    fn save_cache(&self, _options: &Options, path: &Path) -> Result<()> {
         std::fs::write(path, "pensive sequence 2\n").map_err(|e| Error::io(path, e))
     }
     fn load_cache(&mut self, path: &Path) -> Result<()> {
@@ -317,6 +317,27 @@ fn a_chat_is_saved_and_loaded_with_its_keys_and_values_if_asked() {
     assert!(second.err.contains("with the keys and values of 7 tokens"), "{}", second.err);
     assert!(!folder.path().join("sums.json.kv").exists(), "they are not saved unasked, nor left stale");
     assert!(second.err.ends_with("sums.json.kv: --kv saves a new one\n"), "{}", second.err);
+}
+
+#[test]
+fn without_messages_there_are_no_keys_and_values_to_save() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = chat_in(folder.path(), "one\n/save a --kv\n/clear\n/save b --kv\n/save --force a --kv\n");
+    assert_eq!(done.err.matches("no keys and values belong to these messages yet").count(), 2);
+    for left in ["a.json.kv", "b.json.kv"] {
+        assert!(!folder.path().join(left).exists(), "{left} is of what was forgotten");
+    }
+}
+
+#[test]
+fn a_chat_replaces_the_one_it_came_from_and_another_only_by_force() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = chat_in(folder.path(), "one\n/save a\ntwo\n/save a\n/clear\nthree\n/save a\n/save b\n");
+    assert_eq!(first.err.matches("or replace it by /save a --force\n").count(), 1, "{}", first.err);
+    let lines = "/load a\n/save c\n/save a\n/save b\n/save b --force\n/load b\n/save a\nfour\n";
+    let second = chat_in(folder.path(), lines);
+    assert_eq!(second.err.matches("--force").count(), 2, "b at first, and a as b was loaded: {}", second.err);
+    assert_eq!(second.asked(0), ["one", "ONE", "two", "TWO", "four"]);
 }
 
 #[test]

@@ -1,0 +1,80 @@
+//! /save and /load.
+
+use std::io::Write;
+
+use super::super::store::{Over, Saved, cache_path, is_cache};
+use super::super::turn::count;
+use super::{Repl, Talk, first_line};
+use crate::Role;
+use crate::cli::render::{bytes, harmless};
+
+impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
+    /// Saves the conversation; with its keys and values, or over another chat, only if asked.
+    pub(super) fn save(
+        &mut self,
+        name: Option<String>,
+        with_cache: bool,
+        force: bool,
+    ) -> Result<String, String> {
+        let name = name.or_else(|| self.names.last().cloned()).ok_or("/save NAME: give the chat a name")?;
+        let saved = Saved { model: self.talk.name().to_owned(), messages: self.talk.messages().to_vec() };
+        let over = if force || self.names.contains(&name) { Over::AChat } else { Over::Nothing };
+        let path = self.store.save(&name, &saved, with_cache, over).map_err(|e| e.to_string())?;
+        self.names.retain(|other| *other != name);
+        self.names.push(name);
+        let mut text = format!("saved to {}\n", path.display());
+        let cache = cache_path(&path);
+        let (tokens, size) = if with_cache { self.talk.cached(&self.options) } else { (0, 0) };
+        if tokens > 0 {
+            let what = format!("keys and values of {}, {}\n", count(tokens, "token"), bytes(size));
+            self.screen.say(&what).map_err(|e| e.to_string())?;
+            self.talk.save_cache(&self.options, &cache).map_err(|e| e.to_string())?;
+            text.push_str(&format!("and to {}\n", cache.display()));
+            return Ok(text);
+        }
+        if with_cache {
+            text.push_str("no keys and values belong to these messages yet\n");
+        }
+        // one of an earlier save is not this conversation's
+        if is_cache(&cache) && std::fs::remove_file(&cache).is_ok() {
+            text.push_str(&format!("removed the older {}: --kv saves a new one\n", cache.display()));
+        }
+        Ok(text)
+    }
+
+    /// Goes on with a saved conversation, or lists them.
+    pub(super) fn load(&mut self, name: Option<String>) -> Result<String, String> {
+        let Some(name) = name else {
+            let names = self.store.names();
+            return match names.is_empty() {
+                true => Err("no chat is saved yet: /save NAME saves this one".into()),
+                false => Ok(names.iter().map(|name| format!("  {name}\n")).collect()),
+            };
+        };
+        let (path, saved) = self.store.load(&name).map_err(|e| e.to_string())?;
+        let said = saved.messages.iter().rfind(|m| m.role == Role::User).map(|m| first_line(&m.content));
+        let mut text = format!("loaded {name}: {}", count(saved.messages.len(), "message"));
+        if let Some(said) = said {
+            text.push_str(&format!(", you last said: {said}"));
+        }
+        text.push('\n');
+        if saved.model != self.talk.name() {
+            text.push_str(&format!("it was held with {}; this is {}\n", saved.model, self.talk.name()));
+        }
+        self.talk.set_messages(saved.messages);
+        let cache = cache_path(&path);
+        if cache.exists() {
+            text.push_str(&match self.talk.load_cache(&cache) {
+                Ok(()) => format!(
+                    "with the keys and values of {}\n",
+                    count(self.talk.cached(&self.options).0, "token")
+                ),
+                Err(error) => format!("{error}: keys and values are computed anew\n"),
+            });
+        }
+        self.attached.clear();
+        self.names = vec![name];
+        self.last = None;
+        Ok(harmless(&text).into_owned())
+    }
+}
