@@ -686,6 +686,36 @@ fn a_chat_opens_with_pocket_where_no_model_was_pulled_and_says_how_to_get_a_real
 
 #[cfg(feature = "pocket")]
 #[test]
+fn a_saved_chat_is_gone_on_with_in_its_own_model_from_the_command_line() {
+    let home = Home::new();
+    home.run_with_stdin(&["chat", "pocket"], b"/set temperature 0.125\n12 + 30?\n/save sums\n").succeeds();
+    let mut command = home.command(&["chat", "--load", "sums", "--seed", "5"]);
+    command.env("PENSIVE_MODEL", "./no/such.gguf");
+    let lines = home.file("lines", "/set temperature\n/set seed\n/thought\n/undo\n");
+    command.stdin(std::fs::File::open(lines).expect("the lines"));
+    let answer = Answer::of(command.output().expect("pensive runs"));
+    assert_eq!(answer.succeeds(), "");
+    let said: Vec<&str> = answer.stderr.lines().collect();
+    assert_eq!(
+        said[..3],
+        ["loaded sums: 2 messages, you last said: 12 + 30?", "temperature 0.125", "seed 5"]
+    );
+    assert!(said[3..].contains(&"12+30") && said.ends_with(&["taken back: 12 + 30?"]), "{said:?}");
+}
+
+#[test]
+fn a_saved_chat_that_is_not_there_or_whose_model_is_gone_says_so() {
+    let home = Home::new();
+    home.run(&["chat", "--load", "none"]).fails(1, &["none.json: there is no such chat"]);
+    let both = home.run(&["chat", "--load", "none", "--system", "Be brief."]);
+    assert_eq!(both.code, Some(2), "{both:?}");
+    let file = home.file("old.json", r#"{"model":"./no/such.gguf","messages":[]}"#);
+    let gone = home.run(&["chat", "--load", &file]);
+    gone.fails(1, &["no/such.gguf", "the model of the saved chat", "`pensive chat MODEL`"]);
+}
+
+#[cfg(feature = "pocket")]
+#[test]
 fn pocket_is_shown_and_hashed_like_any_model() {
     let home = Home::new();
     let shown = home.run(&["show", "pocket", "--json"]);

@@ -133,8 +133,11 @@ pub enum Command {
 /// `pensive chat`
 #[derive(Clone, Debug, Default, Args)]
 pub struct ChatArgs {
-    /// Model to chat with; without it the configured one, else the last used
+    /// Model to chat with; without it the saved chat's, else the configured one, else the last used
     pub model: Option<String>,
+    /// Go on with a chat that /save saved
+    #[arg(long = "load", value_name = "NAME", conflicts_with_all = ["system", "system_file"])]
+    pub saved: Option<String>,
     /// How to load the model.
     #[command(flatten)]
     pub load: LoadArgs,

@@ -72,10 +72,15 @@ impl<'a> From<&'a Cached> for Row<'a> {
     }
 }
 
-fn timestamp(time: SystemTime) -> Option<jiff::Timestamp> {
+pub(super) fn timestamp(time: SystemTime) -> Option<jiff::Timestamp> {
     // Whole seconds: more says nothing about use.
     let time = jiff::Timestamp::try_from(time).ok()?;
     jiff::Timestamp::from_second(time.as_second()).ok()
+}
+
+/// The day that it is here.
+pub(super) fn date(time: jiff::Timestamp) -> String {
+    time.to_zoned(jiff::tz::TimeZone::system()).date().to_string()
 }
 
 fn lines(models: &[Cached]) -> Vec<Vec<String>> {
@@ -83,7 +88,6 @@ fn lines(models: &[Cached]) -> Vec<Vec<String>> {
     let unknown = || "-".to_owned();
     let line = |model: &Cached| {
         let used = model.last_used.and_then(timestamp);
-        let date = |t: jiff::Timestamp| t.to_zoned(jiff::tz::TimeZone::system()).date().to_string();
         vec![
             model.name.clone(),
             model.quantization.clone().unwrap_or_else(unknown),

@@ -90,14 +90,17 @@ fn dispatch(cli: Cli, console: &Console) -> Result<ExitCode> {
 /// Opens a chat; also what `pensive run MODEL` without a prompt does on a terminal.
 fn open_chat(args: &ChatArgs, console: &Console) -> Result<ExitCode> {
     let settings = Settings::from_env(Flags::from(args))?;
+    if let Some(name) = &args.saved {
+        return chat::resume(&settings, name, console);
+    }
     if settings.model.is_some() || embedded::path(embedded::NAME).is_none() || has_models()? {
-        return chat::run(&settings, console);
+        return chat::run(&settings, None, console);
     }
     console.note(
         "no model was pulled yet: this is pocket, a small reasoner inside pensive that counts letters, compares and \
          calculates. A real one: `pensive chat deepseek-r1` (about 1.1 GB to download once)",
     );
-    chat::run(&settings.with_model(embedded::NAME, Origin::BuiltIn)?, console)
+    chat::run(&settings.with_model(embedded::NAME, Origin::BuiltIn)?, None, console)
 }
 
 /// Whether the cache holds a model that can be run.

@@ -107,6 +107,7 @@ fn chat(args: &RunArgs, console: &Console) -> Result<ExitCode> {
         load: args.load.clone(),
         generate: args.generate.clone(),
         thought: args.thought,
+        saved: None,
     };
     super::open_chat(&chat, console)
 }

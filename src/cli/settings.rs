@@ -158,6 +158,8 @@ pub enum Origin {
     Config,
     /// `[models.NAME]` of config.toml.
     Preset(String),
+    /// The saved chat that is gone on with.
+    SavedChat,
     /// The model that was used last.
     LastUsed,
     /// The catalog's entry.
@@ -175,6 +177,7 @@ impl fmt::Display for Origin {
             Origin::Variable(name) => f.write_str(name),
             Origin::Config => f.write_str("config"),
             Origin::Preset(name) => write!(f, "config [models.{name:?}]"),
+            Origin::SavedChat => f.write_str("saved chat"),
             Origin::LastUsed => f.write_str("last used"),
             Origin::Catalog => f.write_str("catalog"),
             Origin::Default => f.write_str("default"),
@@ -395,13 +398,20 @@ impl Settings {
 
     /// How to generate by these settings. What they do not say is the model's.
     pub fn options(&self) -> Options {
-        let mut options = Options::new().sampling(self.sampling());
+        let mut options = self.flag_options().sampling(self.sampling());
+        options.think = self.think.as_ref().map(|t| t.value);
+        options
+    }
+
+    /// How to generate by the flags alone.
+    pub fn flag_options(&self) -> Options {
+        let mut options = Options::new().sampling(self.sampling_flags);
         options.thought = self.flags.generate.thought();
         options.loop_guard = !self.flags.generate.no_loop_guard;
         options.speculate = !self.flags.generate.no_speculation;
         options.max_tokens = self.flags.generate.max_tokens;
         options.seed = self.flags.generate.seed;
-        options.think = self.think.as_ref().map(|t| t.value);
+        options.think = self.flags.generate.think();
         options.template = self.flags.generate.template_var.iter().cloned().collect();
         options.stop = self.flags.generate.stop.clone();
         options

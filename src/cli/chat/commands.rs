@@ -43,6 +43,7 @@ pub(super) enum Command {
     Receipt(Option<String>),
     /// None lists the saved chats.
     Load(Option<String>),
+    Remove(String),
     Copy,
     Stats,
     /// None describes the present model.
@@ -81,6 +82,7 @@ pub(super) const COMMANDS: &[Spec] = &[
     spec("/budget", "[N|off]", "most tokens of a thought; 0: no thought"),
     spec("/save", SAVED, "save the conversation; --kv: and its keys and values"),
     spec("/load", "[NAME]", "load a saved conversation; alone: list them"),
+    spec("/rm", "NAME", "delete a saved conversation"),
     spec("/receipt", "[FILE]", "keep the last answer's receipt there; alone: no more"),
     spec("/copy", "", "copy the last answer to the clipboard"),
     spec("/stats", "", "speed and context use of the last answer"),
@@ -144,7 +146,7 @@ pub(super) fn parse(text: &str) -> Result<Entry, String> {
 
 /// An option in the argument of a command that takes a name or a file.
 fn unknown_option<'a>(spec: &Spec, argument: &'a str) -> Option<&'a str> {
-    let takes_name = ["[NAME]", "FILE", "[FILE]", SAVED].contains(&spec.argument);
+    let takes_name = ["[NAME]", "NAME", "FILE", "[FILE]", SAVED].contains(&spec.argument);
     let known: &[&str] = if spec.argument == SAVED { &[KV, FORCE] } else { &[] };
     let is_option = |(i, word): &(usize, &str)| {
         let dashes = if *i == 0 { "-" } else { "--" };
@@ -191,6 +193,7 @@ fn command(name: &str, argument: Option<String>) -> Result<Command, String> {
             Command::Save { name: Some(name.join(" ")).filter(|name| !name.is_empty()), with_cache, force }
         }
         "/load" => Command::Load(argument),
+        "/rm" => Command::Remove(argument.ok_or("/rm NAME: name a saved chat")?),
         "/receipt" => Command::Receipt(argument),
         "/copy" => Command::Copy,
         "/stats" => Command::Stats,
@@ -210,7 +213,8 @@ pub(super) fn word<T: Copy + PartialEq>(values: &[(&'static str, T)], value: T) 
     values.iter().find(|(_, v)| *v == value).map_or("", |(word, _)| word)
 }
 
-fn choice<T: Copy>(
+/// The value that a word stands for, if there is a word.
+pub(super) fn choice<T: Copy>(
     name: &str,
     argument: Option<String>,
     values: &[(&'static str, T)],
@@ -333,7 +337,8 @@ mod tests {
         let says = "/save --KV: there is no such option, only /save [NAME] [--kv] [--force]";
         assert_eq!(parse("/save --KV z").unwrap_err(), says);
         assert_eq!(parse("/save z --KV").unwrap_err(), says);
-        for text in ["/load z --kv", "/read --all x", "/receipt -v", "/model --cpu", "/save -kv"] {
+        for text in ["/load z --kv", "/read --all x", "/receipt -v", "/model --cpu", "/save -kv", "/rm -r x"]
+        {
             assert!(parse(text).unwrap_err().contains("there is no such option"), "{text}");
         }
         let save = |name: Option<&str>, with_cache, force| {

@@ -9,6 +9,7 @@ use super::commands::{COMMANDS, THINK, THOUGHT};
 use super::set::SETTINGS;
 use super::store::{Store, expand_home};
 use crate::catalog;
+use crate::checkpoint::embedded;
 use crate::cli::pull;
 use crate::cli::render::{DIM, RESET};
 
@@ -55,12 +56,14 @@ impl ChatCompleter {
                 starting_with(argument, SETTINGS.iter().map(|(_, name, help)| Offer::new(*name, *help, true)))
             }
             "/model" => {
+                let inside =
+                    embedded::path(embedded::NAME).map(|_| Offer::new(embedded::NAME, "inside", false));
                 let known = catalog::entries().iter().map(|e| Offer::new(&e.name, &e.licence, false));
-                starting_with(argument, known.chain(self.pulled().iter().cloned()))
+                starting_with(argument, inside.into_iter().chain(known).chain(self.pulled().iter().cloned()))
             }
             "/read" => files(argument),
-            "/load" | "/save" if argument.contains(std::path::is_separator) => files(argument),
-            "/load" | "/save" => starting_with(argument, chats()),
+            "/load" | "/save" | "/rm" if argument.contains(std::path::is_separator) => files(argument),
+            "/load" | "/save" | "/rm" => starting_with(argument, chats()),
             _ => Vec::new(),
         };
         (at, offers)
@@ -206,6 +209,8 @@ mod tests {
         };
         assert_eq!(offered("/model qwen/"), ["qwen/Qwen3-8B"]);
         assert_eq!(offered("/model qwen3:8"), ["qwen3:8b"]);
+        #[cfg(feature = "pocket")]
+        assert_eq!(offered("/model po"), ["pocket"]);
     }
 
     #[test]
@@ -228,14 +233,22 @@ mod tests {
     }
 
     #[test]
-    fn saved_chats_are_offered_to_load_and_save() {
+    fn saved_chats_are_offered_to_load_save_and_remove() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path().to_owned());
         for name in ["sums", "songs", "other"] {
-            store.save(name, &Saved { model: "m".into(), messages: vec![] }, false, Over::Nothing).unwrap();
+            store
+                .save(
+                    name,
+                    &Saved { model: "m".into(), settings: None, messages: vec![] },
+                    false,
+                    Over::Nothing,
+                )
+                .unwrap();
         }
         assert_eq!(offered_with("/load s", folder.path()), (6, vec!["songs".into(), "sums".into()]));
         assert_eq!(offered_with("/save o", folder.path()), (6, vec!["other".into()]));
+        assert_eq!(offered_with("/rm o", folder.path()), (4, vec!["other".into()]));
     }
 
     #[test]

@@ -31,13 +31,30 @@ use super::settings::{Origin, Settings};
 use crate::api::Chat;
 use crate::{Error, Message, Options, Result, Sampling, Stats, Think};
 
-/// Chats until the user leaves or the input ends.
+/// Goes on with a saved chat, and with its model where none is named.
+///
+/// # Errors
+/// There is no such chat; as [`run`].
+pub fn resume(settings: &Settings, name: &str, console: &Console) -> Result<ExitCode> {
+    let (_, saved) = store(settings).load(name)?;
+    let settings = match settings.flags.model {
+        Some(_) => settings.clone(),
+        None => settings.with_model(&saved.model, Origin::SavedChat)?,
+    };
+    run(&settings, Some(name), console)
+}
+
+fn store(settings: &Settings) -> Store {
+    Store::new(settings.paths.data.join("chats"))
+}
+
+/// Chats until the user leaves or the input ends; goes on with a saved chat, if one is named.
 ///
 /// # Errors
 /// The model cannot be loaded, the input read, or the output written.
-pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
+pub fn run(settings: &Settings, saved: Option<&str>, console: &Console) -> Result<ExitCode> {
     let model = session::load(settings, console).map_err(|error| whose(error, settings))?;
-    let store = Store::new(settings.paths.data.join("chats"));
+    let store = store(settings);
     let mut chat = model.chat();
     chat.set_system(settings.system.as_ref().map(|s| s.value.clone()));
     let mut screen = Screen {
@@ -71,7 +88,11 @@ pub fn run(settings: &Settings, console: &Console) -> Result<ExitCode> {
     };
     let talk = ModelChat { chat, settings: settings.clone(), console: *console };
     let draft = settings.paths.state.join("thought.md");
-    Repl::new(talk, screen, input, settings.options(), thought, store, draft).run()
+    let mut repl = Repl::new(talk, screen, input, settings.options(), thought, store, draft);
+    if let Some(name) = saved {
+        repl.resume(name, &settings.flag_options())?;
+    }
+    repl.run()
 }
 
 /// Says where the name of a model that does not load comes from, if it was not typed.
@@ -80,6 +101,7 @@ fn whose(error: Error, settings: &Settings) -> Error {
         return error;
     }
     let from = match settings.model.as_ref().map(|model| &model.origin) {
+        Some(Origin::SavedChat) => "the model of the saved chat".to_owned(),
         Some(Origin::LastUsed) => "the model used last".to_owned(),
         Some(Origin::Variable(name)) => format!("the model of {name}"),
         Some(Origin::Config) => format!("the model of {}", settings.paths.config.display()),

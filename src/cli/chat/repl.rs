@@ -21,7 +21,7 @@ use crate::cli::keyboard;
 use crate::cli::render::{harmless, stdout_error};
 use crate::cli::replay::check_place;
 use crate::cli::text::read_file;
-use crate::{CancelHandle, Message, Options, Result, Role, Sampling, Think};
+use crate::{CancelHandle, Error, Message, Options, Result, Role, Sampling, Think};
 
 /// What the loop talks to: a chat with a model, or a script in tests.
 pub(super) trait Talk {
@@ -91,6 +91,15 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             draft,
             failed: false,
         }
+    }
+
+    /// Goes on with a saved chat; what of its settings is given in `first` stays so.
+    ///
+    /// # Errors
+    /// There is no such chat, or the output cannot be written.
+    pub(super) fn resume(&mut self, name: &str, first: &Options) -> Result<()> {
+        let text = self.load(name.to_owned(), first).map_err(Error::Usage)?;
+        self.screen.note(text.trim_end()).map_err(stdout_error)
     }
 
     /// Chats until the user leaves or the input ends.
@@ -209,7 +218,9 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             Command::Thought(view) => self.thought(view),
             Command::Think(think) => Ok(self.think(think)),
             Command::Save { name, with_cache, force } => self.save(name, with_cache, force),
-            Command::Load(name) => self.load(name),
+            Command::Load(None) => self.list(),
+            Command::Load(Some(name)) => self.load(name, &Options::new()),
+            Command::Remove(name) => self.remove(&name),
             Command::Receipt(file) => self.receipt(file),
             Command::Copy => self.copy(),
             Command::Stats => self.last.as_ref().map(stats).ok_or("there was no answer yet".into()),
@@ -283,7 +294,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
                 self.thought = view;
                 Ok(format!("thoughts: {}\n", word(&THOUGHT, view)))
             }
-            None => match self.last.as_ref().map(|stats| stats.thought.as_str()).filter(|t| !t.is_empty()) {
+            None => match self.answer().and_then(|answer| answer.thought.as_deref()) {
                 Some(thought) => Ok(format!("{}\n", harmless(thought))),
                 None => Err(format!("there was no thought yet (thoughts: {})", word(&THOUGHT, self.thought))),
             },
@@ -307,9 +318,13 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         })
     }
 
+    /// The last answer.
+    fn answer(&self) -> Option<&Message> {
+        self.talk.messages().iter().rfind(|m| m.role == Role::Assistant)
+    }
+
     fn copy(&mut self) -> Result<String, String> {
-        let answer = self.talk.messages().iter().rfind(|m| m.role == Role::Assistant);
-        let answer = answer.map(|m| m.content.clone()).filter(|text| !text.is_empty());
+        let answer = self.answer().map(|m| m.content.clone()).filter(|text| !text.is_empty());
         let answer = answer.ok_or("there is no answer to copy yet")?;
         if !self.screen.rich {
             return Err("/copy needs a terminal".into());

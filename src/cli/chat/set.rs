@@ -1,9 +1,10 @@
 //! What /set shows and changes: all that takes effect without loading the model again.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use super::commands::nearest;
+use super::commands::{THINK, choice, nearest, word};
 use crate::cli::args::{check_sampling, parse_time};
 use crate::{Options, Sampling};
 
@@ -122,29 +123,79 @@ impl Setting {
         }
     }
 
-    /// Its value as text; one that is not set is the model's.
-    pub(super) fn get(self, options: &Options, model: &Sampling) -> String {
+    /// Its value as [`set`](Self::set) reads it, where it is not the model's.
+    fn own(self, options: &Options) -> Option<String> {
+        fn text(value: Option<impl Display>) -> Option<String> {
+            value.map(|value| value.to_string())
+        }
         let s = &options.sampling;
         match self {
-            Setting::Temperature => value(s.temperature, model.temperature),
-            Setting::TopK => value(s.top_k, model.top_k),
-            Setting::TopP => value(s.top_p, model.top_p),
-            Setting::MinP => value(s.min_p, model.min_p),
-            Setting::RepeatPenalty => value(s.repeat_penalty, model.repeat_penalty),
-            Setting::PresencePenalty => value(s.presence_penalty, model.presence_penalty),
-            Setting::FrequencyPenalty => value(s.frequency_penalty, model.frequency_penalty),
-            Setting::RepeatLastN => value(s.repeat_last_n, model.repeat_last_n),
-            Setting::Seed => value(options.seed, "random"),
-            Setting::MaxTokens => value(options.max_tokens, "no bound"),
-            Setting::ThinkBudget => value(options.thought.budget, "no bound"),
-            Setting::MinThink => value(options.thought.min, "no bound"),
-            Setting::ThinkTime => {
-                let seconds = options.thought.time.map(|time| format!("{} s", time.as_secs_f64()));
-                value(seconds, "no bound")
-            }
+            Setting::Temperature => text(s.temperature),
+            Setting::TopK => text(s.top_k),
+            Setting::TopP => text(s.top_p),
+            Setting::MinP => text(s.min_p),
+            Setting::RepeatPenalty => text(s.repeat_penalty),
+            Setting::PresencePenalty => text(s.presence_penalty),
+            Setting::FrequencyPenalty => text(s.frequency_penalty),
+            Setting::RepeatLastN => text(s.repeat_last_n),
+            Setting::Seed => text(options.seed),
+            Setting::MaxTokens => text(options.max_tokens),
+            Setting::ThinkBudget => text(options.thought.budget),
+            Setting::MinThink => text(options.thought.min),
+            Setting::ThinkTime => options.thought.time.map(|time| format!("{time:?}")),
         }
     }
+
+    /// Its value as text; one that is not set is the model's.
+    pub(super) fn get(self, options: &Options, model: &Sampling) -> String {
+        self.own(options).unwrap_or_else(|| {
+            let default = match self {
+                Setting::Temperature => model.temperature.to_string(),
+                Setting::TopK => model.top_k.to_string(),
+                Setting::TopP => model.top_p.to_string(),
+                Setting::MinP => model.min_p.to_string(),
+                Setting::RepeatPenalty => model.repeat_penalty.to_string(),
+                Setting::PresencePenalty => model.presence_penalty.to_string(),
+                Setting::FrequencyPenalty => model.frequency_penalty.to_string(),
+                Setting::RepeatLastN => model.repeat_last_n.to_string(),
+                Setting::Seed => "random".into(),
+                Setting::MaxTokens | Setting::ThinkBudget | Setting::MinThink | Setting::ThinkTime => {
+                    "no bound".into()
+                }
+            };
+            default + " (default)"
+        })
+    }
 }
+
+/// What is not the model's own, by the names of /set: as it is saved with a chat.
+pub(super) type Changed = BTreeMap<String, String>;
+
+/// What of `options` is not the model's own.
+pub(super) fn changed(options: &Options) -> Changed {
+    let set = SETTINGS.iter().filter_map(|(setting, name, _)| Some((*name, setting.own(options)?)));
+    let think = options.think.map(|think| (THINKING, word(&THINK, think).to_owned()));
+    set.chain(think).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// Sets what was saved, and all else to the model's own; what is given in `first` goes before it.
+///
+/// # Errors
+/// A sentence for the user: no such value. Nothing is changed then.
+pub(super) fn restore(options: &mut Options, saved: &Changed, first: &Options) -> Result<(), String> {
+    let mut values = saved.clone();
+    values.extend(changed(first));
+    let mut all = options.clone();
+    for (setting, name, _) in SETTINGS {
+        setting.set(&mut all, values.get(*name).map_or("default", String::as_str))?;
+    }
+    all.think = choice(THINKING, values.remove(THINKING), &THINK)?;
+    *options = all;
+    Ok(())
+}
+
+/// What /think sets.
+const THINKING: &str = "think";
 
 /// Reads a value; none for `default`.
 fn assign<T: FromStr>(to: &mut Option<T>, value: &str) -> Option<()> {
@@ -169,16 +220,10 @@ pub(super) fn table(options: &Options, model: &Sampling) -> String {
     SETTINGS.iter().map(row).collect()
 }
 
-fn value<T: Display>(set: Option<T>, default: impl Display) -> String {
-    match set {
-        Some(value) => value.to_string(),
-        None => format!("{default} (default)"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Think;
 
     fn set(options: &mut Options, name: &str, value: &str) -> Result<(), String> {
         Setting::find(name)?.set(options, value)
@@ -192,7 +237,7 @@ mod tests {
             assert_eq!(Setting::find(name), Ok(*setting));
             assert!(setting.get(&options, &model).ends_with(" (default)"));
             setting.set(&mut options, "1").unwrap();
-            let unit = if *setting == Setting::ThinkTime { " s" } else { "" };
+            let unit = if *setting == Setting::ThinkTime { "s" } else { "" };
             assert_eq!(setting.get(&options, &model), format!("1{unit}"));
             setting.set(&mut options, "default").unwrap();
             assert!(setting.get(&options, &model).ends_with(" (default)"));
@@ -211,7 +256,7 @@ mod tests {
         }
         assert_eq!((options.thought, options.max_tokens), Default::default());
         set(&mut options, "think-time", "1m30s").unwrap();
-        assert_eq!(Setting::ThinkTime.get(&options, &Sampling::default()), "90 s");
+        assert_eq!(Setting::ThinkTime.get(&options, &Sampling::default()), "90s");
     }
 
     #[test]
@@ -243,6 +288,40 @@ mod tests {
             assert!(error.starts_with(name) && error.contains(value) && error.ends_with(says), "{error}");
         }
         assert_eq!((options.sampling, options.max_tokens), Default::default());
+    }
+
+    #[test]
+    fn what_is_saved_is_restored_but_for_what_goes_before_it() {
+        let mut options = Options::new().think(Think::Off);
+        for (i, (setting, ..)) in SETTINGS.iter().enumerate() {
+            setting.set(&mut options, if i % 2 == 0 { "1" } else { "default" }).unwrap();
+        }
+        set(&mut options, "think-time", "1m30s500ms").unwrap();
+        let saved = changed(&options);
+        let mut other = Options::new().seed(3);
+        set(&mut other, "top-k", "9").unwrap();
+        restore(&mut other, &saved, &Options::new()).unwrap();
+        assert_eq!((changed(&other), other.think), (saved.clone(), Some(Think::Off)));
+        assert_eq!(other.thought.time, Some(std::time::Duration::from_millis(90_500)));
+
+        let first = Options::new().temperature(0.25).think(Think::On);
+        restore(&mut other, &saved, &first).unwrap();
+        assert_eq!((other.sampling.temperature, other.think), (Some(0.25), Some(Think::On)));
+        assert_eq!(other.sampling.top_p, Some(1.0));
+
+        restore(&mut other, &Changed::new(), &Options::new()).unwrap();
+        assert_eq!(changed(&other), Changed::new());
+    }
+
+    #[test]
+    fn saved_values_that_are_none_change_nothing() {
+        for (name, value) in [("temperature", "-1"), ("think", "maybe"), ("seed", "x")] {
+            let mut options = Options::new().seed(3);
+            let saved = [("top-k", "5"), (name, value)].map(|(name, value)| (name.into(), value.into()));
+            let error = restore(&mut options, &saved.into(), &Options::new()).unwrap_err();
+            assert!(error.starts_with(name) && error.contains(value), "{error}");
+            assert_eq!((options.seed, options.sampling), (Some(3), Default::default()));
+        }
     }
 
     #[test]

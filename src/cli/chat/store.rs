@@ -3,7 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
+use super::set::Changed;
 use crate::api::Chat;
 use crate::checkpoint::WholeFile;
 use crate::cli::text::read_file;
@@ -14,6 +16,9 @@ use crate::{Error, Message, Result, Role};
 pub(super) struct Saved {
     /// Name of the model that it was held with.
     pub(super) model: String,
+    /// What was set; older files do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) settings: Option<Changed>,
     /// The messages, the system message first if there is one.
     pub(super) messages: Vec<Message>,
 }
@@ -74,10 +79,37 @@ impl Store {
     pub(super) fn load(&self, name: &str) -> Result<(PathBuf, Saved)> {
         let path = self.path(name)?;
         if !path.exists() {
-            return Err(Error::file(&path, "there is no such chat: /load alone lists the saved ones"));
+            return Err(Error::file(&path, "there is no such chat: /load in a chat lists the saved ones"));
         }
         let saved = read(&path)?;
         Ok((path, saved))
+    }
+
+    /// Deletes what was saved under a name or to a path, with its keys and values; gives the file.
+    ///
+    /// # Errors
+    /// Where there is none, the file cannot be deleted, or is no saved chat; one in the folder may be damaged.
+    pub(super) fn remove(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path(name)?;
+        if path.parent() != Some(&self.folder) || !path.exists() {
+            self.load(name)?;
+        }
+        fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+        let cache = cache_path(&path);
+        if is_cache(&cache) {
+            fs::remove_file(&cache).map_err(|e| Error::io(&cache, e))?;
+        }
+        Ok(path)
+    }
+
+    /// The saved chats by name, and when each was saved.
+    pub(super) fn list(&self) -> Vec<(String, Option<SystemTime>, Result<Saved>)> {
+        let entry = |name: String| {
+            let path = self.folder.join(format!("{name}.json"));
+            let time = fs::metadata(&path).and_then(|file| file.modified()).ok();
+            (name, time, read(&path))
+        };
+        self.names().into_iter().map(entry).collect()
     }
 
     /// Names of the saved chats, sorted.
@@ -192,7 +224,7 @@ mod tests {
         let mut answer = Message::assistant("4 \u{1f600}\n");
         answer.thought = Some("2 + 2".into());
         let messages = vec![Message::system("Be brief."), Message::user("2 + 2?\tnow"), answer];
-        Saved { model: "deepseek-r1:1.5b".into(), messages }
+        Saved { model: "deepseek-r1:1.5b".into(), settings: None, messages }
     }
 
     fn store() -> (tempfile::TempDir, Store) {
@@ -232,7 +264,9 @@ mod tests {
     #[test]
     fn saving_again_replaces_a_chat_but_never_another_file() {
         let (folder, store) = store();
-        store.save("sums", &Saved { model: "m".into(), messages: vec![] }, false, Over::AChat).unwrap();
+        store
+            .save("sums", &Saved { model: "m".into(), settings: None, messages: vec![] }, false, Over::AChat)
+            .unwrap();
         store.save("sums", &chat(), false, Over::AChat).unwrap();
         assert_eq!(store.load("sums").unwrap().1, chat());
 
@@ -263,12 +297,39 @@ mod tests {
     fn another_chat_is_not_replaced_unless_asked() {
         let (_folder, store) = store();
         store.save("sums", &chat(), false, Over::Nothing).unwrap();
-        let other = Saved { model: "m".into(), messages: vec![] };
+        let other = Saved { model: "m".into(), settings: None, messages: vec![] };
         let error = store.save("sums", &other, false, Over::Nothing).unwrap_err().to_string();
         assert!(error.ends_with("choose another name, or replace it by /save sums --force"), "{error}");
         assert_eq!(store.load("sums").unwrap().1, chat());
         store.save("sums", &other, false, Over::AChat).unwrap();
         assert_eq!(store.load("sums").unwrap().1, other);
+    }
+
+    #[test]
+    fn a_chat_is_removed_with_its_keys_and_values_and_no_other_file_is() {
+        let (folder, store) = store();
+        let path = store.save("sums", &chat(), false, Over::Nothing).unwrap();
+        fs::write(cache_path(&path), "pensive sequence 2\n").unwrap();
+        store.remove("sums").unwrap();
+        assert!(!path.exists() && !cache_path(&path).exists());
+        assert!(store.remove("sums").unwrap_err().to_string().contains("there is no such chat"));
+        // a damaged one in the folder can go, elsewhere it may be anything
+        fs::write(&path, "{\"model\"").unwrap();
+        fs::write(cache_path(&path), "mine").unwrap();
+        store.remove("sums").unwrap();
+        assert!(!path.exists() && cache_path(&path).exists());
+        let other = folder.path().join("package.json");
+        fs::write(&other, "{}").unwrap();
+        assert!(store.remove(other.to_str().unwrap()).unwrap_err().to_string().contains("is no saved chat"));
+        assert!(other.exists());
+    }
+
+    #[test]
+    fn a_chat_that_was_saved_without_settings_is_loaded() {
+        let (folder, store) = store();
+        let path = folder.path().join("old.json");
+        fs::write(&path, r#"{"model":"m","messages":[{"role":"user","content":"a"}]}"#).unwrap();
+        assert_eq!(store.load(path.to_str().unwrap()).unwrap().1.settings, None);
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! /save and /load.
+//! /save, /load and /rm.
 
 use std::io::Write;
+use std::time::SystemTime;
 
+use super::super::set;
 use super::super::store::{Over, Saved, cache_path, is_cache};
 use super::super::turn::count;
 use super::{Repl, Talk, first_line};
-use crate::Role;
-use crate::cli::render::{bytes, harmless};
+use crate::cli::list::{date, timestamp};
+use crate::cli::render::{bytes, harmless, table};
+use crate::{Options, Role};
 
 impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
     /// Saves the conversation; with its keys and values, or over another chat, only if asked.
@@ -17,7 +20,11 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         force: bool,
     ) -> Result<String, String> {
         let name = name.or_else(|| self.names.last().cloned()).ok_or("/save NAME: give the chat a name")?;
-        let saved = Saved { model: self.talk.name().to_owned(), messages: self.talk.messages().to_vec() };
+        let saved = Saved {
+            model: self.talk.name().to_owned(),
+            settings: Some(set::changed(&self.options)),
+            messages: self.talk.messages().to_vec(),
+        };
         let over = if force || self.names.contains(&name) { Over::AChat } else { Over::Nothing };
         let path = self.store.save(&name, &saved, with_cache, over).map_err(|e| e.to_string())?;
         self.names.retain(|other| *other != name);
@@ -42,15 +49,33 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         Ok(text)
     }
 
-    /// Goes on with a saved conversation, or lists them.
-    pub(super) fn load(&mut self, name: Option<String>) -> Result<String, String> {
-        let Some(name) = name else {
-            let names = self.store.names();
-            return match names.is_empty() {
-                true => Err("no chat is saved yet: /save NAME saves this one".into()),
-                false => Ok(names.iter().map(|name| format!("  {name}\n")).collect()),
-            };
+    /// The saved conversations.
+    pub(super) fn list(&self) -> Result<String, String> {
+        let chats = self.store.list();
+        if chats.is_empty() {
+            return Err("no chat is saved yet: /save NAME saves this one".into());
+        }
+        let line = |(name, time, chat): (String, Option<SystemTime>, _)| {
+            let date = time.and_then(timestamp).map_or_else(|| "-".into(), date);
+            match chat {
+                Ok(Saved { model, messages, .. }) => {
+                    vec![format!("  {name}"), date, count(messages.len(), "message"), model]
+                }
+                Err(_) => vec![format!("  {name}"), date, "damaged".into()],
+            }
         };
+        let lines: Vec<_> = chats.into_iter().map(line).collect();
+        Ok(harmless(&table(&lines)).into_owned())
+    }
+
+    /// Deletes a saved conversation.
+    pub(super) fn remove(&self, name: &str) -> Result<String, String> {
+        let path = self.store.remove(name).map_err(|e| e.to_string())?;
+        Ok(format!("deleted {}\n", path.display()))
+    }
+
+    /// Goes on with a saved conversation and its settings; those given in `first` go before them.
+    pub(super) fn load(&mut self, name: String, first: &Options) -> Result<String, String> {
         let (path, saved) = self.store.load(&name).map_err(|e| e.to_string())?;
         let said = saved.messages.iter().rfind(|m| m.role == Role::User).map(|m| first_line(&m.content));
         let mut text = format!("loaded {name}: {}", count(saved.messages.len(), "message"));
@@ -59,7 +84,12 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
         }
         text.push('\n');
         if saved.model != self.talk.name() {
-            text.push_str(&format!("it was held with {}; this is {}\n", saved.model, self.talk.name()));
+            let (then, now) = (&saved.model, self.talk.name());
+            text.push_str(&format!("it was held with {then}; this is {now}, whose settings stay\n"));
+        } else if let Some(settings) = &saved.settings
+            && let Err(why) = set::restore(&mut self.options, settings, first)
+        {
+            text.push_str(&format!("{why}: the settings stay as they are\n"));
         }
         self.talk.set_messages(saved.messages);
         let cache = cache_path(&path);

@@ -129,6 +129,10 @@ fn chat(lines: &str) -> Done {
 }
 
 fn chat_in(folder: &std::path::Path, lines: &str) -> Done {
+    resumed_in(folder, None, lines)
+}
+
+fn resumed_in(folder: &std::path::Path, saved: Option<(&str, &Options)>, lines: &str) -> Done {
     let asked = Rc::default();
     let talk = Echo { name: "echo".into(), asked: Rc::clone(&asked), ..Echo::default() };
     let (mut out, mut err) = (Vec::new(), Vec::new());
@@ -137,9 +141,12 @@ fn chat_in(folder: &std::path::Path, lines: &str) -> Done {
     let reader = Box::new(std::io::Cursor::new(lines.as_bytes().to_vec()));
     let input = Input::Lines { reader, prompt: false };
     let store = Store::new(folder.to_owned());
-    let code = Repl::new(talk, screen, input, Options::new(), Thought::Hide, store, "thought.md".into())
-        .run()
-        .unwrap();
+    let options = saved.map_or_else(Options::new, |(_, first)| first.clone());
+    let mut repl = Repl::new(talk, screen, input, options, Thought::Hide, store, "thought.md".into());
+    if let Some((name, first)) = saved {
+        repl.resume(name, first).unwrap();
+    }
+    let code = repl.run().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let asked = asked.take();
     Done { code, out: text(out), err: text(err), asked }
@@ -269,9 +276,46 @@ fn a_saved_chat_is_loaded_with_its_thoughts() {
     let second = chat_in(folder.path(), "/load\n/load sums\nthree\n/load none\n/model other\n/load sums\n");
     assert_eq!(second.asked(0), ["s", "one", "ONE", "two", "TWO", "three"]);
     assert_eq!(second.asked[0].0[2].thought.as_deref(), Some("hm"));
-    assert!(second.err.starts_with("  sums\nloaded sums: 5 messages, you last said: two\n"));
+    assert!(second.err.contains("\nloaded sums: 5 messages, you last said: two\n"), "{}", second.err);
     assert!(second.err.contains("none.json: there is no such chat"));
-    assert!(second.err.ends_with("it was held with echo; this is other\n"));
+    assert!(second.err.ends_with("it was held with echo; this is other, whose settings stay\n"));
+}
+
+#[test]
+fn saved_chats_are_listed_with_what_is_in_them_and_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("cut.json"), "{\"model\": \"ec").unwrap();
+    let done = chat_in(folder.path(), "one\n/save sums\n/load\n/rm cut\n/rm sums\n/load\n");
+    let listed: Vec<Vec<&str>> =
+        done.err.lines().filter(|l| l.starts_with("  ")).map(|l| l.split_whitespace().collect()).collect();
+    assert_eq!((listed[0][0], listed[0][2..].join(" ")), ("cut", "damaged".into()), "{}", done.err);
+    assert_eq!((listed[1][0], listed[1][2..].join(" ")), ("sums", "2 messages echo".into()));
+    assert_eq!(listed[1][1].len(), "2027-01-31".len());
+    assert_eq!((listed.len(), done.err.matches("deleted ").count()), (2, 2), "{}", done.err);
+    assert!(done.err.ends_with("no chat is saved yet: /save NAME saves this one\n"));
+}
+
+#[test]
+fn a_chat_is_loaded_with_its_settings_and_its_last_thought() {
+    let folder = tempfile::tempdir().unwrap();
+    chat_in(folder.path(), "/set temperature 0\n/think off\n/budget 5\none\n/save a\n");
+    let done = chat_in(folder.path(), "/set seed 3\n/load a\n/thought\ntwo\n/model b\n/load a\nthree\n");
+    let (options, other) = (&done.asked[0].1, &done.asked[1].1);
+    assert_eq!((options.sampling.temperature, options.think), (Some(0.0), Some(Think::Off)));
+    assert_eq!((options.thought.budget, options.seed), (Some(5), None));
+    assert!(done.err.contains("you last said: one\nhm\n"), "{}", done.err);
+    assert_eq!(other.sampling.temperature, None, "another model's settings are its own");
+}
+
+#[test]
+fn a_chat_is_gone_on_with_from_the_start_and_what_was_given_goes_before_its_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    chat_in(folder.path(), "/set temperature 0\n/set seed 7\none\n/save a\n");
+    let first = Options::new().temperature(0.5);
+    let done = resumed_in(folder.path(), Some(("a", &first)), "two\n");
+    assert_eq!(done.asked(0), ["one", "ONE", "two"]);
+    assert_eq!((done.asked[0].1.sampling.temperature, done.asked[0].1.seed), (Some(0.5), Some(7)));
+    assert_eq!(done.err, "loaded a: 2 messages, you last said: one\n");
 }
 
 #[test]
