@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use reedline::{
-    ColumnarMenu, EditCommand, Emacs, FileBackedHistory, Highlighter, KeyCode, KeyModifiers, MenuBuilder,
-    Prompt, PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal, StyledText,
-    ValidationResult, Validator, default_emacs_keybindings,
+    ColumnarMenu, EditCommand, Emacs, FileBackedHistory, Highlighter, KeyCode, KeyModifiers, Keybindings,
+    MenuBuilder, Prompt, PromptEditMode, PromptHistorySearch, Reedline, ReedlineEvent, ReedlineMenu, Signal,
+    StyledText, ValidationResult, Validator, default_emacs_keybindings,
 };
 
 use super::commands::is_open;
@@ -24,6 +24,7 @@ const PROMPT_MORE: &str = "... ";
 const HISTORY_LINES: usize = 1000;
 const MENU: &str = "completion";
 const EDIT: &str = "edit";
+const SUSPEND: &str = "suspend";
 
 /// What was typed.
 #[derive(Debug, PartialEq)]
@@ -93,21 +94,11 @@ pub(super) struct Editor {
 impl Editor {
     /// An editor whose history and draft live in `folder`. What hinders the history is told, not fatal.
     pub(super) fn new(folder: PathBuf, store: Store, color: bool) -> (Self, Option<String>) {
-        let mut keys = default_emacs_keybindings();
-        let menu = ReedlineEvent::UntilFound(vec![ReedlineEvent::Menu(MENU.into()), ReedlineEvent::MenuNext]);
-        keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, menu);
-        keys.add_binding(KeyModifiers::SHIFT, KeyCode::BackTab, ReedlineEvent::MenuPrevious);
-        // reedline's own way to $EDITOR leaves the draft behind, and a missing program ends the prompt.
-        keys.add_binding(
-            KeyModifiers::CONTROL,
-            KeyCode::Char('o'),
-            ReedlineEvent::ExecuteHostCommand(EDIT.into()),
-        );
         let menu =
             ColumnarMenu::default().with_name(MENU).with_columns(4).with_column_padding(2).with_marker("");
         let mut reedline = Reedline::create()
             .with_ansi_colors(color)
-            .with_edit_mode(Box::new(Emacs::new(keys)))
+            .with_edit_mode(Box::new(Emacs::new(keys())))
             .with_completer(Box::new(ChatCompleter::new(store)))
             .with_menu(ReedlineMenu::EngineCompleter(Box::new(menu)))
             .with_quick_completions(true)
@@ -140,6 +131,7 @@ impl Editor {
                     return Ok(Line::Text(text));
                 }
                 Signal::CtrlD => return Ok(Line::End),
+                Signal::HostCommand(command) if command == SUSPEND => suspend(),
                 Signal::HostCommand(_) => {
                     if let Err(error) = self.edit() {
                         return Ok(Line::Trouble(error.to_string()));
@@ -159,6 +151,28 @@ impl Editor {
         self.reedline.run_edit_commands(&[EditCommand::Clear, EditCommand::InsertString(text)]);
         Ok(())
     }
+}
+
+fn keys() -> Keybindings {
+    let mut keys = default_emacs_keybindings();
+    let menu = ReedlineEvent::UntilFound(vec![ReedlineEvent::Menu(MENU.into()), ReedlineEvent::MenuNext]);
+    keys.add_binding(KeyModifiers::NONE, KeyCode::Tab, menu);
+    keys.add_binding(KeyModifiers::SHIFT, KeyCode::BackTab, ReedlineEvent::MenuPrevious);
+    // reedline's own way to $EDITOR leaves the draft behind, and a missing program ends the prompt.
+    let edit = ReedlineEvent::ExecuteHostCommand(EDIT.into());
+    keys.add_binding(KeyModifiers::CONTROL, KeyCode::Char('o'), edit);
+    // reedline takes back there what was typed
+    if cfg!(unix) {
+        let suspend = ReedlineEvent::ExecuteHostCommand(SUSPEND.into());
+        keys.add_binding(KeyModifiers::CONTROL, KeyCode::Char('z'), suspend);
+    }
+    keys
+}
+
+/// Stops the process, and those it is piped to, until the shell lets them go on, as Ctrl-Z does elsewhere.
+fn suspend() {
+    #[cfg(unix)]
+    let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
 }
 
 /// Lets $VISUAL or $EDITOR have a file.
@@ -270,6 +284,13 @@ mod tests {
     fn the_editor_waits_for_the_end_of_a_block() {
         assert!(matches!(Blocks.validate("\"\"\"one\ntwo"), ValidationResult::Incomplete));
         assert!(matches!(Blocks.validate("\"\"\"one\ntwo\"\"\""), ValidationResult::Complete));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn ctrl_z_suspends_as_everywhere() {
+        let suspend = ReedlineEvent::ExecuteHostCommand(SUSPEND.into());
+        assert_eq!(keys().find_binding(KeyModifiers::CONTROL, KeyCode::Char('z')), Some(suspend));
     }
 
     #[cfg(unix)]
