@@ -96,10 +96,10 @@ impl Pause {
         self.armed = Some(interrupt::arm(self.second, move || pressed.store(true, Ordering::Relaxed)));
     }
 
-    /// As Ctrl-C does.
+    /// What Ctrl-C sets.
     #[cfg(test)]
-    pub(super) fn press(&self) {
-        self.pressed.store(true, Ordering::Relaxed);
+    pub(super) fn pressed(&self) -> Arc<AtomicBool> {
+        self.pressed.clone()
     }
 
     /// Whether a thought is to pause; anything else that Ctrl-C was pressed in stops.

@@ -1,7 +1,7 @@
 //! Shows a turn as it happens: the thought, the line it folds to, the answer, and what there is to say about it.
 
 use std::io::{self, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::live::{Live, Size};
 use super::steer::{Choice, PAUSED, Pause, Reply};
@@ -174,6 +174,7 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
         if !self.folds() && self.begun {
             self.screen.note("")?;
         }
+        let began = Instant::now();
         let choice = loop {
             self.screen.aside(&format!("{PAUSED}\n"))?;
             match pause.resolve(reply)? {
@@ -181,12 +182,21 @@ impl<'a, O: Write, E: Write> Turn<'a, O, E> {
                 Err(error) => self.screen.aside(&format!("{}\n", harmless(&error.to_string())))?,
             }
         };
+        self.leave_out(began.elapsed());
         // what was erased comes back; what was edited is shown anew
         if choice == Choice::Edit || self.folds() && choice != Choice::Drop {
             (self.text, self.begun) = (Trimmed::blanks(), false);
             self.think(&reply.thought())?;
         }
         Ok(())
+    }
+
+    /// A pause is no time of the thought.
+    fn leave_out(&mut self, paused: Duration) {
+        self.started += paused;
+        if let Phase::Thinking { since } = &mut self.phase {
+            *since += paused;
+        }
     }
 
     /// The thought folds: it streams in the live area.

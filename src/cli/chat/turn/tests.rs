@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::super::live::tests::terminal as terminal_of;
 use super::*;
 use crate::CancelHandle;
@@ -148,16 +150,16 @@ fn a_thought_that_was_stopped_folds_and_says_so() {
 }
 
 /// A reply whose thought can be steered; nobody steers it here.
-struct Steered(std::vec::IntoIter<Result<Event>>);
+struct Steered<I>(I);
 
-impl Iterator for Steered {
+impl<I: Iterator<Item = Result<Event>>> Iterator for Steered<I> {
     type Item = Result<Event>;
     fn next(&mut self) -> Option<Self::Item> {
         self.0.next()
     }
 }
 
-impl Reply for Steered {
+impl<I: Iterator<Item = Result<Event>>> Reply for Steered<I> {
     fn is_thinking(&self) -> bool {
         true
     }
@@ -169,7 +171,7 @@ fn a_thought_pauses_again_when_the_editor_failed() {
     let mut choices = vec![Choice::GoOn, Choice::Edit, Choice::Edit].into_iter();
     let ask = Box::new(move || Ok(choices.next_back().expect("it is asked three times")));
     let mut pause = Pause::new(CancelHandle::new(), Second::Waits, Some(ask), "no/such/folder/draft".into());
-    pause.press();
+    pause.pressed().store(true, Relaxed);
     let events = Steered(reply(&["hm"]).into_iter().map(Ok).collect::<Vec<_>>().into_iter());
     show(events, Thought::Hide, None, &mut pause, &mut screen).unwrap().unwrap();
     let err = String::from_utf8(screen.err).unwrap();
@@ -178,12 +180,36 @@ fn a_thought_pauses_again_when_the_editor_failed() {
 }
 
 #[test]
+fn a_pause_is_no_time_of_the_thought() {
+    let mut screen = pipes();
+    let ask = Box::new(|| {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        Ok(Choice::Drop)
+    });
+    let mut pause = Pause::new(CancelHandle::new(), Second::Waits, Some(ask), "x".into());
+    let mut first = Some(Ok(think("hm")));
+    let pressed = pause.pressed();
+    let events = std::iter::from_fn(move || {
+        let event = first.take();
+        match event {
+            Some(_) => pressed.store(true, Relaxed),
+            None => return Some(Ok(Event::Done(Box::new(stats(Finish::Interrupted, 1, 0))))),
+        }
+        event
+    });
+    show(Steered(events), Thought::Show, None, &mut pause, &mut screen).unwrap().unwrap();
+    let err = String::from_utf8(screen.err).unwrap();
+    let seconds: f64 = err.split("thought for ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(seconds < 1.0, "{err}");
+}
+
+#[test]
 fn quiet_leaves_notices_out_but_ends_open_lines_and_asks() {
     let mut screen = pipes();
     screen.console.quiet = true;
     let mut pause =
         Pause::new(CancelHandle::new(), Second::Waits, Some(Box::new(|| Ok(Choice::GoOn))), "x".into());
-    pause.press();
+    pause.pressed().store(true, Relaxed);
     let events = Steered(reply(&["hm"]).into_iter().map(Ok).collect::<Vec<_>>().into_iter());
     show(events, Thought::Show, None, &mut pause, &mut screen).unwrap().unwrap();
     assert_eq!(String::from_utf8(screen.err).unwrap(), format!("{PAUSED}\nhm\n"));
