@@ -711,7 +711,7 @@ fn a_saved_chat_that_is_not_there_or_whose_model_is_gone_says_so() {
     assert_eq!(both.code, Some(2), "{both:?}");
     let file = home.file("old.json", r#"{"model":"./no/such.gguf","messages":[]}"#);
     let gone = home.run(&["chat", "--load", &file]);
-    gone.fails(1, &["no/such.gguf", "the model of the saved chat", "`pensive chat MODEL`"]);
+    gone.fails(1, &["no/such.gguf", "the model of the saved chat", "`pensive chat MODEL --load NAME`"]);
 }
 
 #[cfg(feature = "pocket")]

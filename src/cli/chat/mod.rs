@@ -107,7 +107,9 @@ fn whose(error: Error, settings: &Settings) -> Error {
         Some(Origin::Config) => format!("the model of {}", settings.paths.config.display()),
         _ => return error,
     };
-    let hint = format!(" ({from}; name another: `pensive chat MODEL`)");
+    let is_saved = settings.model.as_ref().is_some_and(|model| model.origin == Origin::SavedChat);
+    let load = if is_saved { " --load NAME" } else { "" };
+    let hint = format!(" ({from}; name another: `pensive chat MODEL{load}`)");
     match error {
         Error::Usage(what) => Error::Usage(what + &hint),
         Error::File { path, what } => Error::File { path, what: what + &hint },
