@@ -138,8 +138,8 @@ fn what_a_chat_no_longer_holds_is_not_saved_with_its_keys_and_values() {
     let options = Options::new();
     let saved = |change: &dyn Fn(&mut Chat)| {
         let mut chat = POCKET.chat();
-        done(chat.ask("What is 12 + 30?", &options).unwrap());
-        done(chat.ask("What is 9876 + 1?", &options).unwrap());
+        chat.ask("What is 12 + 30?", &options).unwrap().finish().unwrap();
+        chat.ask("What is 9876 + 1?", &options).unwrap().finish().unwrap();
         change(&mut chat);
         let mut saved = Vec::new();
         chat.save_cache(&options, &mut saved).unwrap();
