@@ -29,6 +29,9 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Most threads of a pool: with many more, the standard library cannot report what the system refuses them.
 const MOST_THREADS: usize = 1024;
 
+/// Bytes of a thread's stack: kernels that are not optimized (debug builds) take over two million. The system gives what is touched.
+const STACK: usize = 8 << 20;
+
 /// Times that a thread gives way before it sleeps, where there are more threads than cores.
 const YIELDS: usize = 4;
 
@@ -134,6 +137,7 @@ impl Pool {
             let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("pensive-{index}"))
+                .stack_size(STACK)
                 .spawn(move || shared.work(index))
                 .map_err(|e| Error::Usage(format!("cannot start {threads} threads: {e}; lower --threads")))?;
             pool.workers.push(worker);
