@@ -66,17 +66,17 @@ impl Console {
         self.stdin_terminal && self.stderr_terminal
     }
 
-    /// A line on standard error, unless quiet.
+    /// A line on standard error, unless quiet. It may quote a file or the hub.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            error_line(text);
+            error_line(harmless(text.as_ref()));
         }
     }
 
-    /// A line on standard error if verbose.
+    /// A line on standard error if verbose. It may quote a file.
     pub fn detail(&self, text: impl AsRef<str>) {
         if self.verbose {
-            error_line(text);
+            error_line(harmless(text.as_ref()));
         }
     }
 
@@ -286,13 +286,16 @@ pub fn gib(n: u64) -> String {
     format!("{:.1}", n as f64 / (1u64 << 30) as f64)
 }
 
-/// Rows as aligned columns, two spaces apart; the last column is not padded.
+/// Rows as aligned columns, two spaces apart; the last column is not padded. Cells may quote a file: they stay harmless,
+/// and on their line.
 pub fn table(rows: &[Vec<String>]) -> String {
+    let cell = |cell: &String| harmless(cell).replace(['\n', '\t'], " ");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut out = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:width$}  "));
@@ -335,6 +338,14 @@ mod tests {
     fn columns_are_aligned_and_lines_end_without_spaces() {
         let rows = [vec!["a".into(), "b".into()], vec!["long".into(), String::new()]];
         assert_eq!(table(&rows), "a     b\nlong\n");
+    }
+
+    #[test]
+    fn a_cell_stays_on_its_line_and_sends_no_escape_codes() {
+        assert_eq!(
+            table(&[vec!["a\nb".into(), "\x1b[31mred\u{9b}".into()]]),
+            "a b  \u{FFFD}[31mred\u{FFFD}\n"
+        );
     }
 
     #[test]

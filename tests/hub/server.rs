@@ -44,6 +44,10 @@ pub struct State {
     pub slow: AtomicU64,
     /// The next so many requests are answered 503.
     pub busy: AtomicU64,
+    /// With `busy`: they are answered 429 instead, and asked to wait so many seconds.
+    pub retry_after: Mutex<Option<u64>>,
+    /// The licence that the repository states; none: `mit`.
+    pub licence: Mutex<Option<String>>,
     /// The token without which the answer is 401.
     pub token: Mutex<Option<String>>,
 }
@@ -92,7 +96,13 @@ fn answer(state: &State, port: u16, mut stream: TcpStream) -> std::io::Result<()
     state.seen.lock().unwrap().push(seen.clone());
     if state.busy.load(SeqCst) > 0 {
         state.busy.fetch_sub(1, SeqCst);
-        return head(&mut stream, "503 Service Unavailable", "Content-Length: 0\r\n");
+        return match *state.retry_after.lock().unwrap() {
+            None => head(&mut stream, "503 Service Unavailable", "Content-Length: 0\r\n"),
+            Some(seconds) => {
+                let wait = format!("Retry-After: {seconds}\r\nContent-Length: 0\r\n");
+                head(&mut stream, "429 Too Many Requests", &wait)
+            }
+        };
     }
     let token = state.token.lock().unwrap().clone();
     let on_hub = seen.host.starts_with("127.0.0.1");
@@ -157,7 +167,9 @@ fn listing(state: &State, seen: &Seen, stream: &mut TcpStream) -> std::io::Resul
         sibling
     };
     let siblings: Vec<_> = state.files.lock().unwrap().iter().map(sibling).collect();
-    let info = serde_json::json!({ "id": "o/r", "sha": COMMIT, "siblings": siblings, "cardData": { "license": "mit" } });
+    let licence = state.licence.lock().unwrap().clone().unwrap_or_else(|| "mit".into());
+    let card = serde_json::json!({ "license": licence });
+    let info = serde_json::json!({ "id": "o/r", "sha": COMMIT, "siblings": siblings, "cardData": card });
     let text = info.to_string();
     head(stream, "200 OK", &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", text.len()))?;
     stream.write_all(text.as_bytes())
