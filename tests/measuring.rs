@@ -97,6 +97,25 @@ fn bench_prints_what_it_measured_before_something_failed() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn bench_prints_what_it_measured_before_a_signal_ended_it() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    for (signal, code, format) in [("-INT", 130, "md"), ("-TERM", 143, "json")] {
+        let home = Home::new();
+        let args = ["bench", "pocket", "-p", "0", "-n", "2,900", "-r", "1", "-o", format];
+        let mut bench = home.command(&args);
+        let mut child = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("pensive runs");
+        let mut said = BufReader::new(child.stderr.take().expect("stderr is piped")).lines();
+        assert!(said.any(|line| line.expect("text").contains("tg2 ")), "the first test is done");
+        Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+        let answer = Answer::of(child.wait_with_output().expect("pensive ends"));
+        assert_eq!(answer.code, Some(code), "{answer:?}");
+        assert!(answer.stdout.contains("tg2") && !answer.stdout.contains("tg900"), "{answer:?}");
+    }
+}
+
 #[test]
 fn bench_looks_for_all_models_before_it_measures_the_first() {
     let home = Home::new();

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::args::{BenchArgs, BenchFormat, LoadArgs};
+use super::interrupt::{self, Second};
 use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
@@ -26,31 +28,62 @@ pub(super) fn run(args: &BenchArgs, console: &Console) -> Result<ExitCode> {
     let named: Vec<Named> = files.chain(synthetic).collect();
     // a name that means nothing is told before hours of measuring
     named.iter().try_for_each(|named| resolve(args, *named, console))?;
-    let (mut rows, mut known) = (Vec::new(), Known::default());
+    let results = Arc::new(Results::new(args.format));
+    let so_far = Arc::clone(&results);
+    let armed = interrupt::arm(Second::Ends, move || {
+        let _ = so_far.print();
+        interrupt::end()
+    });
     let measured = named.iter().try_for_each(|named| {
         let mut sha256 = None;
         plan.threads.iter().try_for_each(|&threads| {
             let loaded = load(args, *named, threads, &plan, console)?;
             let subject = Subject::new(*named, loaded, &mut sha256, console)?;
-            subject.measure(&plan, &mut known, console, |row| {
-                if args.format == BenchFormat::Jsonl {
-                    print(json_line(&row)?)?; // each as soon as it is known
-                }
-                rows.push(row);
-                Ok(())
-            })
+            subject.measure(&plan, &results, console)
         })
     });
+    drop(armed);
     // what was measured before something failed is worth having
-    if !rows.is_empty() {
-        match args.format {
-            BenchFormat::Md => print(markdown(&rows) + &known.lines())?,
-            BenchFormat::Json => print(pretty_json(&rows)?)?,
-            BenchFormat::Jsonl => {}
-            BenchFormat::Csv => print(csv(&rows)?)?,
+    results.print()?;
+    measured.map(|()| ExitCode::SUCCESS)
+}
+
+/// What was measured, until it is printed: at the end, or where a signal ends it.
+struct Results {
+    format: BenchFormat,
+    found: Mutex<(Vec<Row>, Known)>,
+}
+
+impl Results {
+    fn new(format: BenchFormat) -> Results {
+        Results { format, found: Mutex::default() }
+    }
+
+    fn found(&self) -> MutexGuard<'_, (Vec<Row>, Known)> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, row: Row, device: Device, limits: &Result<Limits>, console: &Console) -> Result<()> {
+        if self.format == BenchFormat::Jsonl {
+            print(json_line(&row)?)?; // each as soon as it is known
+        }
+        let (rows, known) = &mut *self.found();
+        known.add(device, limits, console);
+        rows.push(row);
+        Ok(())
+    }
+
+    /// Prints what is there, once.
+    fn print(&self) -> Result<()> {
+        let (rows, known) = std::mem::take(&mut *self.found());
+        match self.format {
+            _ if rows.is_empty() => Ok(()),
+            BenchFormat::Md => print(markdown(&rows) + &known.lines()),
+            BenchFormat::Json => print(pretty_json(&rows)?),
+            BenchFormat::Jsonl => Ok(()),
+            BenchFormat::Csv => print(csv(&rows)?),
         }
     }
-    measured.map(|()| ExitCode::SUCCESS)
 }
 
 /// What is to be measured of each model.
@@ -212,13 +245,7 @@ impl Subject {
         Ok(Subject { name, model, sha256 })
     }
 
-    fn measure(
-        &self,
-        plan: &Plan,
-        known: &mut Known,
-        console: &Console,
-        mut found: impl FnMut(Row) -> Result<()>,
-    ) -> Result<()> {
+    fn measure(&self, plan: &Plan, results: &Results, console: &Console) -> Result<()> {
         let mut stopwatch = Stopwatch::new(&self.model);
         for &test in &plan.tests {
             for &repetitions in &plan.repetitions {
@@ -228,18 +255,19 @@ impl Subject {
                     bar.message(test.to_string());
                 })?;
                 bar.finish();
-                known.add(self.model.device(), &measured.limits, console);
-                let row = self.row(test, stopwatch.kv_type(), measured);
-                console.note(format!("{} on {}: {test} {}", row.model, self.model.device(), row.speed()));
-                found(row)?;
+                let device = self.model.device();
+                let row = self.row(test, stopwatch.kv_type(), &measured);
+                let line = format!("{} on {device}: {test} {}", row.model, row.speed());
+                results.add(row, device, &measured.limits, console)?;
+                console.note(line);
             }
         }
         Ok(())
     }
 
-    fn row(&self, test: SpeedTest, kv_type: KvType, measured: Measurement) -> Row {
+    fn row(&self, test: SpeedTest, kv_type: KvType, measured: &Measurement) -> Row {
         let Device { kind, name, threads } = self.model.device();
-        let limits = measured.limits.ok();
+        let limits = measured.limits.as_ref().ok();
         Row {
             test: test.to_string(),
             model: self.name.clone(),
@@ -256,7 +284,7 @@ impl Subject {
             n_depth: test.depth,
             n_sequences: test.sequences,
             share_of_limit: measured.share,
-            tokens_per_second: measured.speed,
+            tokens_per_second: measured.speed.clone(),
             limits: RowLimits {
                 tokens_per_second: measured.limit,
                 read_bytes_per_second: limits.map(|limits| limits.read_bandwidth),

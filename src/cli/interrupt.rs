@@ -143,6 +143,14 @@ fn leave(code: i32) -> ! {
     std::process::exit(code)
 }
 
+/// Ends the process from within what [`arm`] was given, with the code of the signal that came.
+pub fn end() -> ! {
+    match ENDING.load(Ordering::Relaxed) {
+        0 => leave(EXIT_INTERRUPTED.into()),
+        code => leave(code),
+    }
+}
+
 /// Lets the next Ctrl-C call `on_interrupt` instead of ending the process, until the guard is dropped.
 pub fn arm(second: Second, on_interrupt: impl FnOnce() + Send + 'static) -> Armed {
     CAUGHT.store(false, Ordering::Relaxed);
