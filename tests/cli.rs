@@ -549,7 +549,7 @@ fn a_pulled_model_is_listed_shown_and_removed() {
     assert_eq!((&list[0]["quantization"], &list[0]["files"][0]), (&"Q4_K_M".into(), &path.as_str().into()));
     let shown = home.run(&["show", "o/r", "--json"]).json();
     assert_eq!((&shown["downloaded"], &shown["repository"]), (&true.into(), &"o/r".into()));
-    assert!(home.run(&["remove", "o/r"]).stderr.contains("add --yes where nobody can be asked"));
+    home.run(&["remove", "o/r"]).fails(1, &["o/r was not removed", "add --yes where nobody can be asked"]);
     assert!(Path::new(&path).exists());
     assert_eq!(home.run(&["remove", "o/r", "--yes"]).succeeds().trim_end(), path);
     assert!(!Path::new(&path).exists());

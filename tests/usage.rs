@@ -41,3 +41,38 @@ fn escape_codes_of_a_file_or_a_repository_do_not_reach_the_terminal() {
         assert!(text.contains("EVIL") && !text.contains(['\x1b', '\x07']), "{args:?}: {text:?}");
     }
 }
+
+#[test]
+fn a_file_without_weights_is_not_quantized() {
+    let home = Home::new();
+    let file = home.path().join("m.gguf");
+    std::fs::write(&file, gguf(&[("general.architecture", "qwen2")])).unwrap();
+    let (from, to) = (file.to_str().unwrap(), home.path().join("q.gguf"));
+    let command = ["quantize", from, to.to_str().unwrap(), "--type", "q4_0"];
+    home.run(&command).fails(1, &["m.gguf: holds no tensors, only metadata"]);
+    assert!(!to.exists());
+}
+
+#[test]
+fn a_doctor_sees_what_is_wrong_with_the_settings() {
+    let home = Home::new();
+    let config = home.file("broken.toml", "contxt = 4096\n");
+    let doctor = |args: &[&str]| {
+        let mut command = home.command(&[&["doctor"], args].concat());
+        Answer::of(command.env("PENSIVE_CONFIG", &config).output().unwrap())
+    };
+    let text = doctor(&[]);
+    assert!(
+        text.succeeds().contains("problem   ") && text.stdout.contains("unknown field `contxt`"),
+        "{text:?}"
+    );
+    let problem = doctor(&["--json"]).json()["settings_problem"].clone();
+    assert!(problem.as_str().is_some_and(|what| what.contains("broken.toml")), "{problem}");
+    assert_eq!(home.run(&["doctor", "--json"]).json()["settings_problem"], serde_json::Value::Null);
+}
+
+#[cfg(feature = "pocket")]
+#[test]
+fn the_model_inside_cannot_be_removed_and_is_named() {
+    Home::new().run(&["rm", "pocket"]).fails(1, &["pocket is a part of pensive itself"]);
+}

@@ -1,7 +1,7 @@
 //! From any checkpoint that can be read to a GGUF file of other block types.
 
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Importance;
@@ -35,7 +35,7 @@ pub struct Quantized {
 /// The file appears under its name when it is whole. `progress` is told (bytes read, bytes in all).
 ///
 /// # Errors
-/// A checkpoint of an architecture that is not known, or that has no place in a GGUF file; a mix that
+/// A checkpoint without weights, of an architecture that is not known, or that has no place in a GGUF file; a mix that
 /// [wants importance](Mix::wants_importance) without any; what cannot be written; [`Error::Io`] of the kind `Interrupted` when `cancel` is set.
 pub fn quantize(
     checkpoint: &Checkpoint,
@@ -64,6 +64,10 @@ pub fn quantize_by(
             "{} is of use only where it is known which columns are important: calibrate by a text (--calibrate FILE)",
             mix.name
         )));
+    }
+    if checkpoint.tensors.is_empty() {
+        let file = checkpoint.files.first().map_or(path, PathBuf::as_path);
+        return Err(Error::file(file, "holds no tensors, only metadata: there is nothing to quantize"));
     }
     let h = Hyperparameters::read(checkpoint)?;
     let (mut metadata, tensors) = export(checkpoint, &h)?;

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::args::DoctorArgs;
 use super::pull;
-use super::render::{gib, print};
-use super::settings::Paths;
+use super::render::{gib, harmless, print};
+use super::settings::{Flags, Paths, Settings};
 use crate::backend::cpu::kernels::Isa;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::devices::{nvidia_driver, usable};
@@ -27,6 +27,8 @@ struct Report {
     nvidia_driver: Option<String>,
     /// Something about a GPU that is not used.
     notice: Option<String>,
+    /// What is wrong with config.toml or a PENSIVE_* variable.
+    settings_problem: Option<String>,
     paths: BTreeMap<&'static str, String>,
 }
 
@@ -130,6 +132,7 @@ impl Report {
             gpus: gpus.into_iter().map(gpu).collect(),
             nvidia_driver: nvidia_driver(),
             notice,
+            settings_problem: Settings::from_env(Flags::default()).err().map(|error| error.to_string()),
             paths: BTreeMap::from([
                 ("config", paths.config.display().to_string()),
                 ("data", paths.data.display().to_string()),
@@ -164,7 +167,8 @@ impl Report {
         lines.extend(self.nvidia_driver.iter().map(|version| format!("driver    NVIDIA {version}")));
         lines.extend(self.notice.iter().map(|notice| format!("          {notice}")));
         lines.extend(self.paths.iter().map(|(name, path)| format!("{name:<9} {path}")));
-        lines.join("\n") + "\n"
+        lines.extend(self.settings_problem.iter().map(|what| format!("problem   {what}")));
+        harmless(&(lines.join("\n") + "\n")).into_owned()
     }
 }
 

@@ -33,7 +33,10 @@ pub(super) fn plan(settings: &Settings, reference: &Reference) -> Result<Removal
     let reference = match reference {
         Reference::Hub(reference) => reference,
         Reference::Path(path) if embedded::bytes(path).is_some() => {
-            return Err(Error::Hub("it is a part of pensive itself: there is no file to remove".into()));
+            let name = embedded::NAME;
+            return Err(Error::Hub(format!(
+                "{name} is a part of pensive itself: there is no file to remove"
+            )));
         }
         Reference::Path(path) => {
             return Err(Error::Hub(format!(
