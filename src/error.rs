@@ -53,6 +53,19 @@ pub enum Error {
         /// Tokens that the context holds.
         context: usize,
     },
+    /// What may be generated is too little for a thought and an answer.
+    #[error("{} of {room}: the end of a thought and an answer need at least {least}", match of_context {
+        true => "room in the context",
+        false => "max-tokens",
+    })]
+    Room {
+        /// Tokens that may be generated.
+        room: usize,
+        /// Tokens that are needed.
+        least: usize,
+        /// Whether it is the context that ends there, else the bound on tokens.
+        of_context: bool,
+    },
     /// A saved sequence cannot be taken back.
     #[error("{0}")]
     Saved(String),

@@ -121,6 +121,9 @@ fn wrong_usage_exits_with_2() {
         &["run", "m", "hi", "--votes", "2", "--until-agree", "3"],
         &["run", "m", "hi", "--min-think", "100", "--think-budget", "10"],
         &["run", "m", "hi", "--min-think", "100", "--no-think"],
+        &["run", "m", "hi", "--think-budget", "20", "--no-think"],
+        &["run", "m", "hi", "--receipt", "-"],
+        &["quantize", "m", "-", "--type", "q8_0"],
         &["--nonsense"],
     ] {
         let answer = home.run(args);

@@ -76,3 +76,94 @@ fn a_doctor_sees_what_is_wrong_with_the_settings() {
 fn the_model_inside_cannot_be_removed_and_is_named() {
     Home::new().run(&["rm", "pocket"]).fails(1, &["pocket is a part of pensive itself"]);
 }
+
+#[cfg(feature = "pocket")]
+#[test]
+fn an_error_says_what_to_type() {
+    let home = Home::new();
+    home.run(&["run", "pocket", "hi", "-n", "10"])
+        .fails(2, &["max-tokens of 10", "--max-tokens", "--no-think"]);
+    let equal = ["run", "pocket", "hi", "--votes", "3", "--temperature", "0"];
+    home.run(&equal).fails(2, &["--votes 3 at temperature 0", "add --temperature 0.6"]);
+    let number = home.run(&["bench", "pocket", "-p", "8,x"]);
+    assert!(
+        number.stderr.contains("'x'") && number.stderr.contains("it must be a whole number"),
+        "{number:?}"
+    );
+}
+
+#[cfg(feature = "pocket")]
+#[test]
+fn an_option_that_does_nothing_is_told() {
+    let home = Home::new();
+    let run = ["run", "pocket", "hi", "--template-var"];
+    let misspelled = home.run(&[&run[..], &["enable_thinkng=false"]].concat());
+    assert_eq!(misspelled.code, Some(0), "{misspelled:?}");
+    assert!(misspelled.stderr.contains("--template-var enable_thinkng does nothing"), "{misspelled:?}");
+    let bound = home.run(&["run", "pocket", "hi", "--think-budget", "50"]);
+    assert!(bound.code == Some(0) && !bound.stderr.contains("does nothing"), "{bound:?}");
+}
+
+#[test]
+fn a_bound_on_the_thoughts_of_a_model_that_has_none_is_told() {
+    let Some(model) = common::real_model(common::SMOLLM2.1) else { return };
+    let args = ["run", model.to_str().unwrap(), "hi", "-n", "1", "--think-budget", "9", "--think-time", "1m"];
+    let answer = Home::new().run(&args);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    for option in ["--think-budget", "--think-time"] {
+        assert!(answer.stderr.contains(&format!("{option} does nothing")), "{answer:?}");
+    }
+}
+
+#[test]
+fn words_in_place_of_a_command_are_told_where_they_belong() {
+    let home = Home::new();
+    let told = |args: &[&str]| {
+        let answer = home.run(args);
+        assert_eq!((answer.code, answer.stdout.as_str()), (Some(2), ""), "{answer:?}");
+        answer.stderr.lines().last().unwrap().to_owned()
+    };
+    let ask = "To ask a model: pensive run MODEL \"why is the sky blue\"";
+    assert_eq!(told(&["why is the sky blue"]), ask);
+    assert_eq!(told(&["why", "is", "the", "sky", "blue"]), ask);
+    assert_eq!(told(&["owner/repo:q8_0"]), "To chat with a model: pensive chat owner/repo:q8_0");
+    let file = home.file("m.gguf", "");
+    assert_eq!(told(&["-q", &file]), format!("To chat with a model: pensive chat {file}"));
+    for args in [&["help", "--help"][..], &["help", "nope"], &["nope"], &["pul", "deepseek-r1"]] {
+        assert_eq!(told(args), "For more information, try '--help'.", "{args:?}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_argument_that_is_no_text_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let home = Home::new();
+    for args in [&["run"][..], &["show"], &["tokenize"]] {
+        let mut command = home.command(args);
+        command.arg(std::ffi::OsStr::from_bytes(b"./caf\xe9.gguf"));
+        Answer::of(command.output().unwrap()).fails(2, &["./caf\\xE9.gguf", "not UTF-8"]);
+    }
+}
+
+#[test]
+fn a_text_is_read_from_standard_input_where_it_is_a_hyphen() {
+    let home = Home::new();
+    let args = ["perplexity", "pocket", "--text", "-", "-c", "32", "--json"];
+    let text = "What is 12 + 30? ".repeat(20);
+    let answer = home.run_with_stdin(&args, text.as_bytes());
+    assert!(answer.json()["perplexity"].as_f64().is_some_and(|perplexity| perplexity > 1.0), "{answer:?}");
+}
+
+#[test]
+fn a_hyphen_is_no_file_to_write() {
+    let home = Home::new();
+    for args in
+        [&["quantize", "pocket", "-", "--type", "q8_0"][..], &["run", "pocket", "hi", "--receipt", "-"]]
+    {
+        let answer = home.command(args).current_dir(home.path()).output().unwrap();
+        let answer = Answer::of(answer);
+        assert!(answer.code == Some(2) && answer.stderr.contains("it must be a file"), "{answer:?}");
+        assert!(!home.path().join("-").exists());
+    }
+}

@@ -212,7 +212,8 @@ impl ModelBuilder {
         let h = engine.decoder().hyperparameters();
         let own = generation_config(&checkpoint.metadata);
         let recommended = entry.map(|e| e.sampling).unwrap_or_default();
-        let markers = entry.map_or_else(|| text.markers(), Entry::markers);
+        let markers = entry.map(Entry::markers).or_else(|| text.markers());
+        let (thinks, markers) = (markers.is_some(), markers.unwrap_or_default());
         let control_tokens = control_tokens(&text.tokenizer, &markers)?;
         if let Some(id) = control_tokens.all().find(|&id| id as usize >= h.vocabulary) {
             let file = vocabulary_file(&checkpoint.metadata).unwrap_or_else(|| found.path.clone());
@@ -241,6 +242,7 @@ impl ModelBuilder {
             vocabulary: h.vocabulary,
             tokenizer: text.tokenizer,
             template: text.template,
+            thinks,
             markers,
             control_tokens,
             blank_tokens: OnceLock::new(),
@@ -312,10 +314,10 @@ impl Text {
         Ok(Text { tokenizer, template })
     }
 
-    /// The markers of a model that is not in the catalog.
-    fn markers(&self) -> Markers {
+    /// The markers of a model that is not in the catalog, if it has any.
+    fn markers(&self) -> Option<Markers> {
         let template = self.template.as_ref().map(ChatTemplate::source);
-        Markers::find(template, |token| self.tokenizer.id(token).is_some()).unwrap_or_default()
+        Markers::find(template, |token| self.tokenizer.id(token).is_some())
     }
 }
 
@@ -400,6 +402,8 @@ pub(crate) struct Inner {
     vocabulary: usize,
     tokenizer: Tokenizer,
     pub(super) template: Option<ChatTemplate>,
+    /// Whether the catalog, its template or its vocabulary knows markers.
+    thinks: bool,
     markers: Markers,
     pub(super) control_tokens: ControlTokens,
     /// Tokens of which nothing can be seen, found when they are needed.
@@ -590,6 +594,16 @@ impl Model {
     /// The source of its chat template.
     pub fn template_source(&self) -> Option<&str> {
         self.inner.template.as_ref().map(ChatTemplate::source)
+    }
+
+    /// Whether its chat template reads a variable of this name.
+    pub fn reads_variable(&self, name: &str) -> bool {
+        self.inner.template.as_ref().is_some_and(|template| template.reads(name))
+    }
+
+    /// Whether it is known to think; if not, its [`markers`](Self::markers) are a guess.
+    pub fn thinks(&self) -> bool {
+        self.inner.thinks
     }
 
     /// The strings between which it thinks.

@@ -74,10 +74,7 @@ impl Model {
         let (room, least) = (self.context() - start.prompt.len(), self.inner.control_tokens.least_limit());
         let limit = options.max_tokens.map_or(room, |most| most.min(room));
         if start.parser.part() == Part::Thought && limit < least {
-            let what = if limit < room { "max-tokens" } else { "room in the context" };
-            return Err(Error::Usage(format!(
-                "{what} of {limit}: the end of a thought and an answer need at least {least}, or no thought (think off)"
-            )));
+            return Err(Error::Room { room: limit, least, of_context: limit == room });
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::words::arrange;
@@ -104,7 +104,7 @@ pub enum Command {
     /// List the models in the cache that pensive can run
     #[command(visible_alias = "ls")]
     List(ListArgs),
-    /// Show what is known of a model, downloaded or not
+    /// Show what is known of a model, downloaded or not: of its files, the catalog, or the hub
     Show(ShowArgs),
     /// Remove a model's files from the cache
     #[command(visible_alias = "rm")]
@@ -174,7 +174,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub stats: bool,
     /// Write a receipt of the run, which `pensive replay` checks
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     pub receipt: Option<PathBuf>,
     /// Several thoughts at once.
     #[command(flatten)]
@@ -228,7 +228,7 @@ pub struct LoadArgs {
     /// Load even what does not fit into memory
     #[arg(long)]
     pub force: bool,
-    /// Download a missing model without asking
+    /// Download a missing model without asking, also where it is above 10 GB or nobody can be asked
     #[arg(short, long)]
     pub yes: bool,
     /// Never use the network
@@ -262,7 +262,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
     pub think_budget: Option<usize>,
     /// Tokens that the thought takes at least: what would end it earlier becomes "Wait,"
-    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "no_think", value_parser = parse_whole::<usize>)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = parse_whole::<usize>)]
     pub min_think: Option<usize>,
     /// Longest time of the thought, as in 30s or 2m
     #[arg(long, value_name = "TIME", allow_negative_numbers = true, value_parser = parse_time)]
@@ -321,6 +321,7 @@ pub struct QuantizeArgs {
     /// Model to read: a name, a GGUF file, or a folder with safetensors
     pub model: String,
     /// GGUF file to write
+    #[arg(value_parser = file_to_write())]
     pub file: PathBuf,
     /// Mix of block types
     #[arg(short = 'T', long = "type", value_name = "TYPE", value_parser = parse_mix)]
@@ -331,7 +332,7 @@ pub struct QuantizeArgs {
     /// Replace the file if it is there
     #[arg(short, long)]
     pub force: bool,
-    /// Download a missing model without asking
+    /// Download a missing model without asking, also where it is above 10 GB or nobody can be asked
     #[arg(short, long)]
     pub yes: bool,
     /// Never use the network
@@ -405,6 +406,9 @@ pub struct ShowArgs {
     /// What weights that have more bits are loaded as, for the memory that is needed [default: auto]
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<Quantize>,
+    /// Never use the network
+    #[arg(long)]
+    pub offline: bool,
     /// Print a JSON object
     #[arg(long)]
     pub json: bool,
@@ -459,7 +463,8 @@ pub struct BenchArgs {
         value_name = "N,…",
         value_delimiter = ',',
         alias = "n-prompt",
-        default_value = "512"
+        default_value = "512",
+        value_parser = parse_whole::<usize>
     )]
     pub prompt: Vec<usize>,
     /// Tokens to generate; 0: none
@@ -469,7 +474,8 @@ pub struct BenchArgs {
         value_name = "N,…",
         value_delimiter = ',',
         alias = "n-gen",
-        default_value = "128"
+        default_value = "128",
+        value_parser = parse_whole::<usize>
     )]
     pub generate: Vec<usize>,
     /// Tokens in the cache before
@@ -479,7 +485,8 @@ pub struct BenchArgs {
         value_name = "N,…",
         value_delimiter = ',',
         alias = "n-depth",
-        default_value = "0"
+        default_value = "0",
+        value_parser = parse_whole::<usize>
     )]
     pub depth: Vec<usize>,
     /// Sequences that generate together, after the same cache: tokens per second of all of them
@@ -513,7 +520,7 @@ pub struct BenchArgs {
     /// Load even what does not fit into memory
     #[arg(long)]
     pub force: bool,
-    /// Download a missing model without asking
+    /// Download a missing model without asking, also where it is above 10 GB or nobody can be asked
     #[arg(short, long)]
     pub yes: bool,
     /// Never use the network
@@ -541,7 +548,7 @@ pub enum BenchFormat {
 pub struct PerplexityArgs {
     /// Model to measure
     pub model: String,
-    /// Text to predict
+    /// Text to predict; - is standard input
     #[arg(long, value_name = "FILE", group = "what")]
     pub text: Option<PathBuf>,
     /// Safetensors file with `input_ids`, `top_ids` and `top_logprobs` of a reference implementation
@@ -640,21 +647,37 @@ impl From<KvArg> for KvType {
 }
 
 impl GenerateArgs {
-    /// Refuses bounds that contradict each other.
+    /// Refuses bounds that contradict each other, or that no thought is asked for.
     ///
     /// # Errors
     /// [`Error::Usage`] with both.
     pub fn check(&self) -> Result<()> {
-        let Some(min) = self.min_think.filter(|&min| min > 0) else { return Ok(()) };
-        if self.think() == Some(Think::Off) {
-            return Err(Error::Usage(format!("--min-think {min} asks for a thought, --think off for none")));
-        }
-        match self.think_budget {
-            Some(budget) if budget < min => Err(Error::Usage(format!(
-                "--min-think {min} is more than --think-budget {budget}: lower the one or raise the other"
-            ))),
-            _ => Ok(()),
-        }
+        let none = if self.no_think { "--no-think" } else { "--think off" };
+        let what = match (self.think(), self.bounds().first(), self.think_budget, self.min_think) {
+            (Some(Think::Off), Some(bound), ..) => {
+                format!("{bound} is about a thought, {none} asks for none: leave one of them out")
+            }
+            (Some(Think::On), _, Some(0), _) => {
+                "--think on asks for a thought, --think-budget 0 for none: leave one of them out".into()
+            }
+            (_, _, Some(budget), Some(min)) if budget < min => {
+                format!(
+                    "--min-think {min} is more than --think-budget {budget}: lower the one or raise the other"
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Usage(what))
+    }
+
+    /// The options that bound a thought, of those that are given.
+    pub fn bounds(&self) -> Vec<&'static str> {
+        let bounds = [
+            (self.think_budget.is_some_and(|most| most > 0), "--think-budget"),
+            (self.think_time.is_some(), "--think-time"),
+            (self.min_think.is_some_and(|least| least > 0), "--min-think"),
+        ];
+        bounds.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
     }
 
     /// Bounds on the thought.
@@ -697,6 +720,14 @@ where
     T: serde::de::DeserializeOwned + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(words).try_map(|word| serde_json::from_value::<T>(word.into()))
+}
+
+/// A file to write; `-` would be one of this name, where standard output is meant.
+fn file_to_write() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str() == "-" {
+        true => Err("it must be a file, no standard output; a file of this name is ./-"),
+        false => Ok(path),
+    })
 }
 
 fn parse_mix(text: &str) -> Result<Mix, String> {

@@ -30,6 +30,8 @@ mod words;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
 use args::{ChatArgs, Cli, Command};
 use render::{Console, RESET, error_line, is_closed_pipe};
 use settings::{Flags, Origin, Settings};
@@ -113,39 +115,73 @@ fn failure(error: &Error) -> ExitCode {
     if is_closed_pipe(error) {
         return ExitCode::SUCCESS;
     }
-    error_line(render::harmless(&format!("pensive: {error}"))); // it may quote a file
+    error_line(render::harmless(&format!("pensive: {error}{}", remedy(error)))); // it may quote a file
     ExitCode::from(match error {
         _ if interrupt::caught() => interrupt::EXIT_INTERRUPTED,
-        Error::Usage(_) => EXIT_USAGE,
+        Error::Usage(_) | Error::Room { .. } => EXIT_USAGE,
         _ => EXIT_FAILURE,
     })
 }
 
+/// The options that help, of an error that knows of none.
+fn remedy(error: &Error) -> &'static str {
+    match error {
+        Error::Room { of_context: false, .. } => "; raise --max-tokens, or add --no-think",
+        Error::Room { of_context: true, .. } => "; raise --context, or add --no-think",
+        _ => "",
+    }
+}
+
 /// Prints clap's help, version or error.
 fn usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        error_line(not_utf8(args));
+        return ExitCode::from(EXIT_USAGE);
+    }
     let _ = error.print();
-    if let Some(word) = unknown_command(error) {
-        error_line(format!("\nTo chat with a model: pensive chat {word}"));
-    } else if let Some(line) = meant_chat(error, args) {
-        error_line(format!("\nTo chat with the configured or last used model: {line}"));
+    if let Some(line) = meant_model(error, args).or_else(|| meant_chat(error, args)) {
+        error_line(format!("\n{line}"));
     }
     ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 })
+}
+
+/// clap does not say which argument is no text.
+fn not_utf8(args: &[OsString]) -> String {
+    let names = args.iter().filter(|arg| arg.to_str().is_none()).map(|arg| format!("{arg:?}"));
+    let names = names.collect::<Vec<_>>().join(", ");
+    format!("pensive: {names}: it is not UTF-8: rename the file, or type the text anew")
 }
 
 /// The command line with `chat` in it, where its options stand without a command.
 fn meant_chat(error: &clap::Error, args: &[OsString]) -> Option<String> {
     let (program, options) = args.split_first()?;
     let chat = || [program.clone(), "chat".into()].into_iter().chain(options.iter().cloned());
-    let is_chat = error.kind() == clap::error::ErrorKind::UnknownArgument && args::parse(chat()).is_ok();
-    let words = options.iter().map(|word| word.to_string_lossy());
-    is_chat.then(|| words.fold("pensive chat".to_owned(), |line, word| format!("{line} {word}")))
+    let is_chat = error.kind() == ErrorKind::UnknownArgument && args::parse(chat()).is_ok();
+    is_chat
+        .then(|| format!("To chat with the configured or last used model: pensive chat {}", words(options)))
 }
 
-/// The word that stands where a command should: often a model's name.
-fn unknown_command(error: &clap::Error) -> Option<&str> {
-    use clap::error::{ContextKind, ContextValue, ErrorKind};
-    match (error.kind(), error.get(ContextKind::InvalidSubcommand)) {
-        (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) => Some(word),
-        _ => None,
+/// The command line that was meant where a model's name, or a question, stands in place of a command.
+fn meant_model(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+    let at = args.iter().skip(1).position(|arg| !arg.to_string_lossy().starts_with('-'))? + 1;
+    let is_help = args[at] != **word; // `pensive help WORD`
+    let is_slip = error.get(ContextKind::SuggestedSubcommand).is_some();
+    if is_help {
+        return None;
+    } else if is_model(word) {
+        return Some(format!("To chat with a model: pensive chat {word}"));
     }
+    let question = words(&args[at..]);
+    let is_question = !is_slip && question.contains(' ');
+    is_question.then(|| format!("To ask a model: pensive run MODEL \"{question}\""))
+}
+
+/// Whether a word names a model, here or at the hub.
+fn is_model(word: &str) -> bool {
+    settings::model_name(word).and_then(|name| pull::hub(true)?.reference(&name)).is_ok()
+}
+
+fn words(args: &[OsString]) -> String {
+    args.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -41,6 +41,7 @@ pub(super) fn run(args: &RunArgs, console: &Console) -> Result<ExitCode> {
         system.chain([Message::user(prompt)]).collect::<Vec<_>>().into()
     };
     if let Some(how) = how {
+        votes::check(how, options.sampling.over(model.sampling()))?;
         let votes = model.vote(prompt, &options, how)?;
         if how.boxed && !args.json {
             console.note(format!("asked as well: {}", crate::api::BOXED.trim()));

@@ -19,7 +19,24 @@ pub fn load(settings: &Settings, console: &Console) -> Result<Model> {
     if let Some(called) = settings.model.as_ref().filter(|called| embedded::path(&called.value).is_none()) {
         settings.paths.remember_model(&called.value);
     }
+    tell_useless(settings, &model, console);
     Ok(model)
+}
+
+/// Says which options do nothing with this model.
+fn tell_useless(settings: &Settings, model: &Model, console: &Console) {
+    let (generate, name) = (&settings.flags.generate, model.name());
+    // too short a thought cannot be made longer where none ends: that is an error, not useless
+    let bounds = generate.bounds().into_iter().filter(|&bound| bound != "--min-think" && !model.thinks());
+    for bound in bounds {
+        console.note(format!("{bound} does nothing: {name} is not known to think"));
+    }
+    for (variable, _) in generate.template_var.iter().filter(|(variable, _)| !model.reads_variable(variable))
+    {
+        let what =
+            format!("--template-var {variable} does nothing: the chat template of {name} does not read it");
+        console.note(what);
+    }
 }
 
 /// [`load`], but the model is not remembered as the one that was used last: for measuring.

@@ -10,7 +10,7 @@ use super::output::{Report, Screen};
 use super::render::{Console, error_line, harmless};
 use crate::api::{Count, Outcome, VoteEvent, VoteOptions, Votes};
 use crate::reasoning::answers::final_answer;
-use crate::{Error, Event, Finish, Model, Result, Stats};
+use crate::{Error, Event, Finish, Model, Result, Sampling, Stats};
 
 /// How often the table changes.
 const EVERY: Duration = Duration::from_millis(100);
@@ -26,6 +26,20 @@ pub(super) fn options(args: &VoteArgs) -> Result<Option<VoteOptions>> {
         return Err(Error::Usage(what));
     }
     Ok(Some(VoteOptions { count, until_agree: args.until_agree, boxed: !args.no_boxed }))
+}
+
+/// Refuses a vote of equal thoughts.
+///
+/// # Errors
+/// The temperature is 0.
+pub(super) fn check(how: VoteOptions, sampling: Sampling) -> Result<()> {
+    if sampling.temperature > 0.0 {
+        return Ok(());
+    }
+    let votes = how.count;
+    let what =
+        format!("--votes {votes} at temperature 0: all thoughts would be the same; add --temperature 0.6");
+    Err(Error::Usage(what))
 }
 
 /// Runs a vote to its end, with a table on a terminal.

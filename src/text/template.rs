@@ -149,6 +149,12 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// Whether it reads a variable of this name that it does not set itself.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
     /// The rendered text.
     ///
     /// # Errors

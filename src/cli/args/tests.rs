@@ -66,7 +66,6 @@ fn contradictions_are_wrong_usage() {
         "m hi --json --json-stream",
         "m hi --raw --system x",
         "m hi --raw --no-think",
-        "m hi --min-think 9 --no-think",
         "m hi --system x --system-file y",
         "m hi -q -v",
     ] {
@@ -83,7 +82,15 @@ fn a_thought_is_asked_to_be_no_longer_than_it_may_be() {
         check(line).unwrap();
     }
     assert!(check("m hi --min-think 100 --think-budget 10").unwrap_err().contains("--think-budget 10"));
-    assert!(check("m hi --min-think 100 --think off").unwrap_err().contains("--think off"));
+    for bound in ["--min-think 100", "--think-budget 20", "--think-time 5s"] {
+        for none in ["--think off", "--no-think"] {
+            let error = check(&format!("m hi {bound} {none}")).unwrap_err();
+            let option = bound.split(' ').next().unwrap();
+            assert!(error.contains(option) && error.contains(none), "{bound} {none}: {error}");
+        }
+    }
+    check("m hi --no-think --think-budget 0").unwrap();
+    assert!(check("m hi --think on --think-budget 0").unwrap_err().contains("--think-budget 0"));
 }
 
 #[test]

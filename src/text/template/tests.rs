@@ -260,3 +260,14 @@ fn a_checkpoint_s_template_is_found_wherever_it_is_kept() {
     std::fs::write(folder.path().join("chat_template.jinja"), "file").unwrap();
     assert_eq!(source().as_deref(), Some("file"));
 }
+
+#[test]
+fn a_template_reads_what_it_looks_up_and_does_not_set_first() {
+    let template = ChatTemplate::new(
+        "{% if enable_thinking is defined and not enable_thinking %}a{% endif %}{% set own = 1 %}{{ own }}\
+         {% if effort is not defined %}{% set effort = 'low' %}{% endif %}{{ effort }}",
+    )
+    .unwrap();
+    assert!(template.reads("enable_thinking") && template.reads("effort"));
+    assert!(!template.reads("enable_thinkng") && !template.reads("own"));
+}
