@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::atomic::Ordering::SeqCst;
 
 use common::command::{Answer, Home};
 use pensive::checkpoint::{Value, write::GgufWriter};
@@ -166,4 +167,33 @@ fn a_hyphen_is_no_file_to_write() {
         assert!(answer.code == Some(2) && answer.stderr.contains("it must be a file"), "{answer:?}");
         assert!(!home.path().join("-").exists());
     }
+}
+
+#[test]
+fn a_repository_that_is_not_downloaded_is_shown_as_the_hub_lists_it() {
+    let file = gguf(&[("general.architecture", "qwen2")]);
+    let size = file.len();
+    let hub = Server::new(&[("r-Q4_K_M.gguf", file.clone()), ("r-Q8_0.gguf", file)]);
+    let home = Home::new();
+    let facts = online(&home, &hub, &["show", "o/r", "--json"]).json();
+    assert_eq!((&facts["downloaded"], &facts["licence"]), (&false.into(), &"mit".into()));
+    assert_eq!((&facts["quantization"], &facts["bytes"]), (&"Q4_K_M".into(), &size.into()));
+    assert_eq!(facts["files"], serde_json::json!(["r-Q4_K_M.gguf"]));
+    assert_eq!(facts["choices"], serde_json::json!(["Q4_K_M", "Q8_0"]));
+    let text = online(&home, &hub, &["show", "o/r:q8_0"]);
+    assert!(text.succeeds().contains("not downloaded: `pensive pull o/r:q8_0`"), "{text:?}");
+    online(&home, &hub, &["show", "o/r", "--offline"]).fails(1, &["o/r is not on this machine"]);
+}
+
+#[test]
+fn a_hub_that_has_had_too_many_requests_is_waited_for() {
+    let hub = Server::new(&[("r-Q4_K_M.gguf", gguf(&[("general.architecture", "qwen2")]))]);
+    let home = Home::new();
+    *hub.state.retry_after.lock().unwrap() = Some(1);
+    hub.state.busy.store(1, SeqCst);
+    let pulled = online(&home, &hub, &["pull", "o/r"]);
+    assert!(pulled.code == Some(0) && pulled.stderr.contains("the hub asks to wait 1 s"), "{pulled:?}");
+    *hub.state.retry_after.lock().unwrap() = Some(100);
+    hub.state.busy.store(9, SeqCst);
+    online(&home, &hub, &["show", "o/r:q8_0"]).fails(1, &["try again in 100 s", "HF_TOKEN"]);
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::args::{LoadArgs, PullArgs};
 use super::interrupt::{self, Second};
@@ -37,7 +38,7 @@ pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
                 return Err(Error::file(path, "it is on this machine already: there is nothing to pull"));
             }
         };
-        let plan = hub.plan(&reference)?;
+        let plan = plan(&hub, &reference, console)?;
         announce(&plan, console);
         download(&hub, &plan, name, console)?
     };
@@ -51,6 +52,15 @@ pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
 pub(super) fn hub(offline: bool) -> Result<Hub> {
     let settings = Settings::from_env()?;
     Ok(Hub::new(if offline { settings.offline(true) } else { settings }))
+}
+
+/// What the hub says that a download would fetch.
+pub(super) fn plan(hub: &Hub, reference: &HubReference, console: &Console) -> Result<Plan> {
+    hub.plan(reference, &|wait| console.note(asks_to_wait(wait)))
+}
+
+fn asks_to_wait(wait: Duration) -> String {
+    format!("the hub asks to wait {} s", wait.as_secs())
 }
 
 /// Sees to it that the files of a model are here, for `run` and `chat`.
@@ -78,7 +88,7 @@ pub(super) fn ensure(name: &str, args: &LoadArgs, console: &Console) -> Result<(
 }
 
 fn fetch(hub: &Hub, reference: &HubReference, name: &str, yes: bool, console: &Console) -> Result<()> {
-    let plan = hub.plan(reference)?;
+    let plan = plan(hub, reference, console)?;
     announce(&plan, console);
     let size = plan.missing_bytes();
     if !yes && size > ASK_ABOVE_BYTES && !console.confirm(&format!("Download {}?", bytes(size)))? {
@@ -140,7 +150,7 @@ fn download(hub: &Hub, plan: &Plan, name: &str, console: &Console) -> Result<Loc
         if std::mem::replace(&mut checks, progress.phase == Phase::Checking) != checks {
             bar.finish();
         }
-        show(&mut bar, progress);
+        show(&mut bar, progress, console);
     };
     let result = hub.pull(plan, &mut show, &cancel);
     drop((bar, armed));
@@ -150,12 +160,16 @@ fn download(hub: &Hub, plan: &Plan, name: &str, console: &Console) -> Result<Loc
     })
 }
 
-fn show(bar: &mut Bar, progress: &Progress<'_>) {
+fn show(bar: &mut Bar, progress: &Progress<'_>, console: &Console) {
     bar.update(progress.done, progress.total);
     bar.message(match progress.phase {
         Phase::Waiting => "waiting for another download of this file".into(),
         Phase::Checking => "checking what an earlier download left".into(),
-        Phase::Retrying { attempt } => format!("the connection broke, try {}", attempt + 1),
+        Phase::Retrying { wait: Some(wait), .. } => {
+            bar.note(console, asks_to_wait(wait));
+            "waiting".into()
+        }
+        Phase::Retrying { attempt, wait: None } => format!("the connection broke, try {}", attempt + 1),
         Phase::Downloading => progress.file.rsplit('/').next().unwrap_or_default().to_owned(),
     });
 }

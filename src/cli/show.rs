@@ -7,15 +7,15 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::args::ShowArgs;
-use super::memory;
 use super::render::{Console, bytes, gib, print, table};
 use super::session::{Named, missing};
+use super::{memory, pull};
 use crate::api::memory::{Needs, Sizes, available_and_total_bytes};
 use crate::api::{Quantize, ROOM, expectation, generation_config};
 use crate::backend::KvType;
 use crate::catalog::{self, Entry};
 use crate::checkpoint::{Checkpoint, Metadata, Tensor, Value, embedded};
-use crate::hub::{Located, Reference, Select};
+use crate::hub::{HubReference, Located, Reference, Select};
 use crate::model::{Decoder, Hyperparameters, Reads, Synthetic};
 use crate::quant::BlockType;
 use crate::reasoning::Markers;
@@ -25,7 +25,7 @@ use crate::{Error, Result, Sampling, Think};
 /// Contexts that the memory is given for beside the model's own, tokens.
 const CONTEXTS: [usize; 2] = [8_192, 32_768];
 
-pub(super) fn run(args: &ShowArgs, _: &Console) -> Result<ExitCode> {
+pub(super) fn run(args: &ShowArgs, console: &Console) -> Result<ExitCode> {
     let named = Named::find(&args.model)?;
     let facts = match (&named.located, &named.reference) {
         (Some(located), _) => {
@@ -39,7 +39,7 @@ pub(super) fn run(args: &ShowArgs, _: &Console) -> Result<ExitCode> {
                 };
                 from_catalog(&args.model, entry, quantization, args.context)
             }
-            _ => return Err(missing(&named.name)),
+            _ => from_hub(&args.model, &named.name, reference, args.offline, console)?,
         },
         (None, Reference::Path(_)) => return Err(missing(&named.name)),
     };
@@ -59,15 +59,17 @@ struct Facts {
     downloaded: bool,
     repository: Option<String>,
     commit: Option<String>,
-    architecture: String,
-    parameters: u64,
-    quantization: String,
+    /// None of these is known of a model that only the hub has.
+    architecture: Option<String>,
+    parameters: Option<u64>,
+    quantization: Option<String>,
     /// Bytes of the weights: of the files, or estimated.
     bytes: Option<u64>,
     /// What the weights are quantized to while they are loaded.
     loaded_as: Option<String>,
     context: Option<usize>,
-    runnable: bool,
+    /// None: it will be known when it is here.
+    runnable: Option<bool>,
     why_not: Option<String>,
     licence: Option<String>,
     memory: Vec<Memory>,
@@ -75,8 +77,11 @@ struct Facts {
     expected_tokens_per_second: Option<f64>,
     chat_template: Option<bool>,
     thinking: Option<Thinking>,
-    sampling: Sampling,
+    sampling: Option<Sampling>,
+    /// Of a model that only the hub has: their paths there.
     files: Vec<String>,
+    /// Quantizations that the hub has.
+    choices: Vec<String>,
 }
 
 /// Memory needed at a context.
@@ -130,22 +135,61 @@ fn from_catalog(name: &str, entry: &Entry, quantization: String, context: Option
         downloaded: false,
         repository: Some(entry.repository.clone()),
         commit: None,
-        architecture: entry.architecture.clone(),
-        parameters: (entry.shape.billions * 1e9) as u64,
-        quantization,
+        architecture: Some(entry.architecture.clone()),
+        parameters: Some((entry.shape.billions * 1e9) as u64),
+        quantization: Some(quantization),
         bytes,
         loaded_as: None,
         context: Some(entry.shape.context),
-        runnable: entry.runnable().is_ok(),
+        runnable: Some(entry.runnable().is_ok()),
         why_not: entry.runnable().err(),
         licence: Some(entry.licence.clone()),
         memory,
         expected_tokens_per_second: expected,
         chat_template: None,
         thinking: Some(Thinking::of(entry)),
-        sampling: entry.sampling.over(Sampling::default()),
+        sampling: Some(entry.sampling.over(Sampling::default())),
         files: Vec::new(),
+        choices: Vec::new(),
     }
+}
+
+/// Of a repository that is not in the catalog: what the hub lists.
+fn from_hub(
+    shown: &str,
+    name: &str,
+    reference: &HubReference,
+    offline: bool,
+    console: &Console,
+) -> Result<Facts> {
+    let hub = pull::hub(offline)?;
+    if hub.settings().offline.value {
+        return Err(missing(name));
+    }
+    let plan = pull::plan(&hub, reference, console)?;
+    let bytes = plan.total_bytes();
+    Ok(Facts {
+        name: shown.to_owned(),
+        downloaded: false,
+        repository: Some(plan.repository),
+        commit: Some(plan.commit),
+        architecture: None,
+        parameters: None,
+        quantization: plan.quantization,
+        bytes: Some(bytes),
+        loaded_as: None,
+        context: None,
+        runnable: None,
+        why_not: None,
+        licence: plan.licence,
+        memory: Vec::new(),
+        expected_tokens_per_second: None,
+        chat_template: None,
+        thinking: None,
+        sampling: None,
+        files: plan.files.into_iter().map(|file| file.path).collect(),
+        choices: plan.choices,
+    })
 }
 
 fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Quantize) -> Result<Facts> {
@@ -202,25 +246,30 @@ fn from_files(name: &str, located: &Located, context: Option<usize>, quantize: Q
         downloaded: true,
         repository: located.repository.clone(),
         commit: located.commit.clone(),
-        parameters: checkpoint.tensors.values().map(|t| (t.rows() * t.columns()) as u64).sum(),
-        quantization: located.quantization.clone().unwrap_or_else(|| main_type(checkpoint.tensors.values())),
+        parameters: Some(checkpoint.tensors.values().map(|t| (t.rows() * t.columns()) as u64).sum()),
+        quantization: Some(
+            located.quantization.clone().unwrap_or_else(|| main_type(checkpoint.tensors.values())),
+        ),
         bytes: Some(weights),
         loaded_as: conversion.map(|to| to.mix.name.to_owned()),
         context: own_context,
-        runnable: runnable.is_ok(),
+        runnable: Some(runnable.is_ok()),
         why_not: runnable.err(),
         licence: entry.map(|e| e.licence.clone()).or_else(|| fields.text("general.license")),
         expected_tokens_per_second: expected,
         memory,
         chat_template: Some(template.is_some()),
         thinking: entry.map(Thinking::of).or_else(by_files),
-        sampling: entry
-            .map(|e| e.sampling)
-            .unwrap_or_default()
-            .or(generation_config(&checkpoint.metadata))
-            .over(Sampling::default()),
+        sampling: Some(
+            entry
+                .map(|e| e.sampling)
+                .unwrap_or_default()
+                .or(generation_config(&checkpoint.metadata))
+                .over(Sampling::default()),
+        ),
         files: checkpoint.files.iter().map(|f| f.display().to_string()).collect(),
-        architecture: fields.architecture,
+        choices: Vec::new(),
+        architecture: Some(fields.architecture),
     })
 }
 
@@ -270,7 +319,7 @@ fn expected_speed(reads: &Reads, memory: &[Memory], file: Option<&Path>) -> Opti
 
 /// A file on the disk that models are downloaded to, as far as one is there: the largest of the cache, else this program.
 fn file_on_the_disk() -> Option<PathBuf> {
-    let cached = super::pull::hub(true).and_then(|hub| hub.list()).unwrap_or_default();
+    let cached = pull::hub(true).and_then(|hub| hub.list()).unwrap_or_default();
     let files = cached.into_iter().flat_map(|model| model.files);
     let size = |file: &PathBuf| std::fs::metadata(file).map_or(0, |there| there.len());
     files.max_by_key(size).or_else(|| std::env::current_exe().ok())
@@ -353,9 +402,9 @@ impl Facts {
         let unknown = || "unknown".to_owned();
         let mut lines: Vec<(&str, String)> = vec![
             ("model", self.name.clone()),
-            ("architecture", self.architecture.clone()),
-            ("parameters", parameters(self.parameters)),
-            ("quantization", self.quantization.clone()),
+            ("architecture", self.architecture.clone().unwrap_or_else(unknown)),
+            ("parameters", self.parameters.map_or_else(unknown, parameters)),
+            ("quantization", self.quantization.clone().unwrap_or_else(unknown)),
             ("size", self.bytes.map_or_else(unknown, |n| self.size(n))),
             ("context", self.context.map_or_else(unknown, |n| format!("{n} tokens"))),
             ("licence", self.licence.clone().unwrap_or_else(unknown)),
@@ -381,24 +430,29 @@ impl Facts {
         if let Some(template) = self.chat_template {
             lines.push(("chat template", if template { "yes" } else { "none" }.into()));
         }
-        lines.push((
-            "thinking",
-            self.thinking.as_ref().map_or("no markers known".into(), |t| {
-                format!("{} … {}, {} by default", t.start, t.end, json_word(&t.default))
-            }),
-        ));
+        let thinking = self.thinking.as_ref();
+        let thinking =
+            thinking.map(|t| format!("{} … {}, {} by default", t.start, t.end, json_word(&t.default)));
+        if self.runnable.is_some() || thinking.is_some() {
+            lines.push(("thinking", thinking.unwrap_or("no markers known".into())));
+        }
         lines.extend(self.why_not.iter().map(|why| ("cannot be run", why.clone())));
-        lines.push(("sampling", sampling(&self.sampling)));
+        lines.extend(self.sampling.iter().map(|s| ("sampling", sampling(s))));
         lines.extend(self.repository.iter().map(|repository| ("repository", repository.clone())));
         lines.extend(self.commit.iter().map(|commit| ("commit", commit.clone())));
-        for (i, file) in self.files.iter().enumerate() {
-            lines.push((if i == 0 { "files" } else { "" }, file.clone()));
+        if !self.choices.is_empty() {
+            lines.push(("the hub has", self.choices.join(", ")));
         }
+        let mut files = self.files.clone();
         if !self.downloaded {
-            let advice =
-                if self.runnable { format!(": `pensive pull {}`", self.name) } else { String::new() };
-            lines.push(("files", format!("not downloaded{advice}")));
+            let advice = match self.runnable {
+                Some(false) => String::new(),
+                _ => format!(": `pensive pull {}`", self.name),
+            };
+            files.push(format!("not downloaded{advice}"));
         }
+        lines
+            .extend(files.into_iter().enumerate().map(|(i, file)| (if i == 0 { "files" } else { "" }, file)));
         lines.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect()
     }
 

@@ -23,6 +23,9 @@ const CONNECT: Duration = Duration::from_secs(15);
 const ANSWER: Duration = Duration::from_secs(60);
 const NEXT_BYTES: Duration = Duration::from_secs(30);
 
+/// Longest wait that a server may ask for.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// Bytes that an answer which is read into memory has at most; the largest index of shards has nine million.
 const LARGEST_ANSWER: u64 = 64 << 20;
 
@@ -152,6 +155,7 @@ impl Client {
         let endpoint = &self.settings.endpoint.value;
         let token = &self.settings.token;
         let head = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        let wait = head("retry-after").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
         let status = answer.status().as_u16();
         let gated = format!(
             "{repository} is gated: accept its licence at {endpoint}/{repository}, then set HF_TOKEN to a token of that account"
@@ -169,9 +173,13 @@ impl Client {
                     token.origin
                 ),
             },
+            (429, _) => {
+                let when = wait.map_or("later".into(), |wait| format!("in {} s", wait.as_secs()));
+                let token = if token.value.is_none() { ", or set HF_TOKEN" } else { "" };
+                format!("{endpoint} has had too many requests from here: try again {when}{token}")
+            }
             _ => format!("{endpoint} refuses {repository}: {}", answer.status()),
         };
-        let wait = head("retry-after").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
         Failure { what, passing: status == 408 || status == 429 || status >= 500, wait }
     }
 }

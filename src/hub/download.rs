@@ -16,7 +16,7 @@ use ureq::http::header;
 use ureq::http::response::Parts;
 
 use super::cache::CachedRepo;
-use super::client::{Client, Failure};
+use super::client::{Client, Failure, LONGEST_PAUSE};
 use super::plan::{Hash, Phase, Plan, PlannedFile, Progress, size};
 use crate::{Error, Result};
 
@@ -24,8 +24,6 @@ use crate::{Error, Result};
 const TRIES: u32 = 5;
 /// Wait after the first failure; it doubles with every further one.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Longest wait that a server may ask for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long a cancel may stay unseen while nothing arrives.
 const GLANCE: Duration = Duration::from_millis(100);
 /// Bytes of a piece of a body, and pieces that may wait to be written.
@@ -101,8 +99,9 @@ impl Download<'_> {
                 };
                 return Err(Error::Hub(format!("{}: {}{kept}", file.path, failure.what)));
             }
-            self.report(file, Phase::Retrying { attempt: failures }, partial.length);
-            self.sleep(failure.wait.unwrap_or(PAUSE * 2u32.pow(failures - 1)).min(LONGEST_PAUSE))?;
+            let wait = failure.wait.map(|wait| wait.min(LONGEST_PAUSE));
+            self.report(file, Phase::Retrying { attempt: failures, wait }, partial.length);
+            self.sleep(wait.unwrap_or(PAUSE * 2u32.pow(failures - 1)))?;
         }
         let found = partial.hash.finish();
         if found != hash || partial.length != file.size {

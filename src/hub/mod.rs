@@ -19,6 +19,7 @@ mod settings;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 pub use cached::Cached;
 pub use plan::{Phase, Plan, PlannedFile, Progress};
@@ -116,12 +117,13 @@ impl Hub {
         }
     }
 
-    /// Asks the hub what a download of `reference` would fetch.
+    /// Asks the hub what a download of `reference` would fetch. `waits` is told how long a hub that has had too many
+    /// requests asks to wait; up to a minute is waited.
     ///
     /// # Errors
     /// Offline; no such repository, revision, file or quantization (lists what is there); gated; no network.
-    pub fn plan(&self, reference: &HubReference) -> Result<Plan> {
-        plan::make(&self.settings, reference)
+    pub fn plan(&self, reference: &HubReference, waits: &dyn Fn(Duration)) -> Result<Plan> {
+        plan::make(&self.settings, reference, waits)
     }
 
     /// Downloads what the plan lacks. A download that was stopped goes on where it stopped; SHA-256 is compared

@@ -1,13 +1,14 @@
 //! What a download will fetch, and how it goes.
 
 use std::path::Path;
+use std::time::Duration;
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::Settings;
 use super::cache::CachedRepo;
-use super::client::{Client, Failure, RemoteFile};
+use super::client::{Client, Failure, LONGEST_PAUSE, RemoteFile};
 use super::group::Group;
 use super::models::{Choice, choose, models};
 use super::reference::{HubReference, Select};
@@ -37,6 +38,8 @@ pub struct Plan {
     pub free_disk: Option<u64>,
     /// The catalog's entry.
     pub entry: Option<&'static Entry>,
+    /// What the repository has: quantizations (`Q4_K_M`), paths of files whose names have none, or `safetensors`.
+    pub choices: Vec<String>,
 }
 
 /// A file of a [`Plan`].
@@ -154,6 +157,8 @@ pub enum Phase {
     Retrying {
         /// 1 is the first try after the first failure.
         attempt: u32,
+        /// How long the hub asks to wait before it.
+        wait: Option<Duration>,
     },
 }
 
@@ -161,13 +166,13 @@ pub enum Phase {
 const TRIES: u32 = 3;
 
 /// Asks the hub for the listing and finds the reference's files in it.
-pub(super) fn make(settings: &Settings, reference: &HubReference) -> Result<Plan> {
+pub(super) fn make(settings: &Settings, reference: &HubReference, waits: &dyn Fn(Duration)) -> Result<Plan> {
     if settings.offline.value {
         let what = "is asked for at the hub, and pensive is offline (--offline or HF_HUB_OFFLINE)";
         return Err(Error::Hub(format!("{reference} {what}")));
     }
     let client = Client::new(settings)?;
-    let listing = patiently(|| client.listing(&reference.repository, &reference.revision))?;
+    let listing = patiently(waits, || client.listing(&reference.repository, &reference.revision))?;
     let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
     let planned = |path: &str| {
         let remote = listing.files.iter().find(|file| file.path == path);
@@ -178,11 +183,13 @@ pub(super) fn make(settings: &Settings, reference: &HubReference) -> Result<Plan
     };
     let paths: Vec<&str> = listing.files.iter().map(|file| file.path.as_str()).collect();
     let index = || {
-        let index = bytes(&client, &repo, reference, &listing.commit, &planned(INDEX)?)?;
+        let index = bytes(&client, &repo, reference, &listing.commit, &planned(INDEX)?, waits)?;
         Index::parse(&index).map_err(|what| Error::Hub(format!("{}: {INDEX}: {what}", reference.repository)))
     };
     let groups = models(&paths, index)?;
     let group = pick(&groups, reference)?;
+    let mut choices: Vec<String> = groups.iter().map(|group| group.shown().to_owned()).collect();
+    choices.dedup();
     let files = group.parts.iter().map(|path| planned(path)).collect::<Result<_>>()?;
     let entry = group.entry(&reference.repository, reference.entry);
     Ok(Plan {
@@ -195,6 +202,7 @@ pub(super) fn make(settings: &Settings, reference: &HubReference) -> Result<Plan
         licence: entry.map(|entry| entry.licence.clone()).or(listing.licence),
         free_disk: free_disk(&settings.cache.value),
         entry,
+        choices,
     })
 }
 
@@ -205,12 +213,13 @@ fn bytes(
     reference: &HubReference,
     commit: &str,
     file: &PlannedFile,
+    waits: &dyn Fn(Duration),
 ) -> Result<Vec<u8>> {
     let here = [repo.blob(file.hash()), repo.pointer(commit, &file.path)];
     if let Some(path) = here.iter().find(|path| has_size(path, file.size)) {
         return std::fs::read(path).map_err(|error| Error::io(path, error));
     }
-    let bytes = patiently(|| client.bytes(&reference.repository, commit, &file.path))?;
+    let bytes = patiently(waits, || client.bytes(&reference.repository, commit, &file.path))?;
     let mut hash = Hash::of(file);
     hash.update(&bytes);
     let found = hash.finish();
@@ -220,17 +229,20 @@ fn bytes(
     Ok(bytes)
 }
 
-fn patiently<T>(ask: impl Fn() -> Result<T, Failure>) -> Result<T> {
+/// Asks several times, unless the hub asks for more patience than there is; `waits` is told how long it asks to wait.
+fn patiently<T>(waits: &dyn Fn(Duration), ask: impl Fn() -> Result<T, Failure>) -> Result<T> {
     let mut tries = 1;
     loop {
-        match ask() {
+        let failure = match ask() {
             Ok(answer) => return Ok(answer),
-            Err(Failure { passing: true, .. }) if tries < TRIES => {
-                std::thread::sleep(std::time::Duration::from_millis(250 << tries));
-                tries += 1;
-            }
-            Err(failure) => return Err(Error::Hub(failure.what)),
+            Err(failure) => failure,
+        };
+        if !failure.passing || tries == TRIES || failure.wait > Some(LONGEST_PAUSE) {
+            return Err(Error::Hub(failure.what));
         }
+        failure.wait.into_iter().for_each(waits);
+        std::thread::sleep(failure.wait.unwrap_or(Duration::from_millis(250 << tries)));
+        tries += 1;
     }
 }
 

@@ -87,7 +87,7 @@ fn on_hub(hub: &Hub, name: &str) -> HubReference {
 }
 
 fn plan(hub: &Hub, name: &str) -> pensive::Result<Plan> {
-    hub.plan(&on_hub(hub, name))
+    hub.plan(&on_hub(hub, name), &|_| ())
 }
 
 fn pull(hub: &Hub, name: &str, progress: &mut dyn FnMut(&Progress)) -> pensive::Result<Located> {
@@ -224,6 +224,34 @@ fn a_server_that_is_busy_is_asked_again() {
 }
 
 #[test]
+fn a_hub_that_asks_to_wait_is_given_the_time_up_to_a_minute() {
+    let bench = Bench::new(&[(FILE, noise(1000))]);
+    let state = &bench.server.state;
+    let (hub, told) = (bench.hub(), std::cell::RefCell::new(Vec::new()));
+    let ask = || hub.plan(&on_hub(&hub, "o/r"), &|wait| told.borrow_mut().push(wait.as_secs()));
+    *state.retry_after.lock().unwrap() = Some(2);
+    state.busy.store(1, SeqCst);
+    let asked = Instant::now();
+    let planned = ask().unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(2) && *told.borrow() == [2], "{told:?}");
+
+    state.busy.store(1, SeqCst);
+    let mut waits = Vec::new();
+    let note = &mut |p: &Progress| {
+        if let Phase::Retrying { wait, .. } = p.phase {
+            waits.push(wait);
+        }
+    };
+    hub.pull(&planned, note, &AtomicBool::new(false)).unwrap();
+    assert_eq!(waits, [Some(Duration::from_secs(2))]);
+
+    *state.retry_after.lock().unwrap() = Some(3600);
+    state.busy.store(u64::MAX, SeqCst);
+    let error = ask().unwrap_err().to_string();
+    assert!(error.contains("in 3600 s, or set HF_TOKEN") && told.borrow().len() == 1, "{error}");
+}
+
+#[test]
 fn a_server_without_ranges_starts_over() {
     let bench = Bench::new(&[(FILE, noise(SIZE))]);
     bench.server.state.cut_after.store(800_000, SeqCst);
@@ -246,7 +274,7 @@ fn a_server_without_ranges_that_always_breaks_at_the_same_place_brings_no_progre
     let (hub, cancel) = (bench.hub(), AtomicBool::new(false));
     let mut attempts = Vec::new();
     let count = &mut |p: &Progress| {
-        if let Phase::Retrying { attempt } = p.phase {
+        if let Phase::Retrying { attempt, .. } = p.phase {
             attempts.push(attempt);
             cancel.store(attempts.len() == 3, SeqCst); // the waits get long
         }
