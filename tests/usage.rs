@@ -197,3 +197,16 @@ fn a_hub_that_has_had_too_many_requests_is_waited_for() {
     hub.state.busy.store(9, SeqCst);
     online(&home, &hub, &["show", "o/r:q8_0"]).fails(1, &["try again in 100 s", "HF_TOKEN"]);
 }
+
+#[test]
+fn a_pull_that_verifies_mends_a_damaged_file_and_says_so() {
+    let file = gguf(&[("general.architecture", "qwen2")]);
+    let hub = Server::new(&[("r-Q4_K_M.gguf", file.clone())]);
+    let home = Home::new();
+    let path = online(&home, &hub, &["pull", "o/r"]).succeeds().trim_end().to_owned();
+    std::fs::write(&path, vec![0; file.len()]).unwrap();
+    let mended = online(&home, &hub, &["pull", "o/r", "--verify"]);
+    assert_eq!(mended.succeeds().trim_end(), path);
+    assert!(mended.stderr.contains("r-Q4_K_M.gguf is not what the hub has"), "{mended:?}");
+    assert_eq!(std::fs::read(&path).unwrap(), file);
+}

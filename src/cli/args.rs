@@ -376,6 +376,9 @@ pub struct ReplayArgs {
 pub struct PullArgs {
     /// Model to download
     pub model: String,
+    /// Read files that are here again, and fetch anew those whose bytes are not the hub's
+    #[arg(long, conflicts_with = "offline")]
+    pub verify: bool,
     /// Changes nothing: `pull` never asks
     #[arg(short, long, hide = true)]
     pub yes: bool,

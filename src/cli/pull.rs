@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::args::{LoadArgs, PullArgs};
 use super::interrupt::{self, Second};
 use super::memory;
-use super::render::{Bar, Console, bytes, print};
+use super::render::{Bar, Console, Unit, bytes, print};
 use super::settings::model_name;
 use crate::checkpoint::embedded;
 use crate::hub::{Hub, HubReference, Located, Phase, Plan, Progress, Reference, Settings};
@@ -38,7 +38,7 @@ pub(super) fn run(args: &PullArgs, console: &Console) -> Result<ExitCode> {
                 return Err(Error::file(path, "it is on this machine already: there is nothing to pull"));
             }
         };
-        let plan = plan(&hub, &reference, console)?;
+        let plan = Plan { verify: args.verify, ..plan(&hub, &reference, console)? };
         announce(&plan, console);
         download(&hub, &plan, name, console)?
     };
@@ -143,7 +143,10 @@ fn download(hub: &Hub, plan: &Plan, name: &str, console: &Console) -> Result<Loc
         let cancel = Arc::clone(&cancel);
         move || cancel.store(true, Ordering::Relaxed)
     });
-    let mut bar = console.download_bar(plan.missing_bytes());
+    let mut bar = match plan.verify {
+        true => console.slow_bar("checking", Unit::Bytes),
+        false => console.download_bar(plan.missing_bytes()),
+    };
     let mut checks = false;
     let mut show = |progress: &Progress<'_>| {
         // What is read again is not the speed of what arrives.
@@ -164,6 +167,10 @@ fn show(bar: &mut Bar, progress: &Progress<'_>, console: &Console) {
     bar.update(progress.done, progress.total);
     bar.message(match progress.phase {
         Phase::Waiting => "waiting for another download of this file".into(),
+        Phase::Damaged => {
+            bar.note(console, format!("{} is not what the hub has: it is fetched anew", progress.file));
+            "fetching anew".into()
+        }
         Phase::Checking => "checking what an earlier download left".into(),
         Phase::Retrying { wait: Some(wait), .. } => {
             bar.note(console, asks_to_wait(wait));

@@ -73,7 +73,8 @@ impl Download<'_> {
         // under the lock: another process may remove what an earlier download left, and the folder with it
         make(&self.repo.blobs())?;
         // Another process may have finished it while this one waited.
-        if self.repo.is_here(file, &self.plan.commit) {
+        let here = self.repo.here(file, &self.plan.commit);
+        if here.map_or(Ok(false), |path| self.is_sound(file, &path))? {
             return self.repo.point(hash, &self.plan.commit, &file.path);
         }
         let path = self.repo.partial(hash);
@@ -160,17 +161,40 @@ impl Download<'_> {
         if partial.file.metadata().map_err(failed)?.len() > file.size {
             partial.restart(file).map_err(failed)?; // no beginning of this file
         }
+        self.read_again(file, &mut partial, &path)?;
+        Ok(partial)
+    }
+
+    fn read_again(&mut self, file: &PlannedFile, partial: &mut Partial, path: &Path) -> Result<()> {
         let mut buffer = vec![0; 1 << 20];
         loop {
-            let n = partial.file.read(&mut buffer).map_err(failed)?;
+            let n = partial.file.read(&mut buffer).map_err(|error| Error::io(path, error))?;
             if n == 0 {
-                return Ok(partial);
+                return Ok(());
             }
             partial.hash.update(&buffer[..n]);
             partial.length += n as u64;
             self.report(file, Phase::Checking, partial.length);
             self.check_cancel()?;
         }
+    }
+
+    /// Whether what is here is what the hub has, if the plan asks to look; what is not is removed.
+    fn is_sound(&mut self, file: &PlannedFile, path: &Path) -> Result<bool> {
+        if !self.plan.verify {
+            return Ok(true);
+        }
+        let failed = |error| Error::io(path, error);
+        let there = File::open(path).map_err(failed)?;
+        let mut there = Partial { file: there, hash: Hash::of(file), length: 0 };
+        self.read_again(file, &mut there, path)?;
+        drop(there.file); // Windows removes no open file
+        if there.hash.finish() == file.hash() {
+            return Ok(true);
+        }
+        self.report(file, Phase::Damaged, 0);
+        fs::remove_file(path).map_err(failed)?;
+        Ok(false)
     }
 
     /// Appends what one connection brings.

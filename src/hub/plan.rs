@@ -1,6 +1,6 @@
 //! What a download will fetch, and how it goes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha1::Sha1;
@@ -40,6 +40,8 @@ pub struct Plan {
     pub entry: Option<&'static Entry>,
     /// What the repository has: quantizations (`Q4_K_M`), paths of files whose names have none, or `safetensors`.
     pub choices: Vec<String>,
+    /// Whether files that are here are read again, and fetched anew where their bytes are not the hub's (off).
+    pub verify: bool,
 }
 
 /// A file of a [`Plan`].
@@ -151,6 +153,8 @@ pub enum Phase {
     Waiting,
     /// Reads what an earlier download left.
     Checking,
+    /// What is here is not what the hub has: it is removed, and fetched anew.
+    Damaged,
     /// Bytes arrive.
     Downloading,
     /// The connection broke; the next try is this one.
@@ -203,6 +207,7 @@ pub(super) fn make(settings: &Settings, reference: &HubReference, waits: &dyn Fn
         free_disk: free_disk(&settings.cache.value),
         entry,
         choices,
+        verify: false,
     })
 }
 
@@ -215,9 +220,8 @@ fn bytes(
     file: &PlannedFile,
     waits: &dyn Fn(Duration),
 ) -> Result<Vec<u8>> {
-    let here = [repo.blob(file.hash()), repo.pointer(commit, &file.path)];
-    if let Some(path) = here.iter().find(|path| has_size(path, file.size)) {
-        return std::fs::read(path).map_err(|error| Error::io(path, error));
+    if let Some(path) = repo.here(file, commit) {
+        return std::fs::read(&path).map_err(|error| Error::io(&path, error));
     }
     let bytes = patiently(waits, || client.bytes(&reference.repository, commit, &file.path))?;
     let mut hash = Hash::of(file);
@@ -319,16 +323,17 @@ fn planned(file: &RemoteFile) -> Option<PlannedFile> {
 impl CachedRepo {
     /// Bytes of a file that are here: all of them, or those of a download that was stopped.
     pub(super) fn bytes_here(&self, file: &PlannedFile, commit: &str) -> u64 {
-        if self.is_here(file, commit) {
+        if self.here(file, commit).is_some() {
             return file.size;
         }
         let partial = std::fs::metadata(self.partial(file.hash())).map_or(0, |meta| meta.len());
         if partial <= file.size { partial } else { 0 }
     }
 
-    /// Whether a file is here, complete: as a blob, or in the snapshot itself where links cannot be made.
-    pub(super) fn is_here(&self, file: &PlannedFile, commit: &str) -> bool {
-        has_size(&self.blob(file.hash()), file.size) || has_size(&self.pointer(commit, &file.path), file.size)
+    /// Where a file is, complete: as a blob, or in the snapshot itself where links cannot be made.
+    pub(super) fn here(&self, file: &PlannedFile, commit: &str) -> Option<PathBuf> {
+        let places = [self.blob(file.hash()), self.pointer(commit, &file.path)];
+        places.into_iter().find(|path| has_size(path, file.size))
     }
 }
 

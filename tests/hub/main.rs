@@ -284,6 +284,27 @@ fn a_server_without_ranges_that_always_breaks_at_the_same_place_brings_no_progre
 }
 
 #[test]
+fn damaged_files_are_found_and_fetched_anew_where_that_is_asked_for() {
+    let bench = Bench::new(&[(FILE, noise(SIZE))]);
+    let file = bench.pull("o/r").unwrap().files[0].clone();
+    let mut damaged = noise(SIZE);
+    damaged[SIZE / 2] ^= 1;
+    fs::write(&file, &damaged).unwrap();
+    bench.pull("o/r").unwrap();
+    assert_eq!((fs::read(&file).unwrap() == damaged, bench.server.served()), (true, SIZE as u64));
+
+    let verify = || {
+        let (plan, mut found) = (Plan { verify: true, ..plan(&bench.hub(), "o/r").unwrap() }, 0);
+        let count = &mut |p: &Progress| found += u32::from(p.phase == Phase::Damaged);
+        let located = bench.hub().pull(&plan, count, &AtomicBool::new(false)).unwrap();
+        (located.files[0] == file, found)
+    };
+    assert_eq!(verify(), (true, 1));
+    assert!(fs::read(&file).unwrap() == noise(SIZE));
+    assert_eq!((verify(), bench.server.served()), ((true, 0), 2 * SIZE as u64));
+}
+
+#[test]
 fn wrong_bytes_are_refused_and_leave_no_file() {
     for git in [false, true] {
         let bench = Bench::new(&[(FILE, noise(SIZE))]);
