@@ -48,7 +48,8 @@ pub struct Vector(pub usize);
 pub struct Buffer(pub usize);
 
 /// How keys and values are stored in the cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum KvType {
     /// 32-bit floats: for comparisons with a reference.
     F32,

@@ -219,8 +219,8 @@ pub struct LoadArgs {
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
-    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
-    pub kv_type: Option<KvArg>,
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvType>(&["f16", "q8_0", "f32"]))]
+    pub kv_type: Option<KvType>,
     /// Quantize weights that have more bits while they are loaded: q8_0, q4_k_m and so on, none, or auto: plain floats, as far
     /// as memory asks for [default: auto]
     #[arg(long, value_name = "TYPE")]
@@ -515,8 +515,8 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
-    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvArg>(&["f16", "q8_0", "f32"]))]
-    pub kv_type: Option<KvArg>,
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvType>(&["f16", "q8_0", "f32"]))]
+    pub kv_type: Option<KvType>,
     /// Quantize weights that have more bits while they are loaded [default: auto: plain floats, as far as memory asks for]
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<Quantize>,
@@ -624,29 +624,6 @@ pub enum Thought {
     Hide,
     /// Print it to stdout before the answer (run; elsewhere as `show`).
     Stdout,
-}
-
-/// `--kv-type`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KvArg {
-    /// 16-bit floats.
-    F16,
-    /// 8-bit integers with an f16 scale for each 32 of them; a query is split into two int8 terms (15 bits).
-    #[serde(rename = "q8_0")]
-    Q8,
-    /// 32-bit floats.
-    F32,
-}
-
-impl From<KvArg> for KvType {
-    fn from(kv: KvArg) -> Self {
-        match kv {
-            KvArg::F16 => KvType::F16,
-            KvArg::Q8 => KvType::Q8_0,
-            KvArg::F32 => KvType::F32,
-        }
-    }
 }
 
 impl GenerateArgs {

@@ -7,14 +7,14 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::args::{KvArg, LoadArgs, ReplayArgs};
+use super::args::{LoadArgs, ReplayArgs};
 use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
 use crate::api::{Quantize, Receipt};
 use crate::backend::devices::DeviceChoice;
 use crate::checkpoint::WholeFile;
-use crate::{Error, Model, Result, Stats};
+use crate::{Error, KvType, Model, Result, Stats};
 
 pub(super) fn run(args: &ReplayArgs, console: &Console) -> Result<ExitCode> {
     let json = std::fs::read_to_string(&args.file).map_err(|e| Error::io(&args.file, e))?;
@@ -64,11 +64,9 @@ struct Report {
 
 /// The receipt's model, or the named one, with what the receipt needs.
 fn load(receipt: &Receipt, args: &ReplayArgs, console: &Console) -> Result<Model> {
-    let kv_type = match receipt.kv_type.as_str() {
-        "f16" => KvArg::F16,
-        "q8_0" => KvArg::Q8,
-        "f32" => KvArg::F32,
-        other => return Err(Error::file(&args.file, format!("kv_type: there is no `{other}`"))),
+    let kv_type = KvType::ALL.into_iter().find(|kv_type| kv_type.to_string() == receipt.kv_type);
+    let Some(kv_type) = kv_type else {
+        return Err(Error::file(&args.file, format!("kv_type: there is no `{}`", receipt.kv_type)));
     };
     // what memory had room for then may be another now
     let quantized = receipt.model.quantized.as_deref();

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use etcetera::BaseStrategy;
 use serde::Deserialize;
 
-use super::args::{ChatArgs, ConfigArgs, GenerateArgs, KvArg, LoadArgs, RunArgs, Thought, check_sampling};
+use super::args::{ChatArgs, ConfigArgs, GenerateArgs, LoadArgs, RunArgs, Thought, check_sampling};
 use super::text::read_file;
 use crate::backend::devices::DeviceChoice;
-use crate::{Error, Model, ModelBuilder, Options, Result, SamplingOverrides, Think};
+use crate::{Error, KvType, Model, ModelBuilder, Options, Result, SamplingOverrides, Think};
 
 /// What config.toml may say.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -271,7 +271,7 @@ pub struct Settings {
     /// Layers that go to the GPU.
     pub gpu_layers: Option<Setting<usize>>,
     /// How keys and values are stored.
-    pub kv_type: Option<Setting<KvArg>>,
+    pub kv_type: Option<Setting<KvType>>,
     /// What to do with thoughts.
     pub thought: Option<Setting<Thought>>,
     /// System message.
@@ -442,7 +442,7 @@ impl Settings {
             builder = builder.gpu_layers(layers.value);
         }
         if let Some(kv_type) = &self.kv_type {
-            builder = builder.kv_type(kv_type.value.into());
+            builder = builder.kv_type(kv_type.value);
         }
         if let Some(quantize) = self.flags.load.quantize {
             builder = builder.quantize(quantize);
