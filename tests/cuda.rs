@@ -116,7 +116,8 @@ fn programs_that_share_out_a_rows_positions_are_near_the_cpus_logits() {
     let programs = driver.programs.clone();
     let model = tiny::model_of(Architecture::Llama, BlockType::Q4_K, 1);
     let backends: [Box<dyn Backend>; 2] = [Box::new(CudaBackend::new(Box::new(driver))), cpu()];
-    let [mut device, mut cpu] = backends.map(|backend| tiny::engine_on(&model, backend, KvType::F16));
+    let engine = |backend| tiny::engine_of_pages(&model, backend, KvType::F16, 9);
+    let [mut device, mut cpu] = backends.map(engine);
     let (mut here, mut there) = (Sequence::new(), Sequence::new());
     // one split until 256 positions, then two, from 512 on three
     for (prompt, singles) in [(253, 6), (252, 4)] {

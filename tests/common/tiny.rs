@@ -270,17 +270,27 @@ pub fn chat_model_beyond(control: &[&str], template: &str, beyond: &[&str]) -> W
     )
 }
 
-/// The model on a CPU backend, with room for 10 KV pages.
+/// The model on a CPU backend, with room for 4 KV pages.
 pub fn engine(model: &Written, options: CpuOptions, kv_type: KvType) -> Engine {
     engine_on(model, Box::new(CpuBackend::new(options).unwrap()), kv_type)
 }
 
-/// The model on a backend, with room for 10 KV pages.
-pub fn engine_on(model: &Written, mut backend: Box<dyn Backend>, kv_type: KvType) -> Engine {
+/// The model on a backend, with room for 4 KV pages.
+pub fn engine_on(model: &Written, backend: Box<dyn Backend>, kv_type: KvType) -> Engine {
+    engine_of_pages(model, backend, kv_type, 4)
+}
+
+/// The model on a backend, with room for so many KV pages.
+pub fn engine_of_pages(
+    model: &Written,
+    mut backend: Box<dyn Backend>,
+    kv_type: KvType,
+    pages: usize,
+) -> Engine {
     let checkpoint = Checkpoint::open(&model.path).unwrap();
     let hyperparameters = Hyperparameters::read(&checkpoint).unwrap();
     let decoder = Decoder::load(&checkpoint, &hyperparameters, &mut *backend, &mut |_, _| {}).unwrap();
-    let plan = Plan { rows: 80, logit_rows: 80, sequences: 2, pages: 10, kv_type };
+    let plan = Plan { rows: 80, logit_rows: 80, sequences: 2, pages, kv_type };
     Engine::new(backend, decoder, plan).unwrap()
 }
 
