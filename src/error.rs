@@ -54,7 +54,7 @@ pub enum Error {
         context: usize,
     },
     /// What may be generated is too little for a thought and an answer.
-    #[error("{} of {room}: the end of a thought and an answer need at least {least}", match of_context {
+    #[error("{} of {room}: the end of a thought and an answer need at least {least}; raise it, or switch the thought off", match of_context {
         true => "room in the context",
         false => "max-tokens",
     })]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "hub")]
+use std::time::{Duration, Instant};
 
 /// Stops a generation between two steps, or a download; clones share the switch. It stays as it is: a handle that was used is
 /// [`reset`](Self::reset) before it goes into further options, which else end at once.
@@ -28,6 +30,16 @@ impl CancelHandle {
     #[cfg(feature = "hub")]
     pub(super) fn switch(&self) -> &AtomicBool {
         &self.0
+    }
+
+    /// Sleeps so long, or until it is asked to stop.
+    #[cfg(feature = "hub")]
+    pub(super) fn sleep(&self, time: Duration) {
+        const GLANCE: Duration = Duration::from_millis(100);
+        let end = Instant::now() + time;
+        while !self.is_cancelled() && Instant::now() < end {
+            std::thread::sleep(GLANCE.min(end.saturating_duration_since(Instant::now())));
+        }
     }
 
     /// Makes the handle usable again.

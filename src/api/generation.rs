@@ -90,7 +90,7 @@ impl Generation {
     /// ```
     ///
     /// # Errors
-    /// Of the first step that fails.
+    /// Of the first step that fails; not one that was seen before.
     pub fn finish(mut self) -> Result<Stats> {
         self.try_for_each(|event| event.map(drop))?;
         Ok(self.stats())

@@ -266,7 +266,7 @@ impl ModelBuilder {
         let located = match (hub.find(&reference)?, &reference) {
             (Some(located), _) => located,
             (None, Reference::Hub(reference)) if self.download => {
-                let plan = hub.plan(reference, &|_| ())?;
+                let plan = hub.plan(reference, &|wait| self.cancel.sleep(wait))?;
                 let progress = &mut self.progress;
                 let mut report = |p: &crate::hub::Progress<'_>| {
                     progress(Progress::Download { done: p.done, total: p.total });

@@ -137,13 +137,13 @@ impl Votes {
     /// Runs to the end without a look at the events.
     ///
     /// # Errors
-    /// Of the first step that fails.
+    /// Of the first step that fails; [`Error::Usage`] if the end was seen before.
     pub fn finish(mut self) -> Result<Outcome> {
         let mut last = None;
         self.try_for_each(|event| event.map(|event| last = Some(event)))?;
         match last {
             Some(VoteEvent::Done(outcome)) => Ok(*outcome),
-            _ => unreachable!("a vote that does not fail ends with its outcome"),
+            _ => Err(Error::Usage("the vote's end was seen before".into())),
         }
     }
 

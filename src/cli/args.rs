@@ -219,7 +219,7 @@ pub struct LoadArgs {
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
-    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvType>(&["f16", "q8_0", "f32"]))]
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvType>(KV_TYPES))]
     pub kv_type: Option<KvType>,
     /// Quantize weights that have more bits while they are loaded: q8_0, q4_k_m and so on, none, or auto: plain floats, as far
     /// as memory asks for [default: auto]
@@ -515,7 +515,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N", alias = "ctx-size", value_parser = parse_count)]
     pub context: Option<usize>,
     /// How keys and values are stored; with q8_0 a query is two int8 terms, 15 bits [default: f16]
-    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvType>(&["f16", "q8_0", "f32"]))]
+    #[arg(long, value_name = "TYPE", aliases = ["cache-type", "ctk"], value_parser = one_of::<KvType>(KV_TYPES))]
     pub kv_type: Option<KvType>,
     /// Quantize weights that have more bits while they are loaded [default: auto: plain floats, as far as memory asks for]
     #[arg(long, value_name = "TYPE")]
@@ -701,6 +701,9 @@ where
 {
     PossibleValuesParser::new(words).try_map(|word| serde_json::from_value::<T>(word.into()))
 }
+
+/// [`KvType::ALL`], the usual one first.
+const KV_TYPES: &[&str] = &["f16", "q8_0", "f32"];
 
 /// A file to write; `-` would be one of this name, where standard output is meant.
 fn file_to_write() -> impl TypedValueParser<Value = PathBuf> {

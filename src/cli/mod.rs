@@ -126,8 +126,8 @@ fn failure(error: &Error) -> ExitCode {
 /// The options that help, of an error that knows of none.
 fn remedy(error: &Error) -> &'static str {
     match error {
-        Error::Room { of_context: false, .. } => "; raise --max-tokens, or add --no-think",
-        Error::Room { of_context: true, .. } => "; raise --context, or add --no-think",
+        Error::Room { of_context: false, .. } => " (--max-tokens, --no-think)",
+        Error::Room { of_context: true, .. } => " (--context, --no-think)",
         _ => "",
     }
 }

@@ -6,7 +6,7 @@ use super::args::{LoadArgs, PerplexityArgs};
 use super::render::{Console, Unit, print};
 use super::session;
 use super::settings::{Flags, Settings};
-use super::text::{LARGEST_TEXT, read_file_up_to};
+use super::text::{LARGEST_TEXT, read_file_up_to, read_stdin};
 use crate::api::measure::{Quality, Reference, divergence, perplexity};
 use crate::{Error, Model, Result};
 
@@ -16,7 +16,10 @@ const WINDOW: usize = 512;
 pub(super) fn run(args: &PerplexityArgs, console: &Console) -> Result<ExitCode> {
     let quality = match (&args.text, &args.reference) {
         (Some(path), _) => {
-            let text = read_file_up_to(path, LARGEST_TEXT)?;
+            let text = match path.as_os_str() == "-" {
+                true => read_stdin(LARGEST_TEXT)?,
+                false => read_file_up_to(path, LARGEST_TEXT)?,
+            };
             if text.trim().is_empty() {
                 return Err(Error::file(path, "holds no text: name a file with more than a window of it"));
             }

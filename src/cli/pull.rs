@@ -56,7 +56,10 @@ pub(super) fn hub(offline: bool) -> Result<Hub> {
 
 /// What the hub says that a download would fetch.
 pub(super) fn plan(hub: &Hub, reference: &HubReference, console: &Console) -> Result<Plan> {
-    hub.plan(reference, &|wait| console.note(asks_to_wait(wait)))
+    hub.plan(reference, &|wait| {
+        console.note(asks_to_wait(wait));
+        std::thread::sleep(wait);
+    })
 }
 
 fn asks_to_wait(wait: Duration) -> String {
@@ -143,9 +146,9 @@ fn download(hub: &Hub, plan: &Plan, name: &str, console: &Console) -> Result<Loc
         let cancel = Arc::clone(&cancel);
         move || cancel.store(true, Ordering::Relaxed)
     });
-    let mut bar = match plan.verify {
-        true => console.slow_bar("checking", Unit::Bytes),
-        false => console.download_bar(plan.missing_bytes()),
+    let mut bar = match plan.missing_bytes() {
+        0 => console.slow_bar("checking", Unit::Bytes),
+        missing => console.download_bar(missing),
     };
     let mut checks = false;
     let mut show = |progress: &Progress<'_>| {
@@ -171,7 +174,7 @@ fn show(bar: &mut Bar, progress: &Progress<'_>, console: &Console) {
             bar.note(console, format!("{} is not what the hub has: it is fetched anew", progress.file));
             "fetching anew".into()
         }
-        Phase::Checking => "checking what an earlier download left".into(),
+        Phase::Checking => "checking what is here".into(),
         Phase::Retrying { wait: Some(wait), .. } => {
             bar.note(console, asks_to_wait(wait));
             "waiting".into()

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::args::{ChatArgs, ConfigArgs, GenerateArgs, LoadArgs, RunArgs, Thought, check_sampling};
 use super::text::read_file;
 use crate::backend::devices::DeviceChoice;
+use crate::checkpoint::embedded;
 use crate::{Error, KvType, Model, ModelBuilder, Options, Result, SamplingOverrides, Think};
 
 /// What config.toml may say.
@@ -87,11 +88,15 @@ impl Paths {
 
     /// Remembers the model that was loaded last. It is a convenience: failing to is no error.
     pub fn remember_model(&self, name: &str) {
-        let path = std::path::absolute(name).ok().filter(|p| p.exists());
-        let name = path.map_or_else(|| name.to_owned(), |p| p.display().to_string());
         let _ = std::fs::create_dir_all(&self.state)
-            .and_then(|()| std::fs::write(self.state.join(LAST_MODEL), name + "\n"));
+            .and_then(|()| std::fs::write(self.state.join(LAST_MODEL), lasting_name(name) + "\n"));
     }
+}
+
+/// A model's name that means the same in every folder.
+pub fn lasting_name(name: &str) -> String {
+    let path = std::path::absolute(name).ok().filter(|path| embedded::path(name).is_none() && path.exists());
+    path.map_or_else(|| name.to_owned(), |path| path.display().to_string())
 }
 
 /// Rows with logits of a step that checks a receipt.

@@ -19,14 +19,11 @@ pub(super) fn read_file(path: &Path) -> Result<String> {
     read_file_up_to(path, LARGEST_PROMPT)
 }
 
-/// A file's text of at most so many bytes; `-` is standard input.
+/// A file's text of at most so many bytes.
 ///
 /// # Errors
 /// Where it cannot be read, is larger, or is not UTF-8.
 pub(super) fn read_file_up_to(path: &Path, largest: u64) -> Result<String> {
-    if path == Path::new("-") {
-        return read_stdin(largest);
-    }
     let io = |e| Error::io(path, e);
     let bytes = read(File::open(path).map_err(io)?, largest).map_err(io)?;
     text(bytes, largest).map_err(|why| Error::file(path, why))

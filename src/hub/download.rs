@@ -89,7 +89,7 @@ impl Download<'_> {
             };
             furthest = furthest.max(partial.length);
             failures = if moved { 1 } else { failures + 1 };
-            if !failure.passing || failures >= TRIES {
+            if !failure.passing || failures >= TRIES || failure.wait > Some(LONGEST_PAUSE) {
                 let kept = match partial.length {
                     0 => String::new(),
                     length => format!(
@@ -100,9 +100,8 @@ impl Download<'_> {
                 };
                 return Err(Error::Hub(format!("{}: {}{kept}", file.path, failure.what)));
             }
-            let wait = failure.wait.map(|wait| wait.min(LONGEST_PAUSE));
-            self.report(file, Phase::Retrying { attempt: failures, wait }, partial.length);
-            self.sleep(wait.unwrap_or(PAUSE * 2u32.pow(failures - 1)))?;
+            self.report(file, Phase::Retrying { attempt: failures, wait: failure.wait }, partial.length);
+            self.sleep(failure.wait.unwrap_or(PAUSE * 2u32.pow(failures - 1)))?;
         }
         let found = partial.hash.finish();
         if found != hash || partial.length != file.size {

@@ -117,13 +117,13 @@ impl Hub {
         }
     }
 
-    /// Asks the hub what a download of `reference` would fetch. `waits` is told how long a hub that has had too many
-    /// requests asks to wait; up to a minute is waited.
+    /// Asks the hub what a download of `reference` would fetch. `wait` waits, as long as a hub asks that has had
+    /// too many requests: up to a minute.
     ///
     /// # Errors
     /// Offline; no such repository, revision, file or quantization (lists what is there); gated; no network.
-    pub fn plan(&self, reference: &HubReference, waits: &dyn Fn(Duration)) -> Result<Plan> {
-        plan::make(&self.settings, reference, waits)
+    pub fn plan(&self, reference: &HubReference, wait: &dyn Fn(Duration)) -> Result<Plan> {
+        plan::make(&self.settings, reference, wait)
     }
 
     /// Downloads what the plan lacks. A download that was stopped goes on where it stopped; SHA-256 is compared

@@ -170,13 +170,13 @@ pub enum Phase {
 const TRIES: u32 = 3;
 
 /// Asks the hub for the listing and finds the reference's files in it.
-pub(super) fn make(settings: &Settings, reference: &HubReference, waits: &dyn Fn(Duration)) -> Result<Plan> {
+pub(super) fn make(settings: &Settings, reference: &HubReference, wait: &dyn Fn(Duration)) -> Result<Plan> {
     if settings.offline.value {
         let what = "is asked for at the hub, and pensive is offline (--offline or HF_HUB_OFFLINE)";
         return Err(Error::Hub(format!("{reference} {what}")));
     }
     let client = Client::new(settings)?;
-    let listing = patiently(waits, || client.listing(&reference.repository, &reference.revision))?;
+    let listing = patiently(wait, || client.listing(&reference.repository, &reference.revision))?;
     let repo = CachedRepo::new(&settings.cache.value, &reference.repository, &reference.revision);
     let planned = |path: &str| {
         let remote = listing.files.iter().find(|file| file.path == path);
@@ -187,12 +187,13 @@ pub(super) fn make(settings: &Settings, reference: &HubReference, waits: &dyn Fn
     };
     let paths: Vec<&str> = listing.files.iter().map(|file| file.path.as_str()).collect();
     let index = || {
-        let index = bytes(&client, &repo, reference, &listing.commit, &planned(INDEX)?, waits)?;
+        let index = bytes(&client, &repo, reference, &listing.commit, &planned(INDEX)?, wait)?;
         Index::parse(&index).map_err(|what| Error::Hub(format!("{}: {INDEX}: {what}", reference.repository)))
     };
     let groups = models(&paths, index)?;
     let group = pick(&groups, reference)?;
     let mut choices: Vec<String> = groups.iter().map(|group| group.shown().to_owned()).collect();
+    choices.sort();
     choices.dedup();
     let files = group.parts.iter().map(|path| planned(path)).collect::<Result<_>>()?;
     let entry = group.entry(&reference.repository, reference.entry);
@@ -218,23 +219,29 @@ fn bytes(
     reference: &HubReference,
     commit: &str,
     file: &PlannedFile,
-    waits: &dyn Fn(Duration),
+    wait: &dyn Fn(Duration),
 ) -> Result<Vec<u8>> {
+    let hash_of = |bytes: &[u8]| {
+        let mut hash = Hash::of(file);
+        hash.update(bytes);
+        hash.finish()
+    };
     if let Some(path) = repo.here(file, commit) {
-        return std::fs::read(&path).map_err(|error| Error::io(&path, error));
+        let bytes = std::fs::read(&path).map_err(|error| Error::io(&path, error))?;
+        if hash_of(&bytes) == file.hash() {
+            return Ok(bytes);
+        }
     }
-    let bytes = patiently(waits, || client.bytes(&reference.repository, commit, &file.path))?;
-    let mut hash = Hash::of(file);
-    hash.update(&bytes);
-    let found = hash.finish();
+    let bytes = patiently(wait, || client.bytes(&reference.repository, commit, &file.path))?;
+    let found = hash_of(&bytes);
     if found != file.hash() {
         return Err(Error::Hub(format!("{}; try again", file.other_bytes(&found))));
     }
     Ok(bytes)
 }
 
-/// Asks several times, unless the hub asks for more patience than there is; `waits` is told how long it asks to wait.
-fn patiently<T>(waits: &dyn Fn(Duration), ask: impl Fn() -> Result<T, Failure>) -> Result<T> {
+/// Asks several times, unless the hub asks for more patience than there is; `wait` wait as long as it asks.
+fn patiently<T>(wait: &dyn Fn(Duration), ask: impl Fn() -> Result<T, Failure>) -> Result<T> {
     let mut tries = 1;
     loop {
         let failure = match ask() {
@@ -244,8 +251,10 @@ fn patiently<T>(waits: &dyn Fn(Duration), ask: impl Fn() -> Result<T, Failure>) 
         if !failure.passing || tries == TRIES || failure.wait > Some(LONGEST_PAUSE) {
             return Err(Error::Hub(failure.what));
         }
-        failure.wait.into_iter().for_each(waits);
-        std::thread::sleep(failure.wait.unwrap_or(Duration::from_millis(250 << tries)));
+        match failure.wait {
+            Some(asked) => wait(asked),
+            None => std::thread::sleep(Duration::from_millis(250 << tries)),
+        }
         tries += 1;
     }
 }

@@ -231,9 +231,8 @@ fn a_hub_that_asks_to_wait_is_given_the_time_up_to_a_minute() {
     let ask = || hub.plan(&on_hub(&hub, "o/r"), &|wait| told.borrow_mut().push(wait.as_secs()));
     *state.retry_after.lock().unwrap() = Some(2);
     state.busy.store(1, SeqCst);
-    let asked = Instant::now();
     let planned = ask().unwrap();
-    assert!(asked.elapsed() >= Duration::from_secs(2) && *told.borrow() == [2], "{told:?}");
+    assert_eq!(*told.borrow(), [2]);
 
     state.busy.store(1, SeqCst);
     let mut waits = Vec::new();

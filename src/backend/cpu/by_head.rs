@@ -53,18 +53,12 @@ impl Workspace {
         linear: &mut linear::Workspace,
     ) {
         let heads = matrices.len();
-        for matrix in matrices {
-            let whole =
-                matrix.columns() <= from.width && matrix.rows() + from.width - matrix.columns() <= to.width;
-            assert!(
-                whole,
-                "heads of {} and {} for matrices of [{}, {}]",
-                from.width,
-                to.width,
-                matrix.rows(),
-                matrix.columns()
-            );
-        }
+        assert!(
+            matrices.iter().all(|matrix| fits(matrix, from.width, to.width)),
+            "heads of {} and {}",
+            from.width,
+            to.width
+        );
         let tasks = Tasks::new(heads, 1, pool.threads());
         for matrix in matrices {
             // SAFETY: each matrix is multiplied once below, by one thread, and `finish` follows.
@@ -116,4 +110,9 @@ impl Workspace {
         // SAFETY: the job has ended.
         matrices.iter().for_each(|matrix| unsafe { matrix.finish() });
     }
+}
+
+/// Whether a head of `from` has the matrix's columns, and one of `to` room for its rows and what is copied behind them.
+fn fits(matrix: &WeightMatrix, from: usize, to: usize) -> bool {
+    from.checked_sub(matrix.columns()).is_some_and(|rest| matrix.rows() + rest <= to)
 }

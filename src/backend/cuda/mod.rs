@@ -193,11 +193,11 @@ impl CudaBackend {
     }
 
     /// Has memory for so many bytes and somewhat more, so that it seldom grows: up to the next power of two, of much memory up to an
-    /// eighth of one.
+    /// eighth more.
     fn room(&mut self, bytes: usize, of: impl Fn(&mut Self) -> &mut Memory) -> Result<Address> {
         let mut memory = std::mem::take(of(self));
         let power = bytes.next_power_of_two();
-        let bytes = bytes.max(1).next_multiple_of(if power > MUCH { power / 8 } else { power.max(256) });
+        let bytes = bytes.max(1).next_multiple_of(if power > MUCH { power / 16 } else { power.max(256) });
         // what was listed is done before memory that it uses moves
         let before = if memory.holds(bytes) { Ok(()) } else { self.run_listed() };
         let grown = before.and_then(|()| memory.reserve(&*self.driver, bytes));

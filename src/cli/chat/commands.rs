@@ -98,6 +98,7 @@ const KEYS: &[(&str, &str)] = &[
     ("Tab", "complete a command, its argument or a file name"),
     ("Ctrl-R", "search in the history"),
     ("Ctrl-C", "pause a thought, stop the answer, or clear the line"),
+    ("Ctrl-Z", "suspend the chat"),
     ("Ctrl-D", "leave"),
 ];
 

@@ -9,6 +9,7 @@ use super::super::turn::count;
 use super::{Repl, Talk, first_line};
 use crate::cli::list::{date, timestamp};
 use crate::cli::render::{bytes, harmless, table};
+use crate::cli::settings::lasting_name;
 use crate::{Options, Role};
 
 impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
@@ -21,7 +22,7 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
     ) -> Result<String, String> {
         let name = name.or_else(|| self.names.last().cloned()).ok_or("/save NAME: give the chat a name")?;
         let saved = Saved {
-            model: self.talk.name().to_owned(),
+            model: lasting_name(self.talk.name()),
             settings: Some(set::changed(&self.options)),
             messages: self.talk.messages().to_vec(),
         };
@@ -83,8 +84,9 @@ impl<T: Talk, O: Write, E: Write> Repl<T, O, E> {
             text.push_str(&format!(", you last said: {said}"));
         }
         text.push('\n');
-        if saved.model != self.talk.name() {
-            let (then, now) = (&saved.model, self.talk.name());
+        let now = lasting_name(self.talk.name());
+        if saved.model != now {
+            let then = &saved.model;
             text.push_str(&format!("it was held with {then}; this is {now}, whose settings stay\n"));
         } else if let Some(settings) = &saved.settings
             && let Err(why) = set::restore(&mut self.options, settings, first)
