@@ -4,13 +4,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::command::{Answer, Home, setting};
+use common::server::Server;
 use pensive::checkpoint::{Value, write::GgufWriter};
-use server::Server;
 
 mod common;
-#[allow(dead_code)]
-#[path = "hub/server.rs"]
-mod server;
 #[path = "hub/tiny.rs"]
 mod tiny;
 

@@ -5,13 +5,10 @@ use std::process::Command;
 use std::sync::atomic::Ordering::SeqCst;
 
 use common::command::{Answer, Home};
+use common::server::Server;
 use pensive::checkpoint::{Value, write::GgufWriter};
-use server::Server;
 
 mod common;
-#[allow(dead_code)]
-#[path = "hub/server.rs"]
-mod server;
 
 /// A GGUF file of these texts, without tensors.
 fn gguf(pairs: &[(&str, &str)]) -> Vec<u8> {

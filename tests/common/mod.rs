@@ -6,6 +6,8 @@ pub mod command;
 #[cfg(all(feature = "candle", unix))]
 pub mod emulated;
 pub mod repository;
+#[cfg(feature = "hub")]
+pub mod server;
 pub mod tiny;
 
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! The hub and its cache, against a hub on 127.0.0.1.
 #![cfg(feature = "hub")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod safetensors;
-mod server;
 mod tiny;
 
 use std::collections::BTreeMap;
@@ -13,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use common::server::{COMMIT, Server};
 use pensive::checkpoint::Value;
 use pensive::checkpoint::write::GgufWriter;
 use pensive::hub::{Hub, HubReference, Located, Phase, Plan, Progress, Reference, Settings};
-use server::{COMMIT, Server};
 
 /// Bytes that repeat nowhere near.
 fn noise(length: usize) -> Vec<u8> {

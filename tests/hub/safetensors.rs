@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use pensive::checkpoint::Checkpoint;
-use pensive::hub::{Hub, Progress};
+use pensive::hub::{Hub, Plan, Progress};
 use pensive::{Model, Options};
 
-use super::server::COMMIT;
+use super::common::server::COMMIT;
 use super::tiny::{self, Files};
 use super::{Bench, names, noise, plan};
 
@@ -89,6 +89,18 @@ fn files_outside_lfs_are_checked_by_gits_hash() {
     );
     bench.server.state.wrong_bytes.store(false, SeqCst);
     assert!(bench.pull("o/r").is_ok());
+}
+
+#[test]
+fn a_damaged_index_is_found_and_fetched_anew_where_that_is_asked_for() {
+    let Some(files) = tiny::split() else { return };
+    let bench = bench(&files);
+    let index = bench.pull("o/r").unwrap().files[0].join("model.safetensors.index.json");
+    let whole = fs::read(&index).unwrap();
+    fs::write(&index, vec![b'['; whole.len()]).unwrap();
+    let plan = Plan { verify: true, ..plan(&bench.hub(), "o/r").unwrap() };
+    bench.hub().pull(&plan, &mut |_| {}, &AtomicBool::new(false)).unwrap();
+    assert!(fs::read(&index).unwrap() == whole);
 }
 
 #[test]
