@@ -74,6 +74,9 @@ const fn passes<S: Simd>(tokens: usize) -> usize {
 /// The CPU has the ISA; the pointers of `p` are valid for the shapes that they document.
 #[inline(always)]
 pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
+    // Once: to set them to zero for each block would be a call, a tenth of the time.
+    // SAFETY: the caller's promise.
+    let mut scales = unsafe { Scales::zero() };
     for tile in p.tiles.0..p.tiles.1 {
         let mut token = 0;
         while token < p.tokens {
@@ -84,7 +87,7 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
                 ($($tokens:literal)*) => {
                     match tokens {
                         // SAFETY: the caller's promise.
-                        $($tokens if $tokens <= longest_pass::<S>() => unsafe { multiply_tile::<S, F, $tokens>(p, tile, token) },)*
+                        $($tokens if $tokens <= longest_pass::<S>() => unsafe { multiply_tile::<S, F, $tokens>(p, tile, token, &mut scales) },)*
                         _ => unreachable!("a pass of {tokens} tokens"),
                     }
                 };
@@ -97,13 +100,23 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
 
 /// One tile times T tokens.
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd, F: Format, const T: usize>(p: &Product, tile: usize, token: usize) {
+unsafe fn multiply_tile<S: Simd, F: Format, const T: usize>(
+    p: &Product,
+    tile: usize,
+    token: usize,
+    scales: &mut Scales<S>,
+) {
     unsafe {
         let mut sums = [[0f32; TILE]; T];
         if S::LANES == TILE {
             let mut in_registers = [S::f_splat(0.0); T];
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                multiply_chunk::<S, F, T>(&Chunk::new::<S, F>(p, tile, token, chunk), 0, &mut in_registers);
+                multiply_chunk::<S, F, T>(
+                    &Chunk::new::<S, F>(p, tile, token, chunk),
+                    0,
+                    scales,
+                    &mut in_registers,
+                );
             }
             for t in 0..T {
                 S::f_store(sums[t].as_mut_ptr(), in_registers[t]);
@@ -116,7 +129,7 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize>(p: &Product, tile: u
                     for t in 0..T {
                         of_part[t] = S::f_load(sums[t].as_ptr().add(part));
                     }
-                    multiply_chunk::<S, F, T>(&chunk, part, &mut of_part);
+                    multiply_chunk::<S, F, T>(&chunk, part, scales, &mut of_part);
                     for t in 0..T {
                         S::f_store(sums[t].as_mut_ptr().add(part), of_part[t]);
                     }
@@ -166,6 +179,7 @@ impl Chunk {
 unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
     chunk: &Chunk,
     part: usize,
+    scales: &mut Scales<S>,
     sums: &mut [S::F; T],
 ) {
     unsafe {
@@ -178,10 +192,9 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
         for block in 0..chunk.columns / block_len {
             let start = chunk.blocks.add(block * block_bytes * TILE);
             let b = Block::new::<F>(start, part);
-            let mut scales = Scales::zero();
-            F::scales::<S>(b, &mut scales);
+            F::scales::<S>(b, scales);
             if F::MINIMA && powers::<F>() {
-                *into = multiply_minima::<S, F, T>(&scales, chunk.x);
+                *into = multiply_minima::<S, F, T>(scales, chunk.x);
             }
             for unit in 0..block_len / F::UNIT {
                 unrolled!(F::UNIT / PAIR, pair => {
@@ -194,7 +207,7 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize>(
                     };
                     let quants = [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)];
                     let pair = (pair_of_block, at);
-                    multiply_pair::<S, F, T>(quants, &scales, pair, chunk.x, &starts, into, (next, lines));
+                    multiply_pair::<S, F, T>(quants, scales, pair, chunk.x, &starts, into, (next, lines));
                 });
             }
         }

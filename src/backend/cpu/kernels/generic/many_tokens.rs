@@ -21,17 +21,19 @@ pub const PASS: usize = 4;
 #[inline(always)]
 pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     unsafe {
+        // once, as in `few_tokens`
+        let mut scales = Scales::zero();
         let mut tile = p.tiles.0;
         while tile < p.tiles.1 {
             let tiles = PASS.min(p.tiles.1 - tile);
-            multiply_pass::<S, F>(p, tile, tiles);
+            multiply_pass::<S, F>(p, tile, tiles, &mut scales);
             tile += tiles;
         }
     }
 }
 
 #[inline(always)]
-unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: usize) {
+unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: usize, scales: &mut Scales<S>) {
     unsafe {
         let chunks = p.columns.div_ceil(CHUNK);
         if chunks == 0 {
@@ -40,7 +42,7 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
         for chunk in 0..chunks {
             let columns = (p.columns - chunk * CHUNK).min(CHUNK);
             for tile in 0..tiles {
-                unpack_chunk::<S, F>(p, first + tile, chunk, columns, p.unpacked.add(tile));
+                unpack_chunk::<S, F>(p, (first + tile, chunk), columns, scales, p.unpacked.add(tile));
             }
             multiply_chunk::<S, F>(p, first, tiles, chunk, columns / PAIR);
         }
@@ -57,9 +59,9 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
 #[inline(always)]
 unsafe fn unpack_chunk<S: Simd, F: Format>(
     p: &Product,
-    tile: usize,
-    chunk: usize,
+    (tile, chunk): (usize, usize),
     columns: usize,
+    scales: &mut Scales<S>,
     out: *mut Unpacked,
 ) {
     unsafe {
@@ -69,7 +71,7 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
             let start = source.add(block * block_bytes * TILE);
             for part in (0..TILE).step_by(S::LANES) {
                 let b = Block::new::<F>(start, part);
-                unpack_block::<S, F>(b, out, block * block_len, part);
+                unpack_block::<S, F>(b, scales, out, block * block_len, part);
             }
         }
     }
@@ -77,11 +79,16 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
 
 /// Unpacks LANES rows of a block to where column `first` of the chunk is, rows from `part` on.
 #[inline(always)]
-unsafe fn unpack_block<S: Simd, F: Format>(b: Block, out: *mut Unpacked, first: usize, part: usize) {
+unsafe fn unpack_block<S: Simd, F: Format>(
+    b: Block,
+    all: &mut Scales<S>,
+    out: *mut Unpacked,
+    first: usize,
+    part: usize,
+) {
     let block_len = F::KIND.block_len();
     unsafe {
-        let mut all = Scales::zero();
-        F::scales::<S>(b, &mut all);
+        F::scales::<S>(b, all);
         let scales = (*out).scales.as_mut_ptr();
         for i in 0..block_len / F::SCALE_LEN {
             let at = (first / F::SCALE_LEN + i) * TILE + part;
