@@ -3,12 +3,12 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 #[cfg(all(feature = "candle", unix))]
 use common::emulated::Emulated;
 use common::tiny::{self, Architecture};
 use common::{Reference, fixture};
+use pensive::CancelHandle;
 use pensive::api::quantize;
 #[cfg(feature = "candle")]
 use pensive::backend::candle::{Accelerator, CandleBackend};
@@ -124,7 +124,7 @@ fn agrees(folder: &Path, reference: &str, context: Option<usize>) {
     let temporary = tempfile::tempdir().unwrap();
     if checkpoint.tensors.values().any(|tensor| tensor.kind.block_len() > 1) {
         let (plain, mix) = (temporary.path().join("plain.gguf"), Mix::parse("f32").unwrap());
-        quantize(&checkpoint, mix, &plain, &AtomicBool::new(false), |_, _| ()).unwrap();
+        quantize(&checkpoint, mix, &plain, &CancelHandle::new(), |_, _| ()).unwrap();
         checkpoint = Checkpoint::open(&plain).unwrap();
     }
     for &on in On::ALL {

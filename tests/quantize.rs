@@ -3,7 +3,6 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use base64::Engine as _;
 use common::{Reference, SMOLLM2, fixture, kl, real_model};
@@ -15,7 +14,7 @@ use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::model::{Decoder, Hyperparameters};
 use pensive::quant::Mix;
 use pensive::text::{Special, Tokenizer};
-use pensive::{Model, Options, Prompt};
+use pensive::{CancelHandle, Model, Options, Prompt};
 use serde_json::json;
 
 const ROWS: usize = 48;
@@ -40,7 +39,7 @@ const ARCHITECTURES: [&str; 14] = [
 
 fn write(from: &Path, to: &Path, mix: &str) -> Quantized {
     let checkpoint = Checkpoint::open(from).unwrap();
-    quantize(&checkpoint, Mix::parse(mix).unwrap(), to, &AtomicBool::new(false), |_, _| ()).unwrap()
+    quantize(&checkpoint, Mix::parse(mix).unwrap(), to, &CancelHandle::new(), |_, _| ()).unwrap()
 }
 
 fn logits(path: &Path, ids: &[u32]) -> Vec<f32> {
@@ -195,8 +194,7 @@ fn a_repository_with_tekken_json_alone_gets_its_vocabulary_and_one_with_nothing_
     assert!(!write(&fixture, &gguf, "Q8_0").has_vocabulary);
     let other = with_tokenizer(&fixture, "tekken.json", tekken(r"\p{L}+|[^\p{L}]").as_bytes());
     let checkpoint = Checkpoint::open(other.path()).unwrap();
-    let refused =
-        quantize(&checkpoint, Mix::parse("F16").unwrap(), &gguf, &AtomicBool::new(false), |_, _| ());
+    let refused = quantize(&checkpoint, Mix::parse("F16").unwrap(), &gguf, &CancelHandle::new(), |_, _| ());
     let message = refused.unwrap_err().to_string();
     assert!(message.contains("tekken.json") && message.contains("no name"), "{message}");
 }
@@ -207,8 +205,9 @@ fn what_is_not_whole_does_not_appear() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.gguf");
     let checkpoint = Checkpoint::open(&repository).unwrap();
-    let stopped =
-        quantize(&checkpoint, Mix::parse("Q8_0").unwrap(), &file, &AtomicBool::new(true), |_, _| ());
+    let stopped = CancelHandle::new();
+    stopped.cancel();
+    let stopped = quantize(&checkpoint, Mix::parse("Q8_0").unwrap(), &file, &stopped, |_, _| ());
     assert!(stopped.unwrap_err().to_string().contains("model.gguf"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
 }
@@ -226,7 +225,7 @@ fn a_repository_with_a_tensor_that_has_no_place_in_gguf_is_refused_with_its_name
     safetensors::serialize_to_file(tensors, None, &folder.path().join("model.safetensors")).unwrap();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let to = folder.path().join("model.gguf");
-    let refused = quantize(&checkpoint, Mix::parse("F16").unwrap(), &to, &AtomicBool::new(false), |_, _| ());
+    let refused = quantize(&checkpoint, Mix::parse("F16").unwrap(), &to, &CancelHandle::new(), |_, _| ());
     assert!(refused.unwrap_err().to_string().contains("model.layers.0.self_attn.rotary.weight"));
     assert!(!to.exists());
 }

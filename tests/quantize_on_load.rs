@@ -3,7 +3,6 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use common::{QWEN_05B, Reference, SMOLLM2, fixture, kl, real_model, repository};
 use pensive::api::{Importance, Quantize, quantize, quantize_by};
@@ -14,7 +13,7 @@ use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::model::{Conversion, Decoder, Hyperparameters};
 use pensive::quant::Mix;
 use pensive::text::Special;
-use pensive::{Model, Options, Prompt};
+use pensive::{CancelHandle, Model, Options, Prompt};
 
 const ROWS: usize = 48;
 
@@ -154,7 +153,7 @@ fn answers_alike(name: &str) {
 
     let file = folder.path().join("q8_0.gguf");
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    quantize(&checkpoint, Mix::parse("q8_0").unwrap(), &file, &AtomicBool::new(false), |_, _| ()).unwrap();
+    quantize(&checkpoint, Mix::parse("q8_0").unwrap(), &file, &CancelHandle::new(), |_, _| ()).unwrap();
     let written = load(&file, Quantize::Auto);
     assert_eq!(answer(&written), expected, "written as GGUF");
     let divergence = mean_kl(&written);
@@ -186,7 +185,7 @@ fn calibrated_by_a_text_a_model_stays_nearer_to_what_it_was() {
     assert_eq!(importance.len(), 30 * 7 + 1, "all matrices, the output's too");
     let folder = tempfile::tempdir().unwrap();
     let (plain, by_text) = (folder.path().join("plain.gguf"), folder.path().join("by-text.gguf"));
-    let (mix, go_on) = (Mix::parse("q4_0").unwrap(), AtomicBool::new(false));
+    let (mix, go_on) = (Mix::parse("q4_0").unwrap(), CancelHandle::new());
     let first = quantize(&checkpoint, mix, &plain, &go_on, |_, _| ()).unwrap();
     let second = quantize_by(&checkpoint, mix, Some(&importance), &by_text, &go_on, |_, _| ()).unwrap();
     assert!(second.bytes < first.bytes / 100 * 101, "the first layers get a little more");

@@ -13,6 +13,11 @@ use pensive::model::Hyperparameters;
 use pensive::text::{ChatTemplate, Special, Tokenizer, gguf_vocabulary};
 use tempfile::TempDir;
 
+#[path = "edited.rs"]
+mod edited;
+
+use edited::edited;
+
 const FILES: [(&str, &[u8]); 7] = [
     ("config.json", include_bytes!("../../tests/fixtures/arch/deepseek-v3-fp8/config.json")),
     (
@@ -57,20 +62,6 @@ fuzz_target!(|bytes: &[u8]| {
     }
     read(if chosen == 5 { folder.join(FILES[5].0) } else { folder.to_owned() }.as_path());
 });
-
-/// Edits of four bytes: where (two bytes), what (overwrite, insert, take out), and a byte or how many.
-fn edited(whole: &[u8], edits: &[u8]) -> Vec<u8> {
-    let mut bytes = whole.to_vec();
-    for &[low, high, what, value] in edits.as_chunks::<4>().0 {
-        let at = usize::from(u16::from_le_bytes([low, high])) % (bytes.len() + 1);
-        match what % 3 {
-            0 if at < bytes.len() => bytes[at] = value,
-            2 => drop(bytes.drain(at..bytes.len().min(at + usize::from(value)))),
-            _ => bytes.insert(at, value),
-        }
-    }
-    bytes
-}
 
 fn read(path: &Path) {
     let Ok(checkpoint) = Checkpoint::open(path) else { return };

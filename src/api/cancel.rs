@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "hub")]
 use std::time::{Duration, Instant};
 
-/// Stops a generation between two steps, or a download; clones share the switch. It stays as it is: a handle that was used is
+/// Stops a generation between two steps, a download, or what is written; clones share the switch. It stays as it is: a handle that was used is
 /// [`reset`](Self::reset) before it goes into further options, which else end at once.
 #[derive(Clone, Debug, Default)]
 pub struct CancelHandle(Arc<AtomicBool>);
@@ -27,7 +27,6 @@ impl CancelHandle {
     }
 
     /// What is watched by functions that stand below this face.
-    #[cfg(feature = "hub")]
     pub(super) fn switch(&self) -> &AtomicBool {
         &self.0
     }

@@ -126,7 +126,6 @@ pub(super) fn pages(context: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::checkpoint::Checkpoint;
@@ -181,7 +180,7 @@ mod tests {
             assert!(decoded.all_experts > 0 && decoded.experts_in_file == 0, "{name}: {decoded:?}");
             let [file, q4_0] = ["mxfp4_moe", "q4_0"].map(|mix| Mix::parse(mix).unwrap());
             let gguf = folder.path().join(name);
-            crate::api::quantize(&checkpoint, file, &gguf, &AtomicBool::new(false), |_, _| ()).unwrap();
+            crate::api::quantize(&checkpoint, file, &gguf, &crate::CancelHandle::new(), |_, _| ()).unwrap();
             let (checkpoint, h) = open(&gguf);
             let mapped = Reads::of(&checkpoint, &h, None);
             assert!(mapped.all_experts > 0 && mapped.experts_in_file == mapped.all_experts, "{name}");

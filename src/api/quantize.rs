@@ -2,9 +2,8 @@
 
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Importance;
+use super::{CancelHandle, Importance};
 use crate::checkpoint::write::{GgufWriter, TensorSpec};
 use crate::checkpoint::{Checkpoint, Value, WholeFile};
 use crate::model::Hyperparameters;
@@ -36,12 +35,12 @@ pub struct Quantized {
 ///
 /// # Errors
 /// A checkpoint without weights, of an architecture that is not known, or that has no place in a GGUF file; a mix that
-/// [wants importance](Mix::wants_importance) without any; what cannot be written; [`Error::Io`] of the kind `Interrupted` when `cancel` is set.
+/// [wants importance](Mix::wants_importance) without any; what cannot be written; [`Error::Io`] of the kind `Interrupted` when `cancel` asks to stop.
 pub fn quantize(
     checkpoint: &Checkpoint,
     mix: Mix,
     path: &Path,
-    cancel: &AtomicBool,
+    cancel: &CancelHandle,
     progress: impl FnMut(u64, u64),
 ) -> Result<Quantized> {
     quantize_by(checkpoint, mix, None, path, cancel, progress)
@@ -56,7 +55,7 @@ pub fn quantize_by(
     mix: Mix,
     importance: Option<&Importance>,
     path: &Path,
-    cancel: &AtomicBool,
+    cancel: &CancelHandle,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Quantized> {
     if mix.wants_importance() && importance.is_none() {
@@ -107,7 +106,7 @@ pub fn quantize_by(
     let mut done = 0;
     for (tensor, spec) in tensors.iter().zip(&specs) {
         let bytes = converted(tensor, spec.kind, importance, cancel);
-        if cancel.load(Ordering::Relaxed) {
+        if cancel.is_cancelled() {
             return Err(fault(std::io::ErrorKind::Interrupted.into()));
         }
         writer.tensor(&bytes).map_err(fault)?;
@@ -144,7 +143,7 @@ fn converted(
     export: &Export<'_>,
     kind: BlockType,
     importance: Option<&Importance>,
-    cancel: &AtomicBool,
+    cancel: &CancelHandle,
 ) -> Vec<u8> {
     let mut all = Vec::new();
     for part in 0..export.parts() {
@@ -157,7 +156,7 @@ fn converted(
         let pieces = tensor.bytes().chunks_exact(from.max(1)).zip(all[at..].chunks_exact_mut(to.max(1)));
         for (i, (bytes, to)) in pieces.enumerate() {
             let importance = importance.and_then(|known| known.of(&tensor.name, i, columns));
-            Rows { kind: tensor.kind, columns, bytes, importance }.convert(kind, to, cancel);
+            Rows { kind: tensor.kind, columns, bytes, importance }.convert(kind, to, cancel.switch());
         }
         export.drop_pages(part);
     }

@@ -91,7 +91,6 @@ impl fmt::Display for Quantize {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
 
     use super::*;
 
@@ -130,7 +129,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("q8_0.gguf");
         let mix = Mix::parse("Q8_0").unwrap();
-        super::super::quantize(&plain, mix, &path, &AtomicBool::new(false), |_, _| ()).unwrap();
+        super::super::quantize(&plain, mix, &path, &crate::CancelHandle::new(), |_, _| ()).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         let h = Hyperparameters::read(&checkpoint).unwrap();
         assert!(Quantize::Auto.conversion(&checkpoint, &h, |_| false).is_none());

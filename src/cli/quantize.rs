@@ -2,8 +2,6 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::{LoadArgs, QuantizeArgs};
 use super::interrupt::{self, Second};
@@ -13,7 +11,7 @@ use super::settings::model_name;
 use super::text::read_file;
 use crate::api::{self, Importance};
 use crate::checkpoint::Checkpoint;
-use crate::{Error, Result};
+use crate::{CancelHandle, Error, Result};
 
 pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
     if !args.force && args.file.exists() {
@@ -32,10 +30,10 @@ pub(super) fn run(args: &QuantizeArgs, console: &Console) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(&path)?;
     let importance = args.calibrate.as_ref().map(|text| measure(&checkpoint, text, console)).transpose()?;
 
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = CancelHandle::new();
     let armed = interrupt::arm(Second::Ends, {
         let stop = stop.clone();
-        move || stop.store(true, Ordering::Relaxed)
+        move || stop.cancel()
     });
     let mut bar = console.slow_bar("quantizing", Unit::Bytes);
     let report = |done, total| bar.update(done, total);
