@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(feature = "hub")]
 use std::time::{Duration, Instant};
 
-/// Stops a generation between two steps, a download, or what is written; clones share the switch. It stays as it is: a handle that was used is
-/// [`reset`](Self::reset) before it goes into further options, which else end at once.
+/// Stops a generation between two steps, a download, or a file that is written; clones share the switch. It stays as it is: a
+/// handle that was used is [`reset`](Self::reset) before it goes into further options, which else end at once.
 #[derive(Clone, Debug, Default)]
 pub struct CancelHandle(Arc<AtomicBool>);
 

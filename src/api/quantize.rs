@@ -35,7 +35,8 @@ pub struct Quantized {
 ///
 /// # Errors
 /// A checkpoint without weights, of an architecture that is not known, or that has no place in a GGUF file; a mix that
-/// [wants importance](Mix::wants_importance) without any; what cannot be written; [`Error::Io`] of the kind `Interrupted` when `cancel` asks to stop.
+/// [wants importance](Mix::wants_importance) without any; what cannot be written; [`Error::Io`] of the kind `Interrupted`
+/// when `cancel` asks to stop.
 pub fn quantize(
     checkpoint: &Checkpoint,
     mix: Mix,

@@ -91,7 +91,6 @@ impl fmt::Display for Quantize {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     /// F32 and 8-bit floats.

@@ -74,7 +74,7 @@ const fn passes<S: Simd>(tokens: usize) -> usize {
 /// The CPU has the ISA; the pointers of `p` are valid for the shapes that they document.
 #[inline(always)]
 pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
-    // Once: to set them to zero for each block would be a call, a tenth of the time.
+    // Once: to set them to zero for each block is a call, with all registers written back: up to a tenth of the time, measured.
     // SAFETY: the caller's promise.
     let mut scales = unsafe { Scales::zero() };
     for tile in p.tiles.0..p.tiles.1 {
