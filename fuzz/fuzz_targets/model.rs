@@ -7,13 +7,12 @@
 use std::sync::{LazyLock, Once};
 
 use libfuzzer_sys::fuzz_target;
-use pensive::quant::BlockType;
 use pensive::{Model, Options, Receipt};
 use sha2::{Digest, Sha256};
 
 #[path = "edited.rs"]
 mod edited;
-#[allow(dead_code)]
+#[expect(dead_code, reason = "of the tests' models only the one that can be talked to is needed")]
 #[path = "../../tests/common/tiny.rs"]
 mod tiny;
 
