@@ -122,6 +122,11 @@ impl Scratch {
     }
 }
 
+/// The chunks of all blocks.
+fn chunks_of(blocks: &[Block]) -> usize {
+    blocks.last().map_or(0, |last| last.chunks_before + last.chunks.len())
+}
+
 /// Bytes of records that the decoding of one sequence leaves for a KV page of this shape.
 pub fn page_bytes(shape: KvShape, kv_type: KvType, heads: usize) -> usize {
     heads.min(RECORDS_PER_PAGE) * record_len(shape.value_stride(kv_type)) * size_of::<f32>()
@@ -208,9 +213,7 @@ impl Call<'_> {
         let start = scratch.memory.shared::<f32>();
         let scratch = &*scratch;
         let blocks = &scratch.blocks[..];
-        let Some(last) = blocks.last() else { return };
-
-        let chunks = last.chunks_before + last.chunks.len();
+        let chunks = chunks_of(blocks);
         let width = self.shape().key_dim + self.shape().value_dim;
         let rows_of_block = blocks.iter().map(|block| block.rows.len()).max().unwrap_or(0);
         let slots = rows_of_block * self.group().div_ceil(self.parts()); // records of an item
@@ -246,11 +249,11 @@ impl Call<'_> {
 
     /// Takes units, last (longest) first in each thread's share; goes through all chunks of each.
     fn whole_units(&self, blocks: &[Block], claims: Claims, local: Local) {
-        let (per_block, record) = (self.units_per_block(), self.record());
+        let record = self.record();
         for range in claims {
             for task in range {
-                let index = blocks.len() * per_block - 1 - task;
-                let unit = self.unit(&blocks[index / per_block], index % per_block);
+                let block = &blocks[blocks.len() - 1 - task % blocks.len()];
+                let unit = self.unit(block, task / blocks.len());
                 self.prepare_queries(&unit, local.queries);
                 for chunk in unit.block.chunks.clone() {
                     let next = (chunk + 1 < unit.block.chunks.end).then(|| self.cached(&unit, chunk + 1));
@@ -306,13 +309,12 @@ impl Call<'_> {
         }
     }
 
-    /// Items run over blocks, in a block over units, in a unit over chunks.
+    /// Items run over heads, for each over blocks, in a block over chunks.
     fn item<'b>(&self, blocks: &'b [Block], item: usize) -> (Unit<'b>, usize) {
-        let per_block = self.units_per_block();
-        let at = blocks.partition_point(|block| block.chunks_before * per_block <= item) - 1;
-        let block = &blocks[at];
-        let within = item - block.chunks_before * per_block;
-        (self.unit(block, within / block.chunks.len()), block.chunks.start + within % block.chunks.len())
+        let chunks = chunks_of(blocks);
+        let (index, within) = (item / chunks, item % chunks);
+        let block = &blocks[blocks.partition_point(|block| block.chunks_before <= within) - 1];
+        (self.unit(block, index), block.chunks.start + within - block.chunks_before)
     }
 
     /// Keys and values of a unit's chunk.
@@ -349,16 +351,15 @@ impl Call<'_> {
         sink: *mut f32,
         shared: Shared<f32>,
     ) {
-        let per_block = self.units_per_block();
         for range in claims {
             for task in range {
                 let (index, query) = (task / slots, task % slots);
-                let block = &blocks[index / per_block];
-                let unit = self.unit(block, index % per_block);
+                let block = &blocks[index % blocks.len()];
+                let unit = self.unit(block, index / blocks.len());
                 if query >= block.rows.len() * unit.heads {
                     continue;
                 }
-                let first_item = block.chunks_before * per_block + index % per_block * block.chunks.len();
+                let first_item = index / blocks.len() * chunks_of(blocks) + block.chunks_before;
                 let mut chunks = self.chunks(block.rows.start + query / unit.heads);
                 // SAFETY: the items' records, which were waited for; a query belongs to one task.
                 let record = |chunk: usize| unsafe {

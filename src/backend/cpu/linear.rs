@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use super::fetch::Trial;
+use super::fetch::Trials;
 use super::kernels::elementwise::{activate, norm_factor, scale};
 use super::kernels::{
-    self, ActivationKind, Activations, CHUNK, Isa, Output, PASS, Scratch, TILE, WeightMatrix,
+    self, ActivationKind, Activations, CHUNK, FEW_TOKENS, Isa, Output, PASS, Scratch, TILE, WeightMatrix,
 };
 use super::memory::Shared;
 use super::pool::{Pool, Tasks, Worker};
@@ -83,7 +83,7 @@ pub struct Gated<'a> {
 /// Memory for products, allocated once.
 pub struct Workspace {
     /// How weights are best fetched.
-    pub trial: Trial,
+    pub trials: Trials,
     /// Bytes of matrices that products may still interleave in this step.
     pub copies: u64,
     /// Of each kind of int8 that the matrices take.
@@ -105,26 +105,27 @@ impl Workspace {
         }
         let quantized = widest.into_iter().filter(|(_, columns)| *columns > 0);
         Workspace {
-            trial: Trial::default(),
+            trials: Trials::default(),
             copies: 0,
             activations: quantized.map(|(kind, columns)| Activations::new(kind, rows, columns)).collect(),
             scratch: (0..threads).map(|_| Scratch::new(rows)).collect(),
         }
     }
 
-    /// Begins a step, in which up to `copies` bytes of matrices may be interleaved. `is_like_most`: it has one row, and nothing
-    /// is left to interleave.
-    pub fn begin(&mut self, copies: u64, is_like_most: bool) {
+    /// Begins a step of `rows` rows, in which up to `copies` bytes of matrices may be interleaved. `is_comparable`: nothing is
+    /// left to interleave.
+    pub fn begin(&mut self, rows: usize, copies: u64, is_comparable: bool) {
         self.copies = copies;
-        let fetch = self.trial.begin(is_like_most);
+        let fetch = self.trials.begin(rows, is_comparable);
         self.scratch.iter_mut().for_each(|scratch| scratch.fetch = fetch);
     }
 
     /// Computes the products that `product(0..count)` gives.
     ///
-    /// First the threads share out the input to make and quantize it, by rows, or by columns too if there are fewer
-    /// rows than threads; then, in the same job, the tiles of all matrices. Up to [`copies`](Self::copies) bytes of the
-    /// matrices are interleaved on the way and taken off.
+    /// First the threads share out the input to make and quantize it; then, in the same job, the tiles of all matrices. Each
+    /// thread's share is the same part of every matrix's rows, and of the input's columns where these need nothing of each
+    /// other: so most of what it takes is what it made in the product before, in its own caches. Up to
+    /// [`copies`](Self::copies) bytes of the matrices are interleaved on the way and taken off.
     pub fn multiply<'a>(
         &mut self,
         isa: Isa,
@@ -135,6 +136,7 @@ impl Workspace {
     ) {
         let Input { rows, width, .. } = input;
         let products = || (0..count).map(&product);
+        let tile_counts = || products().map(|p| p.matrix.tiles());
         let matrices = || products().flat_map(|p| [Some(p.matrix), p.gated.map(|g| g.matrix)]).flatten();
         let asked_for = |kind| matrices().any(|matrix| matrix.activation() == kind);
         let mut quantized = false;
@@ -144,22 +146,22 @@ impl Workspace {
         }
         let work: usize = matrices().map(WeightMatrix::rows).sum::<usize>() * rows * width;
         let threads = if work < SMALL { 1 } else { pool.threads() };
-        let parts = Parts::new(rows, width, threads);
+        let parts = Parts::new(input, threads);
         let make = quantized || !matches!(input.made, Made::Already);
         let to_make = Tasks::new(if make { rows * parts.count } else { 0 }, 1, threads);
         let least = (CLAIM / (TILE * rows * width).max(1)).max(1);
-        let tiles = Tasks::new(products().map(|p| p.matrix.tiles()).sum(), least, threads);
+        let tiles = Tasks::of_lists(tile_counts(), least, threads);
 
         for matrix in matrices() {
             // SAFETY: the job below multiplies each tile once, and `finish` follows it.
             self.copies = unsafe { matrix.begin(self.copies) };
         }
-        let began = self.trial.is_on().then(Instant::now);
+        let began = self.trials.is_on().then(Instant::now);
         let (activations, scratch) = (&self.activations, Shared::of(&mut self.scratch));
         let job = |worker: &Worker| {
             for run in to_make.claims(worker) {
                 for task in run {
-                    let (row, columns) = (task / parts.count, parts.columns(task % parts.count));
+                    let (row, columns) = (task % rows, parts.columns(task / rows));
                     // SAFETY: the part lies in the input, and belongs to one task.
                     unsafe {
                         input.make(isa, row, columns.clone());
@@ -174,16 +176,10 @@ impl Workspace {
             // SAFETY: one scratch for each thread of the pool.
             let scratch = unsafe { &mut *scratch.at(worker.index) };
             for run in tiles.claims(worker) {
-                let mut first = 0; // tiles of the products before
-                for p in products() {
-                    let end = first + p.matrix.tiles();
-                    let (from, to) = (run.start.max(first), run.end.min(end));
-                    if from < to {
-                        // SAFETY: the input was made; a tile belongs to one task.
-                        unsafe { p.multiply(isa, from - first..to - first, input, activations, scratch) };
-                    }
-                    first = end;
-                }
+                tiles.in_lists(run, tile_counts(), |i, tiles| {
+                    // SAFETY: the input was made; a tile belongs to one task.
+                    unsafe { product(i).multiply(isa, tiles, input, activations, scratch) }
+                });
             }
         };
         if threads == 1 {
@@ -192,7 +188,7 @@ impl Workspace {
             pool.run(job)
         }
         if let Some(began) = began {
-            self.trial.took(began.elapsed());
+            self.trials.took(began.elapsed());
         }
         // SAFETY: the job has ended.
         matrices().for_each(|matrix| unsafe { matrix.finish() });
@@ -207,9 +203,13 @@ struct Parts {
 }
 
 impl Parts {
-    /// As many as it takes for each thread to get one.
-    fn new(rows: usize, width: usize, threads: usize) -> Self {
-        let part = width.div_ceil(threads.div_ceil(rows.max(1))).next_multiple_of(CHUNK);
+    /// Whole rows if there are so many that no cache keeps what a thread made of them, or if they are norms, which take a whole
+    /// row to make any of it; but a part for each thread at least.
+    fn new(input: Input<'_>, threads: usize) -> Self {
+        let Input { rows, width, made, .. } = input;
+        let is_by_row = rows > FEW_TOKENS || matches!(made, Made::RmsNorm { .. });
+        let count = if is_by_row { threads.div_ceil(rows.max(1)) } else { threads };
+        let part = width.div_ceil(count).next_multiple_of(CHUNK);
         Parts { count: width.div_ceil(part), part, width }
     }
 

@@ -19,6 +19,8 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use crate::backend::{
     Activation, Attention, Backend, Buffer, Device, Experts, Heads, KvShape, KvType, Limits, Matrix,
     PAGE_LEN, Plan, Projection, Rope, Source, Stack, Stacked, Step, Vector,
@@ -274,23 +276,28 @@ impl CpuBackend {
         });
     }
 
-    /// [`Backend::rope`] of one row.
-    fn rope_row(&self, heads: &Heads, row: usize) {
-        let width = self.width(heads.x);
-        // SAFETY: the row lies in the buffer and belongs to one task.
-        let x = unsafe { std::slice::from_raw_parts_mut(self.buffer(heads.x).at(row * width), width) };
+    /// [`Backend::rope`] of some heads of a row.
+    fn rope_heads(&self, heads: &Heads, row: usize, which: Range<usize>) {
+        let (width, dim) = (self.width(heads.x), heads.dim);
+        let (first, count) = (which.start * dim, which.len());
+        assert!(which.end * dim <= width, "heads of {dim} in a row of {width}");
+        // SAFETY: row and heads lie in the buffer and belong to one task.
+        let x = unsafe {
+            let at = self.buffer(heads.x).at(row * width + first);
+            std::slice::from_raw_parts_mut(at, count * dim)
+        };
         if let Some((weight, epsilon)) = heads.norm {
             let weight = &self.vectors[weight.0];
-            let (n, dim) = (weight.len(), heads.dim);
-            assert!(n <= dim && width.is_multiple_of(dim), "width of a head's norm");
+            let n = weight.len();
+            assert!(n <= dim, "width of a head's norm");
             // SAFETY: the backend's ISA; lengths were checked.
-            unsafe { head_norms(self.isa, x.as_mut_ptr(), weight.as_ptr(), n, width / dim, dim, epsilon) }
+            unsafe { head_norms(self.isa, x.as_mut_ptr(), weight.as_ptr(), n, count, dim, epsilon) }
         }
-        self.ready().rope.rotate(self.isa, row, x, heads.dim, heads.rotate_from);
+        self.ready().rope.rotate(self.isa, row, x, dim, heads.rotate_from);
         if let Some(center) = heads.center {
             let center = &self.vectors[center.0];
             assert_eq!(width, center.len(), "width of a center");
-            x.iter_mut().zip(center).for_each(|(x, v)| *x -= v);
+            x.iter_mut().zip(&center[first..]).for_each(|(x, v)| *x -= v);
         }
     }
 }
@@ -448,7 +455,7 @@ impl Backend for CpuBackend {
             let copies = std::mem::replace(&mut ready.next_copies, ready.copies_per_step);
             let mut matrices = self.weights.iter().filter_map(Weight::as_matrix);
             ready.all_copied = ready.all_copied || matrices.all(|matrix| matrix.bytes_to_copy() == 0);
-            ready.linear.begin(copies, step.rows.len() == 1 && ready.all_copied);
+            ready.linear.begin(step.rows.len(), copies, ready.all_copied);
             ready.rope.fill(&self.step.rows, &self.pool);
         }
     }
@@ -487,9 +494,15 @@ impl Backend for CpuBackend {
     }
 
     fn rope(&mut self, heads: &[Heads]) {
-        let width = heads.iter().map(|heads| self.width(heads.x)).sum();
-        self.pool.for_each(self.step.rows.len(), Self::least_rows(width), |row| {
-            heads.iter().for_each(|heads| self.rope_row(heads, row));
+        // A thread takes the heads of its share of the product that made them.
+        let (rows, shares) = (self.step.rows.len(), self.pool.threads());
+        self.pool.for_each(shares * rows, 1, |task| {
+            for heads in heads {
+                let width = self.width(heads.x);
+                assert!(width.is_multiple_of(heads.dim), "heads of {} in a row of {width}", heads.dim);
+                let which = pool::part(width / heads.dim, task / rows, shares);
+                self.rope_heads(heads, task % rows, which);
+            }
         });
     }
 
@@ -564,9 +577,8 @@ impl Backend for CpuBackend {
             KvType::Q8_0 => append::<Q8_0>,
         };
         let rows = step.rows.len();
-        let least = Self::least_rows(shape.key_dim + shape.value_dim);
         // Neighbours in a task list are neighbours in a page's lines.
-        self.pool.for_each(rows * shape.heads, least, |task| {
+        self.pool.for_each(rows * shape.heads, 1, |task| {
             let (head, row) = (task / rows, task % rows);
             let position = step.rows[row].position;
             let page = step.page(step.rows[row].sequence, position / PAGE_LEN);

@@ -219,22 +219,54 @@ impl Worker {
 impl Tasks {
     /// `count` tasks for `threads` threads, claimed `least` or more at a time.
     pub fn new(count: usize, least: usize, threads: usize) -> Self {
-        let done = Signal::default();
+        Self::of_lists(std::iter::once(count), least, threads)
+    }
+
+    /// The tasks of some lists, so many each. A share is the same part of every list, one after the other: see
+    /// [`in_lists`](Self::in_lists).
+    pub fn of_lists(counts: impl Iterator<Item = usize> + Clone, least: usize, threads: usize) -> Self {
+        let used = threads.clamp(1, SHARES);
+        let before = |share| counts.clone().map(|count| part(count, share, used).start).sum();
+        let shares = std::array::from_fn(|i| match i < used {
+            true => Share { next: AtomicUsize::new(before(i)), end: before(i + 1) },
+            false => Share::default(),
+        });
+        let (count, done) = (before(used), Signal::default());
         if count == 0 {
             done.advance();
         }
-        let used = threads.clamp(1, SHARES);
-        let shares = std::array::from_fn(|i| match i < used {
-            true => Share { next: AtomicUsize::new(count * i / used), end: count * (i + 1) / used },
-            false => Share::default(),
-        });
         Tasks { shares, used, left: AtomicUsize::new(count), least: least.max(1), done }
+    }
+
+    /// Calls `call(list, tasks)` for the tasks of each list that a claimed run consists of.
+    pub fn in_lists(
+        &self,
+        run: Range<usize>,
+        counts: impl Iterator<Item = usize> + Clone,
+        mut call: impl FnMut(usize, Range<usize>),
+    ) {
+        let mut first = 0; // tasks of the parts before
+        for share in 0..self.used {
+            for (list, count) in counts.clone().enumerate() {
+                let part = part(count, share, self.used);
+                let (from, to) = (run.start.max(first), run.end.min(first + part.len()));
+                if from < to {
+                    call(list, part.start + from - first..part.start + to - first);
+                }
+                first += part.len();
+            }
+        }
     }
 
     /// Claims tasks for a thread, run by run, until all are taken.
     pub fn claims(&self, worker: &Worker) -> Claims<'_> {
         Claims { tasks: self, share: worker.index % self.used, shares: self.used, claimed: 0 }
     }
+}
+
+/// A share's part of so many things.
+pub fn part(count: usize, share: usize, shares: usize) -> Range<usize> {
+    count * share / shares..count * (share + 1) / shares
 }
 
 impl Share {

@@ -545,7 +545,7 @@ impl Scratch {
             BlockType::ALL.into_iter().map(|kind| TILE * CHUNK / kind.block_len() * kind.block_bytes());
         let lanes = |n| vec![Lane([0.0; TILE]); n];
         Self {
-            fetch: Fetch::Asked,
+            fetch: Fetch::ToSecond,
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
             sums: lanes(PASS * rows),

@@ -130,6 +130,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn prefetch(p: *const u8);
     /// The same for the second cache level: for what is read only after the first level's worth of other data.
     unsafe fn prefetch_far(p: *const u8);
+    /// The same into the first level alone: for what is read once.
+    unsafe fn prefetch_once(p: *const u8);
 }
 
 /// Compiles a generic algorithm for every ISA: makes `unsafe fn NAME(isa, arguments…)` that runs

@@ -167,3 +167,29 @@ fn without_a_wish_the_pool_has_a_thread_for_each_core() {
     assert!((1..=cores::available()).contains(&threads));
     assert_eq!(threads, cores::count());
 }
+
+#[test]
+fn a_share_is_the_same_part_of_every_list_and_each_task_of_each_list_is_done_once() {
+    let counts = [7, 0, 96, 16];
+    for threads in [1, 2, 3, 40] {
+        let tasks = Tasks::of_lists(counts.into_iter(), 2, threads);
+        let shares = threads.min(SHARES);
+        let mut seen: Vec<(usize, usize)> = Vec::new();
+        for index in (0..shares).rev() {
+            let before = seen.len();
+            let mut claims = tasks.claims(&Worker { index, spin: false });
+            claims.shares = 1; // none of others' shares
+            for run in claims {
+                tasks.in_lists(run, counts.into_iter(), |list, tasks| {
+                    seen.extend(tasks.map(|task| (list, task)))
+                });
+            }
+            let of_share = |(list, task): &(usize, usize)| part(counts[*list], index, shares).contains(task);
+            assert!(seen[before..].iter().all(of_share), "share {index} of {shares}");
+        }
+        seen.sort();
+        let all: Vec<_> =
+            (0..counts.len()).flat_map(|list| (0..counts[list]).map(move |task| (list, task))).collect();
+        assert_eq!(seen, all);
+    }
+}

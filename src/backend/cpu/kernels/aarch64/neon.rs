@@ -246,4 +246,9 @@ impl Simd for Neon {
         // SAFETY: a hint; it never faults.
         unsafe { asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
     }
+    #[inline(always)]
+    unsafe fn prefetch_once(p: *const u8) {
+        // SAFETY: a hint; it never faults.
+        unsafe { asm!("prfm pldl1strm, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
+    }
 }

@@ -335,8 +335,11 @@ pub enum Bytes {
 /// How a product's interleaved weights come from memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fetch {
-    /// They are asked for ahead of their use, always.
-    Asked,
+    /// They are asked for ahead of their use, into the second cache level.
+    ToSecond,
+    /// They are asked for ahead of their use, into the first cache level alone, as they are used once: the others keep what is
+    /// used again.
+    ToFirst,
     /// The processor is left to see that they are read in ascending order, by kernels that keep up with memory.
     Unasked,
 }

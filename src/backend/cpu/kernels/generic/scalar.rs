@@ -219,4 +219,6 @@ impl Simd for Scalar {
     unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn prefetch_far(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_once(_: *const u8) {}
 }

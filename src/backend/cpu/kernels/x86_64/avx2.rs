@@ -254,6 +254,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn prefetch_far(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn prefetch_once(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
+    }
 }
 
 /// acc + the sums of neighbouring 16-bit values.

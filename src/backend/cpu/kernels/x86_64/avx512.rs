@@ -230,6 +230,10 @@ impl Simd for Avx512 {
     unsafe fn prefetch_far(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn prefetch_once(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_NTA>(p.cast()) }
+    }
 }
 
 /// See [`Simd::f_fma_by`]. The compiler would load a factor that is used twice by an instruction of its own, which
