@@ -10,7 +10,6 @@
 use std::ffi::CString;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::LlamaContextParams;
@@ -23,7 +22,7 @@ use pensive::api::{Importance, quantize_by};
 use pensive::checkpoint::{Checkpoint, Tensor};
 use pensive::quant::Mix;
 use pensive::text::{Special, Tokenizer};
-use pensive::{Event, Model, Options, Prompt};
+use pensive::{CancelHandle, Event, Model, Options, Prompt};
 
 /// Tokens of a window, each read by itself; the second half counts.
 pub const WINDOW: usize = 512;
@@ -110,9 +109,8 @@ pub fn main(words: &[String]) {
     for mix in &args.types {
         let [ours, theirs] =
             ["pensive", "llama.cpp"].map(|by| args.folder.join(format!("{}-{by}.gguf", mix.name)));
-        let written =
-            quantize_by(&source, *mix, importance.as_ref(), &ours, &AtomicBool::new(false), |_, _| {})
-                .expect("pensive quantizes");
+        let written = quantize_by(&source, *mix, importance.as_ref(), &ours, &CancelHandle::new(), |_, _| {})
+            .expect("pensive quantizes");
         quantize_by_llama(&args.source, &theirs, *mix, &known(&source, importance.as_ref()));
         let their_bits = differences(&ours, &theirs);
         let [ours_is, theirs_is] =
