@@ -38,7 +38,7 @@ use kv::KvCache;
 use linear::{Gated, Input, Made, Product};
 use memory::{Memory, Shared};
 use pool::Pool;
-use step::{RopeTable, SERIAL, StepRows};
+use step::{FETCHED, RopeTable, SERIAL, StepRows};
 
 /// How the backend works; the default suits the machine.
 #[derive(Clone, Copy, Debug)]
@@ -496,7 +496,8 @@ impl Backend for CpuBackend {
     fn rope(&mut self, heads: &[Heads]) {
         // A thread takes the heads of its share of the product that made them.
         let (rows, shares) = (self.step.rows.len(), self.pool.threads());
-        self.pool.for_each(shares * rows, 1, |task| {
+        let values = rows * heads.iter().map(|heads| self.width(heads.x)).sum::<usize>();
+        self.pool.for_each(shares * rows, if values < FETCHED { usize::MAX } else { 1 }, |task| {
             for heads in heads {
                 let width = self.width(heads.x);
                 assert!(width.is_multiple_of(heads.dim), "heads of {} in a row of {width}", heads.dim);
@@ -577,8 +578,9 @@ impl Backend for CpuBackend {
             KvType::Q8_0 => append::<Q8_0>,
         };
         let rows = step.rows.len();
+        let values = rows * shape.heads * (shape.key_dim + shape.value_dim);
         // Neighbours in a task list are neighbours in a page's lines.
-        self.pool.for_each(rows * shape.heads, 1, |task| {
+        self.pool.for_each(rows * shape.heads, if values < FETCHED { usize::MAX } else { 1 }, |task| {
             let (head, row) = (task / rows, task % rows);
             let position = step.rows[row].position;
             let page = step.page(step.rows[row].sequence, position / PAGE_LEN);

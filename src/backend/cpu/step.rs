@@ -106,3 +106,6 @@ impl RopeTable {
 
 /// Values that are quicker done by one thread than shared out.
 pub const SERIAL: usize = 16_384;
+
+/// Values that are quicker fetched by one core than left to those that made them.
+pub const FETCHED: usize = 512;
