@@ -12,12 +12,12 @@ use super::quantized::{
 };
 use crate::quant::BlockType;
 
-/// How far ahead of their use interleaved weights are asked for, in bytes. Less is not soon enough for two cores at once; it is
-/// little beside the smallest first-level cache. Where rows are apart, it is the same place of the next tile, and only the
+/// How far ahead of their use interleaved weights are asked for, in bytes. Half of it is not soon enough for two cores at
+/// once; it is a quarter of the smallest first-level cache. Where rows are apart, it is the same place of the next tile, and only the
 /// second level has room for that.
 ///
 /// Which level is better depends on the processor too. Zen 4, whose first level holds 32 KB, reads at three quarters of the speed
-/// if asked to bring weights there. Zen 5 (48 KB) reads Q6_K for eight tokens on two cores at 37 GB/s by the second level and
+/// if asked to bring weights there (measured with the hint that passes by no level). Zen 5 (48 KB) reads Q6_K for eight tokens on two cores at 37 GB/s by the second level and
 /// at 43 by the first, other products by a few percent faster.
 const PREFETCH: usize = 8192;
 
