@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench matmul -- [FILTER…]`, filters as in `"Q4_K avx512"` or `prefill::Q6_K`. Decode is one token,
 //! or a batch of eight, through a matrix larger than the caches, in bytes of weights read (`_unasked`: without asking for
-//! them ahead, `_to_first`: into the first cache level alone); prefill is 512 tokens through some rows of the down projection
+//! them ahead, `_twice`: also shortly before, `_to_first`: into the first cache level alone); prefill is 512 tokens through some rows of the down projection
 //! of a 1.5B model, in multiply-adds ("items"). Work is timed in pieces of a few milliseconds, and the fastest tells what the
 //! kernel does, not what other programs leave to it.
 
@@ -73,6 +73,11 @@ fn decode(bencher: Bencher<'_, '_>, case: &Case) {
 #[divan::bench(args = cases(), max_time = 0.5, sample_size = 1)]
 fn decode_unasked(bencher: Bencher<'_, '_>, case: &Case) {
     through_memory(bencher, case, 1, Fetch::Unasked);
+}
+
+#[divan::bench(args = cases(), max_time = 0.5, sample_size = 1)]
+fn decode_twice(bencher: Bencher<'_, '_>, case: &Case) {
+    through_memory(bencher, case, 1, Fetch::Twice);
 }
 
 #[divan::bench(args = cases(), max_time = 0.5, sample_size = 1)]

@@ -12,10 +12,10 @@ use super::kernels::Fetch;
 const ROUNDS: usize = 9;
 
 /// The ways of a step of one row.
-const OF_ONE: &[Fetch] = &[Fetch::ToSecond, Fetch::ToFirst, Fetch::Unasked];
+const OF_ONE: &[Fetch] = &[Fetch::ToSecond, Fetch::Twice, Fetch::ToFirst, Fetch::Unasked];
 
 /// The ways of a step of several rows, whose kernels do not keep up with memory.
-const OF_SEVERAL: &[Fetch] = &[Fetch::ToSecond, Fetch::ToFirst];
+const OF_SEVERAL: &[Fetch] = &[Fetch::ToSecond, Fetch::Twice, Fetch::ToFirst];
 
 /// Most rows of a step that is tried: more are rare, or a prompt.
 const SEVERAL: usize = 8;
@@ -33,9 +33,9 @@ pub struct Trials {
 struct Trial {
     ways: &'static [Fetch],
     /// Rounds that each way won.
-    won: [usize; 3],
+    won: [usize; OF_ONE.len()],
     /// What the products of the round's steps took.
-    took: [Duration; 3],
+    took: [Duration; OF_ONE.len()],
     /// Rows of the round's steps.
     rows: usize,
     /// Which step of a round this is, if it is one.
@@ -78,7 +78,14 @@ impl Trials {
 
 impl Trial {
     fn new(ways: &'static [Fetch]) -> Self {
-        Trial { ways, won: [0; 3], took: [Duration::ZERO; 3], rows: 0, trying: None, next: 0 }
+        Trial {
+            ways,
+            won: [0; OF_ONE.len()],
+            took: [Duration::ZERO; OF_ONE.len()],
+            rows: 0,
+            trying: None,
+            next: 0,
+        }
     }
 
     fn begin(&mut self, rows: usize, is_comparable: bool) -> Fetch {
@@ -134,7 +141,7 @@ mod tests {
         let mut trials = Trials::default();
         for round in 0..ROUNDS as u64 {
             for way in 0..OF_ONE.len() as u64 {
-                step(&mut trials, 1, true, |_| if way == round % 3 { 90 } else { 100 });
+                step(&mut trials, 1, true, |_| if way == round % 4 { 90 } else { 100 });
             }
         }
         step(&mut trials, 1, true, |_| 100);
@@ -161,6 +168,6 @@ mod tests {
             let way = step(&mut trials, rows, true, |_| 100 - rows as u64);
             assert_eq!(way, Fetch::ToSecond, "the first of a round, and nothing was compared");
         }
-        assert_eq!(step(&mut trials, 5, true, |_| 1), Fetch::ToFirst);
+        assert_eq!(step(&mut trials, 5, true, |_| 1), Fetch::Twice);
     }
 }

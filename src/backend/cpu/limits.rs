@@ -30,7 +30,7 @@ const ROUNDS: usize = 100_000;
 
 entry_points! {
     /// [`sum`] on an ISA.
-    fn sum_on(from: *const u32, len: usize) -> u32 = sum;
+    fn sum_on(from: *const u32, len: usize, ask: bool) -> u32 = sum;
     /// [`dot_products`] on an ISA.
     fn dot_products_on(x: &Operands, rounds: usize) -> u32 = dot_products;
     /// [`lanes`] on an ISA.
@@ -71,12 +71,16 @@ pub fn read_bandwidth_of(pool: &Pool, isa: Isa, bytes: usize, patience: Duration
     pool.for_each(threads, 1, |part| unsafe {
         std::slice::from_raw_parts_mut(values.at(part * len), len).fill(1);
     });
-    let passes = best_rate(patience, || {
-        // SAFETY: as above, and the CPU has the ISA.
-        pool.for_each(threads, 1, |part| unsafe {
-            black_box(sum_on(isa, values.at(part * len), len));
-        });
+    // some processors read faster what they are asked for, some what they are not
+    let passes = [false, true].map(|ask| {
+        best_rate(patience / 2, || {
+            // SAFETY: as above, and the CPU has the ISA.
+            pool.for_each(threads, 1, |part| unsafe {
+                black_box(sum_on(isa, values.at(part * len), len, ask));
+            });
+        })
     });
+    let passes = f64::max(passes[0], passes[1]);
     Ok(passes * (len * size_of::<u32>() * threads) as f64)
 }
 
@@ -148,17 +152,27 @@ fn best_rate(patience: Duration, mut run: impl FnMut()) -> f64 {
     1.0 / best
 }
 
-/// The sum of `len` values, a multiple of 64 (others at the end are left out).
+/// The sum of `len` values, a multiple of 64 (others at the end are left out). `ask`: memory is asked for them ahead, as by
+/// decoding ([`Fetch::Twice`](super::kernels::Fetch)).
 ///
 /// # Safety
 /// The CPU has the ISA; the values are there.
 #[inline(always)]
-unsafe fn sum<S: Simd>(from: *const u32, len: usize) -> u32 {
+unsafe fn sum<S: Simd>(from: *const u32, len: usize, ask: bool) -> u32 {
     const VECTORS: usize = 4;
+    /// Bytes from which lines are asked for into the second and into the first cache level.
+    const AHEAD: (usize, usize) = (4096, 2048);
     let step = VECTORS * S::LANES;
     unsafe {
         let mut sums = [S::i_splat(0); VECTORS];
         for i in 0..len / step {
+            if ask {
+                let at = from.wrapping_add(i * step).cast::<u8>();
+                for line in (0..step * size_of::<u32>()).step_by(64) {
+                    S::prefetch_far(at.wrapping_add(AHEAD.0 + line));
+                    S::prefetch(at.wrapping_add(AHEAD.1 + line));
+                }
+            }
             for (j, sum) in sums.iter_mut().enumerate() {
                 *sum = S::i_add(*sum, S::i_load(from.add(i * step + j * S::LANES)));
             }
@@ -228,9 +242,11 @@ mod tests {
     fn every_instruction_set_reads_all_of_the_memory() {
         let values: Vec<u32> = (0..4096).collect();
         for isa in Isa::available() {
-            // SAFETY: the processor has it, and so many values are there.
-            let sum = unsafe { sum_on(isa, values.as_ptr(), values.len()) };
-            assert_eq!(sum, values.iter().sum::<u32>(), "{isa}");
+            for ask in [false, true] {
+                // SAFETY: the processor has it, and so many values are there.
+                let sum = unsafe { sum_on(isa, values.as_ptr(), values.len(), ask) };
+                assert_eq!(sum, values.iter().sum::<u32>(), "{isa}");
+            }
         }
     }
 

@@ -337,6 +337,8 @@ pub enum Bytes {
 pub enum Fetch {
     /// They are asked for ahead of their use, into the second cache level.
     ToSecond,
+    /// The same, and shortly before their use again, into the first level.
+    Twice,
     /// They are asked for ahead of their use, into the first cache level alone, as they are used once: the others keep what is
     /// used again.
     ToFirst,
