@@ -11,6 +11,10 @@ use super::kernels::Fetch;
 /// Of at most so many rounds, a step each way, the faster ways are counted; an odd number.
 const ROUNDS: usize = 9;
 
+/// After so many rounds in which it took over half as long again as the fastest, a way is tried no more. (One may have been
+/// disturbed.)
+const SLOW_ROUNDS: usize = 2;
+
 /// The ways of a step of one row.
 const OF_ONE: &[Fetch] = &[Fetch::ToSecond, Fetch::Twice, Fetch::ToFirst, Fetch::Unasked];
 
@@ -34,6 +38,8 @@ struct Trial {
     ways: &'static [Fetch],
     /// Rounds that each way won.
     won: [usize; OF_ONE.len()],
+    /// Rounds in which it was slow.
+    slow: [usize; OF_ONE.len()],
     /// What the products of the round's steps took.
     took: [Duration; OF_ONE.len()],
     /// Rows of the round's steps.
@@ -81,6 +87,7 @@ impl Trial {
         Trial {
             ways,
             won: [0; OF_ONE.len()],
+            slow: [0; OF_ONE.len()],
             took: [Duration::ZERO; OF_ONE.len()],
             rows: 0,
             trying: None,
@@ -89,21 +96,44 @@ impl Trial {
     }
 
     fn begin(&mut self, rows: usize, is_comparable: bool) -> Fetch {
-        let ways = self.ways.len();
-        if self.trying == Some(ways - 1) {
-            let fastest = (0..ways).min_by_key(|&way| self.took[way]).unwrap_or(0);
-            self.won[fastest] += 1;
+        if self.trying.is_some_and(|step| self.after(step) <= step) {
+            self.end_round();
         }
+        let ways = self.ways.len();
         let best = (0..ways).rev().max_by_key(|&way| self.won[way]).unwrap_or(0);
         let is_open = self.won[best] <= ROUNDS / 2 && self.won.iter().sum::<usize>() < ROUNDS;
         if is_comparable && is_open && rows != self.rows {
-            (self.rows, self.next) = (rows, 0);
+            (self.rows, self.next) = (rows, self.after(ways));
         }
         self.trying = (is_comparable && is_open).then_some(self.next);
         let Some(step) = self.trying else { return self.ways[best] };
         self.took[step] = Duration::ZERO;
-        self.next = (step + 1) % ways;
+        self.next = self.after(step);
         self.ways[step]
+    }
+
+    /// The way that is tried after this one; the first again at the end of a round.
+    fn after(&self, way: usize) -> usize {
+        let ways = self.ways.len();
+        (way + 1..ways).chain(0..ways).find(|&way| self.is_tried(way)).unwrap_or(0)
+    }
+
+    fn is_tried(&self, way: usize) -> bool {
+        self.slow[way] < SLOW_ROUNDS
+    }
+
+    /// Counts who was fastest, and who slow.
+    fn end_round(&mut self) {
+        let tried = (0..self.ways.len()).filter(|&way| self.is_tried(way));
+        let Some(fastest) = tried.min_by_key(|&way| self.took[way]) else { return };
+        let slow = self.took[fastest] * 3 / 2;
+        self.won[fastest] += 1;
+        for way in 0..self.ways.len() {
+            if self.is_tried(way) && self.took[way] > slow {
+                self.slow[way] += 1;
+            }
+        }
+        self.next = self.after(self.ways.len());
     }
 }
 
@@ -137,11 +167,22 @@ mod tests {
     }
 
     #[test]
+    fn a_way_that_takes_twice_as_long_is_tried_twice() {
+        for slow in [Fetch::ToSecond, Fetch::ToFirst, Fetch::Unasked] {
+            let mut trials = Trials::default();
+            let took = |way| if way == slow { 200 } else { 100 + way as u64 };
+            let ways = (0..OF_ONE.len() * ROUNDS).map(|_| step(&mut trials, 1, true, took));
+            assert_eq!(ways.filter(|&way| way == slow).count(), SLOW_ROUNDS, "{slow:?}");
+            assert!(!trials.is_on());
+        }
+    }
+
+    #[test]
     fn ways_that_are_as_good_as_each_other_are_not_tried_for_ever() {
         let mut trials = Trials::default();
         for round in 0..ROUNDS as u64 {
             for way in 0..OF_ONE.len() as u64 {
-                step(&mut trials, 1, true, |_| if way == round % 4 { 90 } else { 100 });
+                step(&mut trials, 1, true, |_| if way == round % OF_ONE.len() as u64 { 90 } else { 100 });
             }
         }
         step(&mut trials, 1, true, |_| 100);
