@@ -310,9 +310,10 @@ fn once_all_is_interleaved_steps_of_one_row_and_of_several_try_how_weights_are_b
     };
     let copying = (0..=COPY_STEPS).filter(|_| tries(1)).count();
     assert_eq!(copying, 0, "the first step, and those that interleave");
-    for (rows, ways) in [(1, 3), (2, 2)] {
+    for (rows, ways) in [(1, 4), (2, 3)] {
         let steps = (0..100).filter(|_| tries(rows)).count();
-        assert!((5 * ways..=9 * ways).contains(&steps), "{steps} steps of {rows} rows");
+        // five rounds at least, of which the first two try all ways, and nine at most
+        assert!((2 * ways + 3..=9 * ways).contains(&steps), "{steps} steps of {rows} rows");
         assert!(!tries(rows), "an end");
     }
 }
