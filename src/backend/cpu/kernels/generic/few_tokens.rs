@@ -21,8 +21,8 @@ use crate::quant::BlockType;
 /// at 43 by the first, other products by a few percent faster.
 const PREFETCH: usize = 8192;
 
-/// Nearer than that by so many bytes lines are asked for again, into the first level. A core of Granite Rapids cannot have enough
-/// misses at once to take all that memory gives, and so it takes more: two cores read one token's Q4_K at 34 GB/s for 27 by the
+/// Nearer than that by so many bytes lines are asked for again, into the first level. A core of Granite Rapids seems
+/// to have too few misses at once for all that memory gives, and so it takes more: two cores read one token's Q4_K at 34 GB/s for 27 by the
 /// second level alone, Q6_K at 34 for 28, and without computing 40 for 32. (By the first level alone 12.) From 8 to 2 KB any two
 /// distances that are 1 to 3 KB apart do as well. Zen 5, where the like was tried before, gained nothing.
 const PREFETCH_AGAIN: usize = 2048;
