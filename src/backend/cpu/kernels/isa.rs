@@ -1,5 +1,8 @@
 //! Which vector unit the kernels use.
 
+#[cfg(target_arch = "x86_64")]
+use std::{arch::x86_64::__cpuid, sync::LazyLock};
+
 use crate::{Error, Result};
 
 /// An instruction set that the kernels are compiled for. All give the same bits.
@@ -60,6 +63,21 @@ impl Isa {
             }
             _ => false,
         }
+    }
+
+    /// Whether 512-bit shuffles run beside dot products: AMD's processors have units for both, Intel's one that does either.
+    /// Eight tokens' Q4_K takes 7% longer with shuffles on Granite Rapids, Q6_K 11%, and the loads that they save fit in.
+    pub fn shuffles_beside_products(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
+                let of_vendor = __cpuid(0);
+                [of_vendor.ebx, of_vendor.edx, of_vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+            });
+            self != Isa::Avx512 || !*IS_INTEL
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        true
     }
 
     /// Those that this processor has, slowest first.

@@ -299,6 +299,7 @@ impl WeightMatrix {
             x: x.chunks.as_ptr().cast(),
             tokens: x.rows,
             fetch: scratch.fetch,
+            shuffles: isa.shuffles_beside_products(),
             bias,
             out: out.to,
             out_stride: out.stride,
@@ -526,7 +527,7 @@ pub struct Scratch {
     pub fetch: Fetch,
     rows: usize,
     unpacked: Box<[Unpacked]>,
-    /// [[`PASS`], rows]
+    /// [[`PASS`], rows], but at least [`few_tokens::WAITING`]
     sums: Vec<Lane>,
     interleaved: Vec<Lane>,
     /// [rows, [`PASS`]]: the other factor of what a gated product has in hand.
@@ -548,7 +549,7 @@ impl Scratch {
             fetch: Fetch::ToSecond,
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
-            sums: lanes(PASS * rows),
+            sums: lanes((PASS * rows).max(few_tokens::WAITING)),
             interleaved: lanes(largest.max().unwrap_or(0).div_ceil(size_of::<Lane>())),
             gated: lanes(PASS * rows),
         }

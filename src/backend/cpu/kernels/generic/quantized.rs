@@ -113,13 +113,13 @@ impl QuantizedChunk {
         unsafe { S::f_sub(S::f_from_bits(sum), S::f_splat(self.of_groups[group])) }
     }
 
-    /// The values of a group, four to a lane, all lanes alike. `often`: for several tokens with the same quants, whose
-    /// dot products would wait for loads; every other group comes by shuffles then.
+    /// The values of a group, four to a lane, all lanes alike. `shuffles`: every other group comes by shuffles. For several
+    /// tokens with the same quants, whose dot products wait for loads otherwise.
     #[inline(always)]
-    pub(super) unsafe fn group<S: Simd>(&self, group: usize, often: bool) -> [S::I; 4] {
+    pub(super) unsafe fn group<S: Simd>(&self, group: usize, shuffles: bool) -> [S::I; 4] {
         unsafe {
             let values = self.values.as_ptr().cast::<u32>().add(4 * group);
-            if often && group % 2 == 1 {
+            if shuffles && group % 2 == 1 {
                 return S::i_splat_four(values);
             }
             let mut four = [S::i_splat(0); 4];
@@ -363,6 +363,8 @@ pub struct Product {
     pub tokens: usize,
     /// How few tokens' weights come from memory.
     pub fetch: Fetch,
+    /// Whether eight tokens' dot products leave room for shuffles: [`Isa::shuffles_beside_products`].
+    pub shuffles: bool,
     /// `[rows]`, or null.
     pub bias: *const f32,
     /// `[tokens][rows]`, rows `out_stride` apart; the rows of other tiles need not be there.
@@ -371,7 +373,7 @@ pub struct Product {
     pub out_stride: usize,
     /// `[PASS]`
     pub unpacked: *mut Unpacked,
-    /// `[PASS][tokens][16]`: the running sums.
+    /// Of many tokens `[PASS][tokens][16]`, the running sums; of few `[WAITING][16]`, results.
     pub sums: *mut f32,
     /// One chunk of a tile, interleaved.
     pub interleaved: *mut u8,
