@@ -72,7 +72,8 @@ impl Isa {
         {
             static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
                 let of_vendor = __cpuid(0);
-                [of_vendor.ebx, of_vendor.edx, of_vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+                [of_vendor.ebx, of_vendor.edx, of_vendor.ecx].map(u32::to_le_bytes).concat()
+                    == b"GenuineIntel"
             });
             self != Isa::Avx512 || !*IS_INTEL
         }

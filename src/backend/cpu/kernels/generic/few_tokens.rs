@@ -97,7 +97,9 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
         let end = (first + WAITING / p.tokens.max(1)).min(last);
         for tile in first..end {
             // SAFETY: the caller's promise; of these tiles no more results wait than there is room for.
-            unsafe { multiply_tokens::<S, F>(p, tile, p.sums.add((tile - first) * p.tokens * TILE), &mut scales) }
+            unsafe {
+                multiply_tokens::<S, F>(p, tile, p.sums.add((tile - first) * p.tokens * TILE), &mut scales)
+            }
         }
         for token in 0..p.tokens {
             for tile in first..end {
@@ -111,7 +113,12 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
 
 /// One tile times all tokens; the results go to `to`: [tokens, 16].
 #[inline(always)]
-unsafe fn multiply_tokens<S: Simd, F: Format>(p: &Product, tile: usize, to: *mut f32, scales: &mut Scales<S>) {
+unsafe fn multiply_tokens<S: Simd, F: Format>(
+    p: &Product,
+    tile: usize,
+    to: *mut f32,
+    scales: &mut Scales<S>,
+) {
     let mut token = 0;
     while token < p.tokens {
         // Of about one length: a pass of one token at the end would cost as much as one of three.
