@@ -217,7 +217,7 @@ impl Worker {
 }
 
 impl Tasks {
-    /// `count` tasks for `threads` threads, claimed `least` or more at a time.
+    /// `count` tasks for `threads` threads, claimed `least` or a multiple of it at a time.
     pub fn new(count: usize, least: usize, threads: usize) -> Self {
         Self::of_lists(std::iter::once(count), least, threads)
     }
@@ -270,7 +270,7 @@ pub fn part(count: usize, share: usize, shares: usize) -> Range<usize> {
 }
 
 impl Share {
-    /// The next run: a third of what is left.
+    /// The next run: a third of what is left, in multiples of `least`.
     fn claim(&self, least: usize) -> Option<Range<usize>> {
         // Relaxed: a claim orders nothing but itself; the tasks' data is ordered by the job's start, waits and end.
         let mut from = self.next.load(Ordering::Relaxed);
@@ -279,7 +279,7 @@ impl Share {
             if left == 0 {
                 return None;
             }
-            let take = (left / 3).max(least).min(left);
+            let take = (left / 3).max(1).next_multiple_of(least).min(left);
             match self.next.compare_exchange_weak(from, from + take, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some(from..from + take),
                 Err(now) => from = now,

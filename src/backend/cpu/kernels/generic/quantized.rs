@@ -157,8 +157,20 @@ pub unsafe fn quantize<S: Simd>(
         for chunk in 0..columns.div_ceil(CHUNK) {
             let first = chunk * CHUNK;
             let (x, columns) = (x.add(first), (columns - first).min(CHUNK));
+            // Of many tokens neither is in a near cache.
+            ask::<S, f32>(x.wrapping_add(2 * CHUNK), CHUNK);
+            ask::<S, QuantizedChunk>(out.wrapping_add((chunk + 2) * stride), 1);
             quantize_chunk::<S>(x, columns, powers, &mut *out.add(chunk * stride));
         }
+    }
+}
+
+/// Asks memory for `n` values, which need not be there.
+#[inline(always)]
+unsafe fn ask<S: Simd, T>(values: *const T, n: usize) {
+    for byte in (0..n * size_of::<T>()).step_by(64) {
+        // SAFETY: it need not be anybody's memory.
+        unsafe { S::prefetch(values.cast::<u8>().wrapping_add(byte)) }
     }
 }
 
