@@ -1,7 +1,7 @@
 //! Which vector unit the kernels use.
 
 #[cfg(target_arch = "x86_64")]
-use std::{arch::x86_64::__cpuid, sync::LazyLock};
+use std::arch::x86_64::__cpuid;
 
 use crate::{Error, Result};
 
@@ -65,17 +65,13 @@ impl Isa {
         }
     }
 
-    /// Whether 512-bit shuffles run beside dot products: AMD's processors have units for both, Intel's one that does either.
-    /// Eight tokens' Q4_K takes 7% longer with shuffles on Granite Rapids, Q6_K 11%, and the loads that they save fit in.
-    pub fn shuffles_beside_products(self) -> bool {
+    /// Whether this processor's 512-bit shuffles run beside dot products: AMD's have units for both, Intel's one that does
+    /// either. Eight tokens' Q4_K takes 7% longer with shuffles on Granite Rapids, Q6_K 11%, and the loads that they save fit in.
+    pub fn shuffles_beside_products() -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            static IS_INTEL: LazyLock<bool> = LazyLock::new(|| {
-                let of_vendor = __cpuid(0);
-                [of_vendor.ebx, of_vendor.edx, of_vendor.ecx].map(u32::to_le_bytes).concat()
-                    == b"GenuineIntel"
-            });
-            self != Isa::Avx512 || !*IS_INTEL
+            let vendor = __cpuid(0);
+            [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() != b"GenuineIntel"
         }
         #[cfg(not(target_arch = "x86_64"))]
         true

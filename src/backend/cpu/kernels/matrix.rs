@@ -299,7 +299,7 @@ impl WeightMatrix {
             x: x.chunks.as_ptr().cast(),
             tokens: x.rows,
             fetch: scratch.fetch,
-            shuffles: isa.shuffles_beside_products(),
+            shuffles: scratch.shuffles,
             bias,
             out: out.to,
             out_stride: out.stride,
@@ -525,6 +525,8 @@ impl Activations {
 pub struct Scratch {
     /// How the thread fetches weights; asked for until set otherwise.
     pub fetch: Fetch,
+    /// Whether eight tokens' activations come by shuffles too; the same bits.
+    shuffles: bool,
     rows: usize,
     unpacked: Box<[Unpacked]>,
     /// [[`PASS`], rows], but at least [`few_tokens::WAITING`]
@@ -547,6 +549,7 @@ impl Scratch {
         let lanes = |n| vec![Lane([0.0; TILE]); n];
         Self {
             fetch: Fetch::ToSecond,
+            shuffles: Isa::shuffles_beside_products(),
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
             sums: lanes((PASS * rows).max(few_tokens::WAITING)),

@@ -59,6 +59,13 @@ fn a_thread_takes_its_own_share_front_to_back_in_ever_smaller_runs_before_it_hel
 }
 
 #[test]
+fn but_for_the_last_of_a_share_runs_are_multiples_of_the_least() {
+    let tasks = Tasks::new(2 * 51, 4, 2);
+    let runs = tasks.claims(&Worker { index: 0, spin: false }).map(|run| run.len());
+    assert_eq!(runs.collect::<Vec<_>>(), [20, 12, 8, 4, 4, 3].repeat(2));
+}
+
+#[test]
 fn more_threads_than_shares_take_every_task_once_too() {
     let tasks = Tasks::new(100, 1, 3 * SHARES);
     let runs = |index| tasks.claims(&Worker { index, spin: false }).flatten();

@@ -29,11 +29,13 @@ impl Case {
     /// The product of tokens `which`, computed `tiles` tiles at a time: bits [tokens][rows].
     fn product(&self, isa: Isa, layout: Layout, which: Range<usize>, tiles: usize) -> Vec<u32> {
         let matrix = self.matrix(layout);
-        self.product_of(&matrix, u64::MAX, isa, which.clone(), tiles);
-        self.product_of(&matrix, 0, isa, which, tiles)
+        let copying = self.product_of(&matrix, u64::MAX, isa, which.clone(), tiles, true);
+        let copied = self.product_of(&matrix, 0, isa, which, tiles, false);
+        assert_eq!(copying, copied, "shuffled, and then not, on {isa}");
+        copied
     }
 
-    /// The product of this case's matrix, which copies `bytes` of it.
+    /// The product of this case's matrix, which copies `bytes` of it; with shuffles or not.
     fn product_of(
         &self,
         matrix: &WeightMatrix,
@@ -41,6 +43,7 @@ impl Case {
         isa: Isa,
         which: Range<usize>,
         tiles: usize,
+        shuffles: bool,
     ) -> Vec<u32> {
         let (rows, columns) = (matrix.rows(), matrix.columns());
         let x = &self.x[which.start * columns..which.end * columns];
@@ -56,6 +59,7 @@ impl Case {
             }
         };
         let mut scratch = Scratch::new(which.len());
+        scratch.shuffles = shuffles;
         let mut out = vec![f32::NAN; which.len() * rows];
         // SAFETY: each tile is multiplied once, before `finish`.
         unsafe { matrix.begin(bytes) };
@@ -224,7 +228,7 @@ fn a_matrix_gives_the_same_bits_while_it_is_copied_tile_by_tile() {
             let expected = case.product(isa, Layout::AsInFile, 0..5, 100);
             let matrix = case.matrix(Layout::Interleaved);
             for product in 0..=matrix.tiles() + 1 {
-                let got = case.product_of(&matrix, 1, isa, 0..5, 3);
+                let got = case.product_of(&matrix, 1, isa, 0..5, 3, true);
                 prop_assert_eq!(&got, &expected, "product {} on {}", product, isa);
             }
         }
@@ -258,13 +262,31 @@ fn a_token_gets_the_same_bits_alone_and_among_any_number_of_others() {
             let alone: Vec<u32> = (0..case.tokens())
                 .flat_map(|token| case.product(isa, Layout::Interleaved, token..token + 1, 100))
                 .collect();
-            for tokens in [2, 3, 5, 12, 13, 40] {
+            for tokens in [2, 3, 5, 8, 12, 13, 40] {
                 let got = case.product(isa, Layout::Interleaved, 0..tokens, 100);
                 prop_assert_eq!(&got, &alone[..tokens * rows], "{} tokens on {}", tokens, isa);
             }
         }
         Ok(())
     });
+}
+
+#[test]
+fn a_few_tokens_of_more_tiles_than_may_wait_get_the_bits_that_each_gets_alone() {
+    let (rows, tokens) = (TILE * few_tokens::WAITING / 8 + 5, 24);
+    for (kind, columns) in [(BlockType::Q4_K, 256), (BlockType::Q8_0, 32)] {
+        let mut bytes: Vec<u8> = (0..rows * kind.row_bytes(columns)).map(|i| (i * 37 % 251) as u8).collect();
+        tame(kind, &mut bytes);
+        let x = (0..tokens * columns).map(|i| (i * 29 % 83) as f32 - 41.0).collect();
+        let case = Case { tensor: Tensor::from_bytes("tall", kind, &[rows, columns], bytes), x, bias: None };
+        for isa in Isa::available() {
+            let product = |which| case.product(isa, Layout::Interleaved, which, 1000);
+            let alone: Vec<u32> = (0..tokens).flat_map(|token| product(token..token + 1)).collect();
+            for tokens in [2, 8, 9, tokens] {
+                assert!(product(0..tokens) == alone[..tokens * rows], "{tokens} tokens of {kind} on {isa}");
+            }
+        }
+    }
 }
 
 #[test]
