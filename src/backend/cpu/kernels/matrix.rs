@@ -24,7 +24,7 @@ entry_points! {
     /// [`few_tokens::multiply`] on an ISA.
     fn multiply_few<F: Format>(p: &Product) = few_tokens::multiply;
     /// [`few_tokens::suits`] on an ISA.
-    fn suits_few<F: Format>(tokens: usize, interleaved: bool) -> bool = few_tokens::suits;
+    fn suits_few<F: Format>(tokens: usize, interleaved: bool, shuffles: bool) -> bool = few_tokens::suits;
     /// [`many_tokens::multiply`] on an ISA.
     fn multiply_many<F: Format>(p: &Product) = many_tokens::multiply;
     /// [`interleave::interleave`] on an ISA.
@@ -312,7 +312,7 @@ impl WeightMatrix {
             let interleaved = matches!(weights, Bytes::Interleaved(_));
             // SAFETY: the caller's promise; shapes were checked.
             unsafe {
-                with_format!(self.kind, F => if suits_few::<F>(isa, x.rows, interleaved) {
+                with_format!(self.kind, F => if suits_few::<F>(isa, x.rows, interleaved, product.shuffles) {
                     multiply_few::<F>(isa, &product)
                 } else {
                     multiply_many::<F>(isa, &product)
@@ -525,7 +525,7 @@ impl Activations {
 pub struct Scratch {
     /// How the thread fetches weights; asked for until set otherwise.
     pub fetch: Fetch,
-    /// Whether eight tokens' activations come by shuffles too; the same bits.
+    /// Whether eight tokens' activations come by shuffles too, and more than eight tokens by several passes; the same bits.
     shuffles: bool,
     rows: usize,
     unpacked: Box<[Unpacked]>,

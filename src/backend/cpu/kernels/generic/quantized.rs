@@ -375,7 +375,7 @@ pub struct Product {
     pub tokens: usize,
     /// How few tokens' weights come from memory.
     pub fetch: Fetch,
-    /// Whether eight tokens' dot products leave room for shuffles: `Isa::shuffles_beside_products`.
+    /// Whether dot products leave room for shuffles, masks and shifts: `Isa::shuffles_beside_products`.
     pub shuffles: bool,
     /// `[rows]`, or null.
     pub bias: *const f32,
