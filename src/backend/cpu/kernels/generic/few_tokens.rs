@@ -48,7 +48,7 @@ pub const FEW_TOKENS: usize = 24;
 /// Whether so many tokens are better multiplied here. For each pass quants are made anew: worth it for some passes where they
 /// are a mask and a shift away, not where they are put together or looked up, nor where rows must be interleaved first. `shuffles`:
 /// [`Product::shuffles`]. Where these take a dot product's place, so do a mask and a shift: on Granite Rapids, two cores, `many_tokens`
-/// is faster by 18 to 28% with 9 to 12 tokens of Q4_K and Q6_K, by 3 to 19% of Q4_0, Q4_1, Q5_0 and Q8_0, and by more with more tokens.
+/// is faster by 12 to 38% with 9 to 12 tokens of Q4_K and Q6_K, by 3 to 13% of Q4_0, Q4_1, Q5_0 and Q8_0, and by more with more tokens.
 #[inline(always)]
 pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, shuffles: bool) -> bool {
     use BlockType::*;
