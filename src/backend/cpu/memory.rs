@@ -1,14 +1,26 @@
 //! Memory that is reserved at once and committed as it is used, and pointers that threads share.
 
+use std::sync::Arc;
+
 use memmap2::{MmapMut, MmapOptions};
 
 use crate::{Error, Result};
 
-/// Zeroed memory, aligned to a page of the system; each page is committed when it is first written.
+const CACHE_LINE: usize = 64;
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes that an [`Arena`] reserves at a time; what is not used is never committed.
+const RESERVED: usize = 256 << 20;
+
+/// Zeroed memory, aligned to a page of the system, or a cache line in an [`Arena`]; each page is committed when it is first
+/// written.
 #[derive(Debug)]
 pub struct Memory {
-    map: MmapMut,
+    map: Arc<MmapMut>,
     start: Shared<u8>,
+    len: usize,
 }
 
 impl Memory {
@@ -24,8 +36,8 @@ impl Memory {
         let mut map = options.map_anon().map_err(|e| {
             Error::Memory(format!("cannot reserve {bytes} bytes for {purpose}: {e}; lower --context"))
         })?;
-        let start = Shared(map.as_mut_ptr());
-        Ok(Memory { map, start })
+        let (start, len) = (Shared(map.as_mut_ptr()), map.len());
+        Ok(Memory { map: Arc::new(map), start, len })
     }
 
     /// Asks for huge pages, which are committed 2 MiB at a time and save address translations. Only advice.
@@ -44,7 +56,7 @@ impl Memory {
 
     /// Bytes.
     pub fn len(&self) -> usize {
-        self.map.len()
+        self.len
     }
 
     /// The beginning, for threads that write disjoint parts.
@@ -54,16 +66,66 @@ impl Memory {
 
     /// The first `len` f32.
     pub fn as_floats(&self, len: usize) -> &[f32] {
-        assert!(len * size_of::<f32>() <= self.map.len());
-        // SAFETY: in bounds, aligned to a system page, and any bits are an f32.
+        assert!(len * size_of::<f32>() <= self.len);
+        // SAFETY: in bounds, aligned to a cache line at least, and any bits are an f32.
         unsafe { std::slice::from_raw_parts(self.start.0.cast(), len) }
+    }
+
+    /// All of it, as f32.
+    pub fn values(&self) -> &[f32] {
+        self.as_floats(self.len / size_of::<f32>())
     }
 
     /// The first `len` f32, to be changed.
     pub fn as_floats_mut(&mut self, len: usize) -> &mut [f32] {
-        assert!(len * size_of::<f32>() <= self.map.len());
-        // SAFETY: in bounds, aligned to a system page, and any bits are an f32; borrowed as the memory is.
+        assert!(len * size_of::<f32>() <= self.len);
+        // SAFETY: in bounds, aligned to a cache line at least, and any bits are an f32; borrowed as the memory is.
         unsafe { std::slice::from_raw_parts_mut(self.start.0.cast(), len) }
+    }
+}
+
+/// Where what a model keeps for good lies together, in huge pages: matrices, biases, weights of norms.
+///
+/// A step reads all of it, and to look up where a page lies costs most where the caches are full of weights: on a virtual machine
+/// 0.4 µs for one of 4 KiB, and one in a hundred took 130. With mappings of their own the matrices of a 1.5B had 20 to 40 MB in such pages, at
+/// their ends, and the vectors 300; a step then took 4% longer.
+#[derive(Debug, Default)]
+pub struct Arena {
+    reserved: Option<Memory>,
+    /// Bytes of it that are taken.
+    taken: usize,
+}
+
+impl Arena {
+    /// Takes `bytes` for what `purpose` names, from the beginning of a cache line on. They stay reserved as long as anything does
+    /// that was taken beside them.
+    ///
+    /// # Errors
+    /// As [`Memory::new`].
+    pub fn take(&mut self, bytes: usize, purpose: &str) -> Result<Memory> {
+        let is_room = |memory: &Memory, taken: usize| bytes <= memory.len - taken;
+        let memory = match self.reserved.take() {
+            Some(memory) if is_room(&memory, self.taken) => memory,
+            _ => self.reserve(bytes.max(RESERVED), purpose)?,
+        };
+        // SAFETY: there is room for it.
+        let start = Shared(unsafe { memory.start.at(self.taken) });
+        let part = Memory { map: memory.map.clone(), start, len: bytes };
+        self.taken = (self.taken + bytes).next_multiple_of(CACHE_LINE).min(memory.len);
+        self.reserved = Some(memory);
+        Ok(part)
+    }
+
+    /// Reserves whole huge pages.
+    fn reserve(&mut self, bytes: usize, purpose: &str) -> Result<Memory> {
+        let mut memory = Memory::new(bytes.next_multiple_of(HUGE_PAGE) + HUGE_PAGE, purpose)?;
+        memory.prefer_huge_pages();
+        let before = memory.start.0.align_offset(HUGE_PAGE);
+        // SAFETY: one huge page more than is needed was reserved.
+        memory.start = Shared(unsafe { memory.start.at(before) });
+        memory.len -= HUGE_PAGE;
+        self.taken = 0;
+        Ok(memory)
     }
 }
 
@@ -101,5 +163,42 @@ impl<T> Shared<T> {
     pub unsafe fn at(self, index: usize) -> *mut T {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(index) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_an_arena_lie_side_by_side_from_cache_lines_on() {
+        let mut arena = Arena::default();
+        let parts = [100, 64, 0, 1].map(|bytes| arena.take(bytes, "a test").unwrap());
+        let start = parts[0].start.0 as usize;
+        assert!(start.is_multiple_of(HUGE_PAGE), "from a huge page on");
+        assert_eq!(parts.each_ref().map(|part| part.start.0 as usize - start), [0, 128, 192, 192]);
+        assert_eq!(parts.each_ref().map(Memory::len), [100, 64, 0, 1]);
+    }
+
+    #[test]
+    fn what_an_arena_has_no_room_for_is_reserved_anew() {
+        let mut arena = Arena::default();
+        let parts = [RESERVED - 64, 64, 64, RESERVED + 1].map(|bytes| arena.take(bytes, "a test").unwrap());
+        let share = |a: usize, b: usize| Arc::ptr_eq(&parts[a].map, &parts[b].map);
+        assert!(share(0, 1) && !share(1, 2) && !share(2, 3));
+        for part in &parts {
+            // SAFETY: the part's last byte, which nobody else uses.
+            unsafe { *part.shared::<u8>().at(part.len() - 1) = 1 };
+        }
+    }
+
+    #[test]
+    fn a_part_outlives_its_arena() {
+        let mut arena = Arena::default();
+        let mut part = arena.take(4 * size_of::<f32>(), "a test").unwrap();
+        let _beside = arena.take(64, "a test").unwrap();
+        drop(arena);
+        part.as_floats_mut(4).copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(part.values(), [1.0, 2.0, 3.0, 4.0]);
     }
 }

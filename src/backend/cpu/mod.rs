@@ -36,7 +36,7 @@ use kernels::elementwise::{head_norms, norm_factor, scale};
 use kernels::{FEW_TOKENS, Isa, Layout, WeightMatrix};
 use kv::KvCache;
 use linear::{Gated, Input, Made, Product};
-use memory::{Memory, Shared};
+use memory::{Arena, Memory, Shared};
 use pool::Pool;
 use step::{FETCHED, RopeTable, SERIAL, StepRows};
 
@@ -77,7 +77,9 @@ pub struct CpuBackend {
     stacks: Vec<Vec<WeightMatrix>>,
     /// By stack.
     stacked: Vec<Stacked>,
-    vectors: Vec<Vec<f32>>,
+    vectors: Vec<Memory>,
+    /// Where matrices and vectors lie.
+    arena: Arena,
     /// Widths of the buffers, in order of declaration.
     widths: Vec<usize>,
     shapes: Vec<KvShape>,
@@ -142,6 +144,7 @@ impl CpuBackend {
             stacks: Vec::new(),
             stacked: Vec::new(),
             vectors: Vec::new(),
+            arena: Arena::default(),
             widths: Vec::new(),
             shapes: Vec::new(),
             rows: 0,
@@ -164,7 +167,7 @@ impl CpuBackend {
         check_matrix(tensor)?;
         let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
         let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
-        let mut matrix = WeightMatrix::new(tensor, layout)?;
+        let mut matrix = WeightMatrix::new_in(&mut self.arena, tensor, layout)?;
         if let (Some(left), true) = (left, matrix.interleaved_bytes() > 0) {
             self.interleaved_bytes = left;
             tensor.populate(); // memory has room for all of it
@@ -208,7 +211,7 @@ impl CpuBackend {
         };
         let [gate, up, down] = [experts.gate, experts.up, experts.down].map(|stack| &stacks[stack.0][..]);
         let scores = ready.buffers[experts.scores.0].memory.as_floats(rows * gate.len());
-        let vector = |vector: Vector| &vectors[vector.0][..];
+        let vector = |vector: Vector| vectors[vector.0].values();
         assert!(
             gate[0].columns() == from_width && up[0].columns() == from_width && down[0].rows() == sum_width,
             "widths of experts"
@@ -262,7 +265,7 @@ impl CpuBackend {
             for buffer in [Some(to), sum].into_iter().flatten() {
                 assert_eq!(buffers[buffer.0].width, matrix.rows(), "width of a product's output");
             }
-            let bias = |bias: Option<Vector>| bias.map(|bias| &vectors[bias.0][..]);
+            let bias = |bias: Option<Vector>| bias.map(|bias| vectors[bias.0].values());
             let gated = gated.map(|(up, activation)| {
                 let shape = |matrix: &WeightMatrix| (matrix.rows(), matrix.columns());
                 let up_matrix = weights[up.matrix.0].matrix();
@@ -287,7 +290,7 @@ impl CpuBackend {
             std::slice::from_raw_parts_mut(at, count * dim)
         };
         if let Some((weight, epsilon)) = heads.norm {
-            let weight = &self.vectors[weight.0];
+            let weight = self.vectors[weight.0].values();
             let n = weight.len();
             assert!(n <= dim, "width of a head's norm");
             // SAFETY: the backend's ISA; lengths were checked.
@@ -295,7 +298,7 @@ impl CpuBackend {
         }
         self.ready().rope.rotate(self.isa, row, x, dim, heads.rotate_from);
         if let Some(center) = heads.center {
-            let center = &self.vectors[center.0];
+            let center = self.vectors[center.0].values();
             assert_eq!(width, center.len(), "width of a center");
             x.iter_mut().zip(&center[first..]).for_each(|(x, v)| *x -= v);
         }
@@ -326,7 +329,7 @@ impl Weight {
 }
 
 /// How a product's source comes to be.
-fn made<'a>(source: Source, vectors: &'a [Vec<f32>], buffers: &[Rows]) -> Made<'a> {
+fn made<'a>(source: Source, vectors: &'a [Memory], buffers: &[Rows]) -> Made<'a> {
     let like = |buffer: Buffer, other: Buffer| {
         let (width, other_width) = (buffers[buffer.0].width, buffers[other.0].width);
         assert!(buffer != other && width == other_width, "two buffers of one width");
@@ -335,7 +338,7 @@ fn made<'a>(source: Source, vectors: &'a [Vec<f32>], buffers: &[Rows]) -> Made<'
     match source {
         Source::Buffer(_) => Made::Already,
         Source::RmsNorm { from, weight, epsilon, to } => {
-            let weight = &vectors[weight.0][..];
+            let weight = vectors[weight.0].values();
             assert_eq!(buffers[to.0].width, weight.len(), "width of a norm's weight");
             Made::RmsNorm { from: like(to, from), weight, epsilon }
         }
@@ -397,7 +400,9 @@ impl Backend for CpuBackend {
     }
 
     fn add_vector(&mut self, values: Vec<f32>) -> Result<Vector> {
-        self.vectors.push(values);
+        let mut vector = self.arena.take(size_of_val(&values[..]), "a vector")?;
+        vector.as_floats_mut(values.len()).copy_from_slice(&values);
+        self.vectors.push(vector);
         Ok(Vector(self.vectors.len() - 1))
     }
 
@@ -547,7 +552,7 @@ impl Backend for CpuBackend {
 
     fn add_norm(&mut self, from: Buffer, weight: Vector, epsilon: f32, sum: Buffer) {
         let width = self.width(from);
-        let weight = &self.vectors[weight.0];
+        let weight = self.vectors[weight.0].values();
         assert!(weight.len() == width && self.width(sum) == width && from != sum, "widths of a norm");
         let (from, sum, isa) = (self.buffer(from), self.buffer(sum), self.isa);
         self.pool.for_each(self.rows, Self::least_rows(width), |row| {
@@ -603,7 +608,7 @@ impl Backend for CpuBackend {
         assert_eq!(self.width(query), heads * shape.key_dim, "width of the queries' buffer");
         assert_eq!(self.width(to), heads * shape.value_dim, "width of attention's output");
         let (query, to) = (self.buffer(query), self.target(to));
-        let sinks = attention.sinks.map(|sinks| &self.vectors[sinks.0][..]);
+        let sinks = attention.sinks.map(|sinks| self.vectors[sinks.0].values());
         assert!(sinks.is_none_or(|sinks| sinks.len() == heads), "a sink for each head");
         if let Some(Ready { cache, attention: scratch, .. }) = &mut self.ready {
             let call = attention::Call {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::super::memory::Memory;
+use super::super::memory::{Arena, Memory};
 use super::super::pool::Pool;
 use super::entry_points;
 use super::generic::few_tokens;
@@ -110,6 +110,26 @@ impl WeightMatrix {
     /// # Errors
     /// [`Error::Unsupported`] if the columns are no whole blocks, [`Error::Memory`] if there is none for the copy.
     pub fn new(tensor: &Tensor, layout: Layout) -> Result<Self> {
+        Self::in_memory(tensor, layout, |bytes, purpose| {
+            let memory = Memory::new(bytes, purpose)?;
+            memory.prefer_huge_pages();
+            Ok(memory)
+        })
+    }
+
+    /// [`new`](Self::new) beside other matrices.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new_in(arena: &mut Arena, tensor: &Tensor, layout: Layout) -> Result<Self> {
+        Self::in_memory(tensor, layout, |bytes, purpose| arena.take(bytes, purpose))
+    }
+
+    fn in_memory(
+        tensor: &Tensor,
+        layout: Layout,
+        reserve: impl FnOnce(usize, &str) -> Result<Memory>,
+    ) -> Result<Self> {
         let (rows, columns, kind) = (tensor.rows(), tensor.columns(), tensor.kind);
         if !columns.is_multiple_of(kind.block_len()) || tensor.bytes().len() != rows * kind.row_bytes(columns)
         {
@@ -123,8 +143,7 @@ impl WeightMatrix {
         let storage = match (layout, ActivationKind::of(kind)) {
             (Layout::Interleaved, ActivationKind::I8 | ActivationKind::I8Powers) => {
                 let bytes = rows.next_multiple_of(TILE) * kind.row_bytes(columns);
-                let tiles = Memory::new(bytes, &format!("tensor {}", tensor.name))?;
-                tiles.prefer_huge_pages();
+                let tiles = reserve(bytes, &format!("tensor {}", tensor.name))?;
                 let (ready, end) = (AtomicUsize::new(0), AtomicUsize::new(0));
                 Storage::Interleaved(Copied { tiles, ready, end, tensor })
             }
