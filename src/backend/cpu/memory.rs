@@ -11,9 +11,6 @@ const CACHE_LINE: usize = 64;
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Bytes that an [`Arena`] reserves at a time; what is not used is never committed.
-const RESERVED: usize = 256 << 20;
-
 /// Zeroed memory, aligned to a page of the system, or a cache line in an [`Arena`]; each page is committed when it is first
 /// written.
 #[derive(Debug)]
@@ -84,19 +81,26 @@ impl Memory {
     }
 }
 
-/// Where what a model keeps for good lies together, in huge pages: matrices, biases, weights of norms.
+/// Where what a model keeps for good lies together, in huge pages.
 ///
 /// A step reads all of it, and to look up where a page lies costs most where the caches are full of weights: on a virtual machine
 /// 0.4 µs for one of 4 KiB, and one in a hundred took 130. With mappings of their own the matrices of a 1.5B had 20 to 40 MB in such pages, at
 /// their ends, and the vectors 300; a step then took 4% longer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Arena {
+    /// Bytes that are reserved at a time; what is not used of them is never committed.
+    reserve: usize,
     reserved: Option<Memory>,
     /// Bytes of it that are taken.
     taken: usize,
 }
 
 impl Arena {
+    /// An arena that reserves at least so many bytes at a time.
+    pub const fn new(reserve: usize) -> Self {
+        Arena { reserve, reserved: None, taken: 0 }
+    }
+
     /// Takes `bytes` for what `purpose` names, from the beginning of a cache line on. They stay reserved as long as anything does
     /// that was taken beside them.
     ///
@@ -106,7 +110,7 @@ impl Arena {
         let is_room = |memory: &Memory, taken: usize| bytes <= memory.len - taken;
         let memory = match self.reserved.take() {
             Some(memory) if is_room(&memory, self.taken) => memory,
-            _ => self.reserve(bytes.max(RESERVED), purpose)?,
+            _ => self.reserve(bytes.max(self.reserve), purpose)?,
         };
         // SAFETY: there is room for it.
         let start = Shared(unsafe { memory.start.at(self.taken) });
@@ -170,9 +174,11 @@ impl<T> Shared<T> {
 mod tests {
     use super::*;
 
+    const RESERVE: usize = 2 * HUGE_PAGE;
+
     #[test]
     fn parts_of_an_arena_lie_side_by_side_from_cache_lines_on() {
-        let mut arena = Arena::default();
+        let mut arena = Arena::new(RESERVE);
         let parts = [100, 64, 0, 1].map(|bytes| arena.take(bytes, "a test").unwrap());
         let start = parts[0].start.0 as usize;
         assert!(start.is_multiple_of(HUGE_PAGE), "from a huge page on");
@@ -182,8 +188,8 @@ mod tests {
 
     #[test]
     fn what_an_arena_has_no_room_for_is_reserved_anew() {
-        let mut arena = Arena::default();
-        let parts = [RESERVED - 64, 64, 64, RESERVED + 1].map(|bytes| arena.take(bytes, "a test").unwrap());
+        let mut arena = Arena::new(RESERVE);
+        let parts = [RESERVE - 64, 64, 64, RESERVE + 1].map(|bytes| arena.take(bytes, "a test").unwrap());
         let share = |a: usize, b: usize| Arc::ptr_eq(&parts[a].map, &parts[b].map);
         assert!(share(0, 1) && !share(1, 2) && !share(2, 3));
         for part in &parts {
@@ -194,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_part_outlives_its_arena() {
-        let mut arena = Arena::default();
+        let mut arena = Arena::new(RESERVE);
         let mut part = arena.take(4 * size_of::<f32>(), "a test").unwrap();
         let _beside = arena.take(64, "a test").unwrap();
         drop(arena);

@@ -66,6 +66,10 @@ const MANY_LOOKUPS: usize = 64;
 /// memory costs more than all else of loading, and the first logits need not wait for it.
 const COPY_STEPS: u64 = 8;
 
+/// Bytes that are reserved at a time for interleaved matrices, and for vectors.
+const MATRICES_RESERVED: usize = 256 << 20;
+const VECTORS_RESERVED: usize = 4 << 20;
+
 /// The CPU as a [`Backend`].
 pub struct CpuBackend {
     isa: Isa,
@@ -78,8 +82,10 @@ pub struct CpuBackend {
     /// By stack.
     stacked: Vec<Stacked>,
     vectors: Vec<Memory>,
-    /// Where matrices and vectors lie.
-    arena: Arena,
+    /// Where interleaved matrices lie: each is committed as it is copied.
+    matrix_arena: Arena,
+    /// Where vectors lie: apart, as they are there from the beginning, and would commit a huge page each.
+    vector_arena: Arena,
     /// Widths of the buffers, in order of declaration.
     widths: Vec<usize>,
     shapes: Vec<KvShape>,
@@ -144,7 +150,8 @@ impl CpuBackend {
             stacks: Vec::new(),
             stacked: Vec::new(),
             vectors: Vec::new(),
-            arena: Arena::default(),
+            matrix_arena: Arena::new(MATRICES_RESERVED),
+            vector_arena: Arena::new(VECTORS_RESERVED),
             widths: Vec::new(),
             shapes: Vec::new(),
             rows: 0,
@@ -167,7 +174,7 @@ impl CpuBackend {
         check_matrix(tensor)?;
         let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
         let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
-        let mut matrix = WeightMatrix::new_in(&mut self.arena, tensor, layout)?;
+        let mut matrix = WeightMatrix::new_in(&mut self.matrix_arena, tensor, layout)?;
         if let (Some(left), true) = (left, matrix.interleaved_bytes() > 0) {
             self.interleaved_bytes = left;
             tensor.populate(); // memory has room for all of it
@@ -400,7 +407,7 @@ impl Backend for CpuBackend {
     }
 
     fn add_vector(&mut self, values: Vec<f32>) -> Result<Vector> {
-        let mut vector = self.arena.take(size_of_val(&values[..]), "a vector")?;
+        let mut vector = self.vector_arena.take(size_of_val(&values[..]), "a vector")?;
         vector.as_floats_mut(values.len()).copy_from_slice(&values);
         self.vectors.push(vector);
         Ok(Vector(self.vectors.len() - 1))
