@@ -83,9 +83,9 @@ impl Memory {
 
 /// Where what a model keeps for good lies together, in huge pages.
 ///
-/// A step reads all of it, and to look up where a page lies costs most where the caches are full of weights: on a virtual machine
-/// 0.4 µs for one of 4 KiB, and one in a hundred took 130. With mappings of their own the matrices of a 1.5B had 20 to 40 MB in such pages, at
-/// their ends, and the vectors 300; a step then took 4% longer.
+/// A step reads all of it, and to look up where a page lies costs most where the caches are full of weights: on a virtual
+/// machine 1.6 µs on average for one of 4 KiB. With mappings of their own the matrices of a 1.5B had 20 to 40 MB in such
+/// pages, at their ends, and the vectors some 200; decode was 2 to 7% slower.
 #[derive(Debug)]
 pub struct Arena {
     /// Bytes that are reserved at a time; what is not used of them is never committed.
