@@ -18,9 +18,9 @@ const BUFFER: usize = 256 << 20;
 /// How long memory is measured, and each kernel.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(15), Duration::from_millis(4)];
 
-/// The share of memory's and kernels' limits that decoding reaches; the rest goes into attention, norms, and waiting for one
-/// another. (The disk is waited for meanwhile.)
-const SHARE: f64 = 0.9;
+/// The share of memory's and kernels' limits that decoding reaches, 0.76 to 0.9 where it was measured; the rest goes into
+/// attention, norms, and waiting for one another. (The disk is waited for meanwhile.)
+const SHARE: f64 = 0.8;
 
 /// What the expectation is made for.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +131,7 @@ mod tests {
             other => panic!("{other:?} is not asked for"),
         };
         let speed = by_rates(&reads, setting, rate, |_| None).unwrap().unwrap();
-        assert!((speed - 0.9 / 0.2).abs() < 1e-9, "{speed}");
+        assert!((speed - 0.8 / 0.2).abs() < 1e-9, "{speed}");
     }
 
     #[test]
@@ -145,10 +145,10 @@ mod tests {
             by_rates(&reads, setting, |_, _| Ok(10e9), |_| Some(disk)).expect("a speed").expect("a disk")
         };
         assert!(
-            (speed(1e9) - 1.0 / (0.1 + 0.5)).abs() < 1e-9,
+            (speed(1e9) - 1.0 / (0.09 / 0.8 + 0.5)).abs() < 1e-9,
             "the disk is not slowed by what products wait for"
         );
-        assert!((speed(10e9) - 0.9 / (0.09 + 0.2)).abs() < 1e-9);
+        assert!((speed(10e9) - 0.8 / (0.09 + 0.2)).abs() < 1e-9);
     }
 
     #[test]

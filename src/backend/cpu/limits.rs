@@ -152,29 +152,29 @@ fn best_rate(patience: Duration, mut run: impl FnMut()) -> f64 {
     1.0 / best
 }
 
-/// The sum of `len` values, a multiple of 64 (others at the end are left out). `ask`: memory is asked for them ahead, as by
-/// decoding ([`Fetch::Twice`](super::kernels::Fetch)).
+/// The sum of `len` values, a multiple of 16 (others at the end are left out). `ask`: memory is asked for them ahead, as by
+/// decoding ([`Fetch::Twice`](super::kernels::Fetch)), for each line where one is used.
 ///
 /// # Safety
 /// The CPU has the ISA; the values are there.
 #[inline(always)]
 unsafe fn sum<S: Simd>(from: *const u32, len: usize, ask: bool) -> u32 {
+    /// Vectors of a cache line, at most.
     const VECTORS: usize = 4;
+    /// Values of a cache line.
+    const LINE: usize = 64 / size_of::<u32>();
     /// Bytes from which lines are asked for into the second and into the first cache level.
-    const AHEAD: (usize, usize) = (4096, 2048);
-    let step = VECTORS * S::LANES;
+    const AHEAD: (usize, usize) = (8192, 6144);
     unsafe {
         let mut sums = [S::i_splat(0); VECTORS];
-        for i in 0..len / step {
+        for line in 0..len / LINE {
+            let at = from.add(line * LINE);
             if ask {
-                let at = from.wrapping_add(i * step).cast::<u8>();
-                for line in (0..step * size_of::<u32>()).step_by(64) {
-                    S::prefetch_far(at.wrapping_add(AHEAD.0 + line));
-                    S::prefetch(at.wrapping_add(AHEAD.1 + line));
-                }
+                S::prefetch_far(at.cast::<u8>().wrapping_add(AHEAD.0));
+                S::prefetch(at.cast::<u8>().wrapping_add(AHEAD.1));
             }
-            for (j, sum) in sums.iter_mut().enumerate() {
-                *sum = S::i_add(*sum, S::i_load(from.add(i * step + j * S::LANES)));
+            for (j, sum) in sums.iter_mut().take(LINE / S::LANES).enumerate() {
+                *sum = S::i_add(*sum, S::i_load(at.add(j * S::LANES)));
             }
         }
         fold::<S, VECTORS>(sums)
