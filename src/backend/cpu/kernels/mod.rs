@@ -126,6 +126,11 @@ pub trait Simd: Copy + 'static {
 
     /// v, computed here and now: keeps the compiler from interleaving work that together needs too many registers.
     unsafe fn pin(v: Self::F) -> Self::F;
+    /// v, computed between what is asked of memory before and what is asked of it behind. Loads need not stay in their place.
+    #[inline(always)]
+    unsafe fn i_pin(v: Self::I) -> Self::I {
+        v
+    }
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
     /// The same for the second cache level: for what is read only after the first level's worth of other data.

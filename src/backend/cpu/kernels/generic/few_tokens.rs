@@ -24,8 +24,9 @@ const PREFETCH: usize = 8192;
 /// Nearer than that by so many bytes lines are asked for again, into the first level. A core of Granite Rapids seems
 /// to have too few misses at once for all that memory gives, and so it takes more: two cores read one token's Q4_K at 34 GB/s for 27 by the
 /// second level alone, Q6_K at 34 for 28, and without computing 40 for 32. (By the first level alone 12.) From 8 to 2 KB any two
-/// distances that are 1 to 3 KB apart do as well. Zen 5, where the like was tried before, gained nothing.
-const PREFETCH_AGAIN: usize = 2048;
+/// distances that are 1 to 3 KB apart do as well. Zen 5, where the like was tried before, gained nothing. One token's kernel, which asks
+/// between its products, is best with 3 KB: Q4_K by 2 to 4% (two cores) to 2 KB, by 5 to 1 or 4 KB.
+const PREFETCH_AGAIN: usize = 3072;
 
 /// Whether a kernel keeps up with memory. A processor fetches by itself only where lines are used faster than they come; but
 /// some have room for more lines then than they can be asked for, so it depends on the processor too. Measured on one core
@@ -113,6 +114,14 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     }
 }
 
+/// Whether a pass is of one token and has its own form, where registers suffice: all of a block's products one after the other,
+/// without a loop, and memory asked between them. A core has room for some hundred instructions whose loads are not there yet.
+/// The shorter the way from one request to the next, the more requests are among them, and the more evenly they come: on Granite Rapids
+/// two cores read one token's Q4_K 10% faster so than in a loop that asks at each pair's beginning, Q6_K 5%.
+const fn is_single<S: Simd, const T: usize>() -> bool {
+    T == 1 && longest_pass::<S>() == 8
+}
+
 /// One tile times all tokens; the results go to `to`: [tokens, 16].
 #[inline(always)]
 unsafe fn multiply_tokens<S: Simd, F: Format>(
@@ -121,33 +130,60 @@ unsafe fn multiply_tokens<S: Simd, F: Format>(
     to: *mut f32,
     scales: &mut Scales<S>,
 ) {
+    let fetch = fetch::<S, F>(p);
+    if is_single::<S, 1>() && p.tokens == 1 {
+        // Each way for itself: to choose between products would cost more than to ask.
+        macro_rules! multiply {
+            ($($way:ident),*) => {
+                match fetch {
+                    // SAFETY: the caller's promise.
+                    $(Fetch::$way => unsafe {
+                        multiply_tile::<S, F, 1, false>(p, (tile, 0), Fetch::$way, to, scales)
+                    },)*
+                }
+            };
+        }
+        return multiply!(ToSecond, Twice, ToFirst, Unasked);
+    }
     let mut token = 0;
     while token < p.tokens {
         // Of about one length: a pass of one token at the end would cost as much as one of three.
         let left = p.tokens - token;
         let tokens = left.div_ceil(passes::<S>(left));
+        let fetch = if token == 0 { fetch } else { Fetch::Unasked };
         macro_rules! multiply {
             ($($tokens:literal: $shuffles:literal $(if $when:expr)?),*) => {
                 match tokens {
                     // SAFETY: the caller's promise.
                     $($tokens if $tokens <= longest_pass::<S>() $(&& $when)? => unsafe {
-                        multiply_tile::<S, F, $tokens, $shuffles>(p, tile, token, to.add(token * TILE), scales)
+                        let to = to.add(token * TILE);
+                        multiply_tile::<S, F, $tokens, $shuffles>(p, (tile, token), fetch, to, scales)
                     },)*
                     _ => unreachable!("a pass of {tokens} tokens"),
                 }
             };
         }
-        multiply!(1: false, 2: false, 3: true, 4: true, 5: true, 6: true, 8: true if p.shuffles, 8: false);
+        multiply!(1: false if !is_single::<S, 1>(), 2: false, 3: true, 4: true, 5: true, 6: true, 8: true if p.shuffles, 8: false);
         token += tokens;
     }
 }
 
-/// One tile times T tokens; the results go to `sums`: [T, 16]. `SHUFFLES`: see [`QuantizedChunk::group`].
+/// How a product's first pass asks for weights.
+#[inline(always)]
+fn fetch<S: Simd, F: Format>(p: &Product) -> Fetch {
+    match (p.weights, p.fetch) {
+        (Bytes::AsInFile(_), _) => Fetch::ToSecond,
+        (_, Fetch::Unasked) if !keeps_up::<S, F>(p.tokens) => Fetch::ToSecond,
+        (_, fetch) => fetch,
+    }
+}
+
+/// A tile times T tokens from `token` on; the results go to `sums`: [T, 16]. `SHUFFLES`: see [`QuantizedChunk::group`].
 #[inline(always)]
 unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
     p: &Product,
-    tile: usize,
-    token: usize,
+    (tile, token): (usize, usize),
+    fetch: Fetch,
     sums: *mut f32,
     scales: &mut Scales<S>,
 ) {
@@ -155,12 +191,8 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
         if S::LANES == TILE {
             let mut in_registers = [S::f_splat(0.0); T];
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                multiply_chunk::<S, F, T, SHUFFLES>(
-                    &Chunk::new::<S, F>(p, tile, token, chunk),
-                    0,
-                    scales,
-                    &mut in_registers,
-                );
+                let chunk = Chunk::new::<S, F>(p, tile, token, chunk, fetch);
+                multiply_chunk::<S, F, T, SHUFFLES>(&chunk, 0, scales, &mut in_registers);
             }
             for t in 0..T {
                 S::f_store(sums.add(t * TILE), in_registers[t]);
@@ -168,7 +200,7 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
         } else {
             std::ptr::write_bytes(sums, 0, T * TILE);
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<S, F>(p, tile, token, chunk);
+                let chunk = Chunk::new::<S, F>(p, tile, token, chunk, fetch);
                 for part in (0..TILE).step_by(S::LANES) {
                     let mut of_part = [S::f_splat(0.0); T];
                     for t in 0..T {
@@ -191,7 +223,7 @@ struct Chunk {
     columns: usize,
     /// The first token's activations; those of the next token follow.
     x: *const QuantizedChunk,
-    /// What to ask memory for meanwhile, or null.
+    /// What to ask memory for meanwhile.
     next: *const u8,
     /// How.
     fetch: Fetch,
@@ -200,7 +232,7 @@ struct Chunk {
 /// Lines to ask memory for during a pair.
 #[derive(Clone, Copy)]
 struct Ahead {
-    /// The first, or null.
+    /// The first.
     next: *const u8,
     lines: usize,
     fetch: Fetch,
@@ -208,23 +240,35 @@ struct Ahead {
 
 impl Chunk {
     #[inline(always)]
-    unsafe fn new<S: Simd, F: Format>(p: &Product, tile: usize, token: usize, chunk: usize) -> Self {
+    unsafe fn new<S: Simd, F: Format>(
+        p: &Product,
+        tile: usize,
+        token: usize,
+        chunk: usize,
+        fetch: Fetch,
+    ) -> Self {
         let columns = (p.columns - chunk * CHUNK).min(CHUNK);
         unsafe {
             let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
             let offset = tile * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK);
             let next = match p.weights {
-                _ if token > 0 => std::ptr::null(),
-                Bytes::Interleaved(_) if p.fetch == Fetch::Unasked && keeps_up::<S, F>(p.tokens) => {
-                    std::ptr::null()
-                }
                 Bytes::Interleaved(bytes) => bytes.wrapping_add(offset + PREFETCH),
                 Bytes::AsInFile(bytes) => bytes.wrapping_add(offset + tile_bytes),
             };
             let x = p.x.add(chunk * p.tokens + token);
-            let fetch = if matches!(p.weights, Bytes::Interleaved(_)) { p.fetch } else { Fetch::ToSecond };
             Chunk { blocks: interleaved_chunk::<S, F>(p, tile, chunk, columns), columns, x, next, fetch }
         }
+    }
+
+    /// What to ask for during pair `at`. Of a super-block that is no loop (`exact`) each line once.
+    #[inline(always)]
+    fn ahead<F: Format>(&self, part: usize, at: usize, exact: bool) -> Ahead {
+        let of_chunk = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64);
+        let pairs = CHUNK / PAIR;
+        let first = at * of_chunk / pairs;
+        let lines = if exact { (at + 1) * of_chunk / pairs - first } else { of_chunk.div_ceil(pairs) };
+        let fetch = if part > 0 { Fetch::Unasked } else { self.fetch };
+        Ahead { next: self.next.wrapping_add(first * 64), lines, fetch }
     }
 }
 
@@ -241,29 +285,20 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: boo
         let starts = starts::<S, F, T>(chunk.x);
         let mut of_chunk = [S::f_splat(0.0); T];
         let into = if powers::<F>() { &mut of_chunk } else { &mut *sums };
-        // All at once would fill the queue of misses and hold up the loads.
-        let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64 * (CHUNK / PAIR));
         for block in 0..chunk.columns / block_len {
-            let start = chunk.blocks.add(block * block_bytes * TILE);
-            let b = Block::new::<F>(start, part);
-            F::scales::<S>(b, scales);
-            if F::MINIMA && powers::<F>() {
-                *into = multiply_minima::<S, F, T>(scales, chunk.x);
-            }
-            for unit in 0..block_len / F::UNIT {
-                unrolled!(F::UNIT / PAIR, pair => {
-                    let pair_of_block = unit * (F::UNIT / PAIR) + pair;
-                    let at = block * (block_len / PAIR) + pair_of_block;
-                    let next = if chunk.next.is_null() || part > 0 {
-                        std::ptr::null()
-                    } else {
-                        chunk.next.wrapping_add(at * lines * 64)
-                    };
-                    let quants = [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)];
-                    let pair = (pair_of_block, at);
-                    let ahead = Ahead { next, lines, fetch: chunk.fetch };
-                    multiply_pair::<S, F, T, SHUFFLES>(quants, scales, pair, chunk.x, &starts, into, ahead);
+            let b = Block::new::<F>(chunk.blocks.add(block * block_bytes * TILE), part);
+            if is_single::<S, T>() {
+                // its own, which stays in registers
+                let scales = &mut Scales::zero();
+                begin_block::<S, F, T>(b, scales, chunk.x, into);
+                unrolled!(block_len / F::UNIT, unit => {
+                    multiply_unit::<S, F, T, SHUFFLES>(chunk, b, part, (block, unit), scales, &starts, into);
                 });
+            } else {
+                begin_block::<S, F, T>(b, scales, chunk.x, into);
+                for unit in 0..block_len / F::UNIT {
+                    multiply_unit::<S, F, T, SHUFFLES>(chunk, b, part, (block, unit), scales, &starts, into);
+                }
             }
         }
         if powers::<F>() {
@@ -271,6 +306,45 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: boo
                 sums[t] = S::f_fma(S::f_splat((*chunk.x.add(t)).scale), of_chunk[t], sums[t]);
             }
         }
+    }
+}
+
+/// A block's scales, and of a super-block the sums that it begins with.
+#[inline(always)]
+unsafe fn begin_block<S: Simd, F: Format, const T: usize>(
+    b: Block,
+    scales: &mut Scales<S>,
+    x: *const QuantizedChunk,
+    sums: &mut [S::F; T],
+) {
+    unsafe {
+        F::scales::<S>(b, scales);
+        if F::MINIMA && powers::<F>() {
+            *sums = multiply_minima::<S, F, T>(scales, x);
+        }
+    }
+}
+
+/// Adds the products of a block's unit to the sums.
+#[inline(always)]
+unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
+    chunk: &Chunk,
+    b: Block,
+    part: usize,
+    (block, unit): (usize, usize),
+    scales: &Scales<S>,
+    starts: &[[u32; CHUNK / GROUP]; T],
+    sums: &mut [S::F; T],
+) {
+    unsafe {
+        unrolled!(F::UNIT / PAIR, pair => {
+            let pair_of_block = unit * (F::UNIT / PAIR) + pair;
+            let at = block * (F::KIND.block_len() / PAIR) + pair_of_block;
+            let quants = [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)];
+            let ahead = chunk.ahead::<F>(part, at, is_single::<S, T>() && powers::<F>());
+            let pair = (pair_of_block, at);
+            multiply_pair::<S, F, T, SHUFFLES>(quants, scales, pair, chunk.x, starts, sums, ahead);
+        });
     }
 }
 
@@ -308,9 +382,11 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
 ) {
     unsafe {
         if T < 8 {
-            ahead.ask::<S>(0, 1);
+            if !is_single::<S, T>() {
+                ahead.ask::<S>(0, 1);
+            }
             for t in 0..T {
-                add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, starts, sums, t);
+                add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, starts, sums, t, ahead);
             }
             return;
         }
@@ -318,7 +394,7 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
         // unroll so long a loop; shorter ones it does, and in less time.
         unrolled!(8, t => {
             ahead.ask::<S>(t, 8);
-            add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, starts, sums, t);
+            add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, starts, sums, t, ahead);
         });
     }
 }
@@ -327,30 +403,50 @@ impl Ahead {
     /// Asks memory for every `step`th line from the `first` on.
     #[inline(always)]
     unsafe fn ask<S: Simd>(self, first: usize, step: usize) {
-        if self.next.is_null() {
-            return;
-        }
         let mut line = first;
         while line < self.lines {
-            let at = self.next.wrapping_add(line * 64);
-            // SAFETY: it need not be anybody's memory.
-            unsafe {
-                match self.fetch {
-                    Fetch::ToFirst => S::prefetch_once(at),
-                    Fetch::Twice => {
-                        S::prefetch_far(at);
-                        S::prefetch(at.wrapping_sub(PREFETCH_AGAIN));
-                    }
-                    Fetch::ToSecond | Fetch::Unasked => S::prefetch_far(at),
-                }
-            };
+            // SAFETY: the caller's promise.
+            unsafe { self.ask_line::<S>(line) }
             line += step;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn ask_line<S: Simd>(self, line: usize) {
+        let at = self.next.wrapping_add(line * 64);
+        // SAFETY: it need not be anybody's memory.
+        unsafe {
+            match self.fetch {
+                Fetch::ToFirst => S::prefetch_once(at),
+                Fetch::Twice => {
+                    S::prefetch_far(at);
+                    S::prefetch(at.wrapping_sub(PREFETCH_AGAIN));
+                }
+                Fetch::ToSecond => S::prefetch_far(at),
+                Fetch::Unasked => {}
+            }
+        }
+    }
+
+    /// Asks for the lines whose place is behind dot product `product` of the pair's 8, of which `dot` is the sum.
+    #[inline(always)]
+    unsafe fn ask_between<S: Simd>(self, product: usize, dot: S::I) -> S::I {
+        let (first, end) = (product * self.lines / 8, (product + 1) * self.lines / 8);
+        if first == end || self.fetch == Fetch::Unasked {
+            return dot;
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            unrolled!(2, i => if first + i < end { self.ask_line::<S>(first + i) });
+            // in their place: the compiler would put all of them together, in front of the products or behind
+            S::i_pin(dot)
         }
     }
 }
 
-/// Adds those products to the sums of token t.
+/// Adds those products to the sums of token t; a single one's also ask for what is `ahead`.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
     quants: [[S::I; 4]; 2],
     scales: &Scales<S>,
@@ -359,6 +455,7 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
     starts: &[[u32; CHUNK / GROUP]; T],
     sums: &mut [S::F; T],
     t: usize,
+    ahead: Ahead,
 ) {
     let parts = PAIR / F::SCALE_LEN;
     unsafe {
@@ -371,7 +468,11 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
                 if first || !powers::<F>() {
                     dot = S::i_splat(start::<S, F>(x, &starts[t], group));
                 }
-                dot = dot_group::<S, F>(dot, quants[i], x.group::<S>(group, SHUFFLES));
+                dot = if is_single::<S, T>() {
+                    dot_group_and_ask::<S, F>(dot, quants[i], x, group, ahead)
+                } else {
+                    dot_group::<S, F>(dot, quants[i], x.group::<S>(group, SHUFFLES))
+                };
                 if !powers::<F>() {
                     let (x_scale, dot) = (S::f_splat(x.of_groups[group]), S::f_from_i(dot));
                     scaled = if first { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled) };
@@ -389,5 +490,25 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
         if T > 1 {
             sums[t] = S::pin(sums[t]);
         }
+    }
+}
+
+/// [`dot_group`], and between its products memory is asked for what is `ahead`.
+#[inline(always)]
+unsafe fn dot_group_and_ask<S: Simd, F: Format>(
+    mut dot: S::I,
+    w: [S::I; 4],
+    x: &QuantizedChunk,
+    group: usize,
+    ahead: Ahead,
+) -> S::I {
+    unsafe {
+        unrolled!(4, i => {
+            // here and not before, so that it is the product's own operand
+            let x = x.four::<S>(4 * group + i);
+            dot = if F::BITS < 8 { S::dot(dot, w[i], x) } else { S::dot_signed(dot, w[i], x) };
+            dot = ahead.ask_between::<S>(4 * (group % 2) + i, dot);
+        });
+        dot
     }
 }

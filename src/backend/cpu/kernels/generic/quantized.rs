@@ -124,10 +124,17 @@ impl QuantizedChunk {
             }
             let mut four = [S::i_splat(0); 4];
             for i in 0..4 {
-                four[i] = S::i_splat(*values.add(i));
+                four[i] = self.four::<S>(4 * group + i);
             }
             four
         }
+    }
+
+    /// Values `4 * i .. 4 * i + 4` of the chunk, all lanes alike.
+    #[inline(always)]
+    pub(super) unsafe fn four<S: Simd>(&self, i: usize) -> S::I {
+        // SAFETY: the caller's promise, and that there are so many.
+        unsafe { S::i_splat(*self.values.as_ptr().cast::<u32>().add(i)) }
     }
 }
 
