@@ -107,7 +107,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_gather(table: *const u32, index: Self::I) -> Self::I;
     /// Byte by byte the byte of a table of 16 at this index (0..16).
     unsafe fn i_look_up(table: &[u8; 16], index: Self::I) -> Self::I;
-    /// Lane by lane: acc + the sum of four products of w's bytes (unsigned, at most 127) and x's (signed, -127..=127).
+    /// Lane by lane: acc + the sum of four products of w's bytes (unsigned, at most 127, but 255 by AVX-512) and x's (signed,
+    /// -127..=127).
     unsafe fn dot(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
     /// The same for signed w (-128..=127); see [`SIGNED_BIAS`](Simd::SIGNED_BIAS).
     unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;

@@ -22,10 +22,10 @@ use crate::quant::BlockType;
 const PREFETCH: usize = 8192;
 
 /// Nearer than that by so many bytes lines are asked for again, into the first level. A core of Granite Rapids seems
-/// to have too few misses at once for all that memory gives, and so it takes more: two cores read one token's Q4_K at 34 GB/s for 27 by the
-/// second level alone, Q6_K at 34 for 28, and without computing 40 for 32. (By the first level alone 12.) From 8 to 2 KB any two
-/// distances that are 1 to 3 KB apart do as well. Zen 5, where the like was tried before, gained nothing. One token's kernel, which asks
-/// between its products, is best with 3 KB: Q4_K by 2 to 4% (two cores) to 2 KB, by 5 to 1 or 4 KB.
+/// to have too few misses at once for all that memory gives, and so it takes more: two cores read one token's Q4_K at 34 GB/s for 27 by
+/// the second level alone, Q6_K at 34 for 28, and without computing 40 for 32. (By the first level alone 12.) From 8 to 2 KB any two
+/// distances that are 1 to 3 KB apart do as well for several tokens; one token is 2 to 4% faster with 3 KB than with 2, 5% than with 1 or
+/// 4. Zen 5, where the like was tried before, gained nothing.
 const PREFETCH_AGAIN: usize = 3072;
 
 /// Whether a kernel keeps up with memory. A processor fetches by itself only where lines are used faster than they come; but
@@ -70,6 +70,12 @@ pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, shuffles: boo
 /// a tenth longer, Q6_K a fifth.
 pub const WAITING: usize = 512;
 
+/// Tiles whose results wait. One token's are fewer than there is room for, 4 KB, and so leave the first cache level to weights: of 1536
+/// columns 4% faster.
+const fn waiting(tokens: usize) -> usize {
+    if tokens == 1 { 64 } else { WAITING / tokens }
+}
+
 /// Most tokens of a pass: as many as the registers hold.
 const fn longest_pass<S: Simd>() -> usize {
     match (S::LANES, S::REGISTERS) {
@@ -97,7 +103,7 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     let mut scales = unsafe { Scales::zero() };
     let (mut first, last) = p.tiles;
     while first < last {
-        let end = (first + WAITING / p.tokens.max(1)).min(last);
+        let end = (first + waiting(p.tokens.max(1))).min(last);
         for tile in first..end {
             // SAFETY: the caller's promise; of these tiles no more results wait than there is room for.
             unsafe {
@@ -114,10 +120,11 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     }
 }
 
-/// Whether a pass is of one token and has its own form, where registers suffice: all of a block's products one after the other,
-/// without a loop, and memory asked between them. A core has room for some hundred instructions whose loads are not there yet.
-/// The shorter the way from one request to the next, the more requests are among them, and the more evenly they come: on Granite Rapids
-/// two cores read one token's Q4_K 10% faster so than in a loop that asks at each pair's beginning, Q6_K 5%.
+/// Whether a pass is of one token and has its own form, where registers suffice, which is AVX-512: all of a block's products one after
+/// the other, without a loop, memory asked between them, and quants times 16 where that spares a shift. A core has room for some
+/// hundred instructions behind loads that are not there yet: the fewer from one request to the next, the more requests are among them,
+/// and the more evenly they come. On Granite Rapids two cores read one token's Q4_K and Q6_K a tenth faster so than in a loop that asks
+/// at each pair's beginning.
 const fn is_single<S: Simd, const T: usize>() -> bool {
     T == 1 && longest_pass::<S>() == 8
 }
@@ -260,7 +267,7 @@ impl Chunk {
         }
     }
 
-    /// What to ask for during pair `at`. Of a super-block that is no loop (`exact`) each line once.
+    /// What to ask for during pair `at`. `exact`: each line once; where `at` is only known at run time, that costs more than it saves.
     #[inline(always)]
     fn ahead<F: Format>(&self, part: usize, at: usize, exact: bool) -> Ahead {
         let of_chunk = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64);
@@ -337,14 +344,40 @@ unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
     sums: &mut [S::F; T],
 ) {
     unsafe {
-        unrolled!(F::UNIT / PAIR, pair => {
-            let pair_of_block = unit * (F::UNIT / PAIR) + pair;
-            let at = block * (F::KIND.block_len() / PAIR) + pair_of_block;
-            let quants = [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)];
-            let ahead = chunk.ahead::<F>(part, at, is_single::<S, T>() && powers::<F>());
-            let pair = (pair_of_block, at);
-            multiply_pair::<S, F, T, SHUFFLES>(quants, scales, pair, chunk.x, starts, sums, ahead);
-        });
+        macro_rules! multiply {
+            ($pair:expr, $quants:expr) => {{
+                let pair_of_block = unit * (F::UNIT / PAIR) + $pair;
+                let at = block * (F::KIND.block_len() / PAIR) + pair_of_block;
+                let ahead = chunk.ahead::<F>(part, at, is_single::<S, T>() && powers::<F>());
+                let pair = (pair_of_block, at);
+                multiply_pair::<S, F, T, SHUFFLES>($quants, scales, pair, chunk.x, starts, sums, ahead);
+            }};
+        }
+        if is_single::<S, T>() && F::UNIT == 2 * PAIR {
+            // all before memory is asked: the compiler would load words again that it has in registers
+            let two = [pair_of_quants::<S, F, T>(b, unit, 0), pair_of_quants::<S, F, T>(b, unit, 1)];
+            multiply!(0, two[0]);
+            multiply!(1, two[1]);
+        } else {
+            unrolled!(F::UNIT / PAIR, pair => multiply!(pair, pair_of_quants::<S, F, T>(b, unit, pair)));
+        }
+    }
+}
+
+/// The quants of two groups: for a single token as [`Format::multiples`].
+#[inline(always)]
+unsafe fn pair_of_quants<S: Simd, F: Format, const T: usize>(
+    b: Block,
+    unit: usize,
+    pair: usize,
+) -> [[S::I; 4]; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if is_single::<S, T>() {
+            [F::multiples::<S>(b, unit, 2 * pair), F::multiples::<S>(b, unit, 2 * pair + 1)]
+        } else {
+            [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)]
+        }
     }
 }
 
@@ -460,13 +493,17 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
     let parts = PAIR / F::SCALE_LEN;
     unsafe {
         let x = &*x.add(t);
+        let times = if is_single::<S, T>() { F::times(pair % (F::UNIT / PAIR)) } else { 0 };
         for part in 0..parts {
             let scale = scales.scales[parts * pair + part];
             let (mut dot, mut scaled) = (S::i_splat(0), S::f_splat(0.0));
             for i in 2 / parts * part..2 / parts * (part + 1) {
                 let (group, first) = (2 * at + i, i == 0 || parts == 2);
                 if first || !powers::<F>() {
-                    dot = S::i_splat(start::<S, F>(x, &starts[t], group));
+                    dot = match times {
+                        0 => S::i_splat(start::<S, F>(x, &starts[t], group)),
+                        _ => S::f_bits(x.zero::<S>(group, times)),
+                    };
                 }
                 dot = if is_single::<S, T>() {
                     dot_group_and_ask::<S, F>(dot, quants[i], x, group, ahead)
@@ -479,7 +516,7 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
                 }
             }
             if powers::<F>() {
-                scaled = x.times_power::<S>(dot, 2 * at);
+                scaled = x.times_power::<S>(dot, 2 * at, times);
             }
             sums[t] = S::f_fma(scale, scaled, sums[t]);
         }

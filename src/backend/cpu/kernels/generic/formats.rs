@@ -190,6 +190,23 @@ pub unsafe trait Format: 'static {
     /// # Safety
     /// As for [`scales`](Self::scales); unit and group exist.
     unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4];
+
+    /// The quants, times 2^[`times`](Self::times): as they lie, where a product takes bytes up to 255.
+    ///
+    /// # Safety
+    /// As for [`quants`](Self::quants).
+    #[inline(always)]
+    unsafe fn multiples<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { Self::quants::<S>(b, unit, group) }
+    }
+
+    /// log2 of what [`multiples`](Self::multiples) of this pair of groups of a unit are times. Not 0 only of super-blocks without an
+    /// offset; a pair's products must sum to less than 2^22.
+    #[inline(always)]
+    fn times(_pair: usize) -> u32 {
+        0
+    }
 }
 
 /// Four vectors.
@@ -463,6 +480,16 @@ unsafe impl Format for Q4K {
     #[inline(always)]
     unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
         unsafe { nibbles::<S>(b, 3 + 8 * unit + 4 * (group % 2), group / 2) }
+    }
+    #[inline(always)]
+    unsafe fn multiples<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
+        let (first, mask) = (3 + 8 * unit + 4 * (group % 2), 0x0f0f_0f0f << (4 * (group / 2)));
+        unsafe { four!(i => S::i_and(word::<S>(b, first + i), S::i_splat(mask))) }
+    }
+    #[inline(always)]
+    fn times(pair: usize) -> u32 {
+        // sums to at most 32 * 240 * 127
+        4 * pair as u32
     }
 }
 

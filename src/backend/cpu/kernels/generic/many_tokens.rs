@@ -351,7 +351,7 @@ unsafe fn multiply_scale<S: Simd, F: Format, const V: usize, const T: usize>(
             let weight_scale = S::f_load((*weights[v]).scales.as_ptr().add(at));
             for t in 0..T {
                 if powers::<F>() {
-                    scaled[t][v] = (*x.add(t)).times_power::<S>(dots[t][v], groups * scale);
+                    scaled[t][v] = (*x.add(t)).times_power::<S>(dots[t][v], groups * scale, 0);
                 }
                 sums[t][v] = S::f_fma(weight_scale, scaled[t][v], sums[t][v]);
             }

@@ -106,11 +106,24 @@ impl QuantizedChunk {
         unsafe { S::f_mul(minimum, S::f_sub(S::f_from_bits(sum), S::f_splat(self.sum_zero))) }
     }
 
+    /// What an integer sum over `group` begins with, as bits, whose quants are times 2^`times`: 1.5 * 2^(23 + e - times).
+    #[inline(always)]
+    pub(super) unsafe fn zero<S: Simd>(&self, group: usize, times: u32) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let zero = S::f_splat(self.of_groups[group]);
+            if times == 0 {
+                return zero;
+            }
+            S::f_from_bits(S::i_sub(S::f_bits(zero), S::i_splat(times << 23)))
+        }
+    }
+
     /// 2^e times a dot product of `group`, of an integer sum that started from its zero.
     #[inline(always)]
-    pub(super) unsafe fn times_power<S: Simd>(&self, sum: S::I, group: usize) -> S::F {
+    pub(super) unsafe fn times_power<S: Simd>(&self, sum: S::I, group: usize, times: u32) -> S::F {
         // SAFETY: the caller's promise.
-        unsafe { S::f_sub(S::f_from_bits(sum), S::f_splat(self.of_groups[group])) }
+        unsafe { S::f_sub(S::f_from_bits(sum), self.zero::<S>(group, times)) }
     }
 
     /// The values of a group, four to a lane, all lanes alike. `shuffles`: every other group comes by shuffles. For several
