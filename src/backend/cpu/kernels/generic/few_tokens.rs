@@ -24,9 +24,11 @@ const PREFETCH: usize = 8192;
 /// Nearer than that by so many bytes lines are asked for again, into the first level. A core of Granite Rapids seems
 /// to have too few misses at once for all that memory gives, and so it takes more: two cores read one token's Q4_K at 34 GB/s for 27 by
 /// the second level alone, Q6_K at 34 for 28, and without computing 40 for 32. (By the first level alone 12.) From 8 to 2 KB any two
-/// distances that are 1 to 3 KB apart do as well for several tokens; one token is 2 to 4% faster with 3 KB than with 2, 5% than with 1 or
-/// 4. Zen 5, where the like was tried before, gained nothing.
-const PREFETCH_AGAIN: usize = 3072;
+/// distances that are 1 to 3 KB apart do as well. Zen 5, where the like was tried before, gained nothing.
+const PREFETCH_AGAIN: usize = 2048;
+
+/// The same where memory is asked between products ([`is_single`]): there Q4_K is 2 to 4% faster so than with 2 KB, 5% than with 1 or 4.
+const PREFETCH_AGAIN_BETWEEN: usize = 3072;
 
 /// Whether a kernel keeps up with memory. A processor fetches by itself only where lines are used faster than they come; but
 /// some have room for more lines then than they can be asked for, so it depends on the processor too. Measured on one core
@@ -70,10 +72,10 @@ pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, shuffles: boo
 /// a tenth longer, Q6_K a fifth.
 pub const WAITING: usize = 512;
 
-/// Tiles whose results wait. One token's are fewer than there is room for, 4 KB, and so leave the first cache level to weights: of 1536
-/// columns 4% faster.
-const fn waiting(tokens: usize) -> usize {
-    if tokens == 1 { 64 } else { WAITING / tokens }
+/// Tiles whose results wait. A single token's are fewer than there is room for, 4 KB, and so leave the first cache level to weights: of
+/// 1536 columns 4% faster.
+const fn waiting<S: Simd>(tokens: usize) -> usize {
+    if is_single::<S, 1>() && tokens == 1 { 64 } else { WAITING / tokens }
 }
 
 /// Most tokens of a pass: as many as the registers hold.
@@ -103,7 +105,7 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     let mut scales = unsafe { Scales::zero() };
     let (mut first, last) = p.tiles;
     while first < last {
-        let end = (first + waiting(p.tokens.max(1))).min(last);
+        let end = (first + waiting::<S>(p.tokens.max(1))).min(last);
         for tile in first..end {
             // SAFETY: the caller's promise; of these tiles no more results wait than there is room for.
             unsafe {
@@ -436,16 +438,19 @@ impl Ahead {
     /// Asks memory for every `step`th line from the `first` on.
     #[inline(always)]
     unsafe fn ask<S: Simd>(self, first: usize, step: usize) {
+        if self.fetch == Fetch::Unasked {
+            return;
+        }
         let mut line = first;
         while line < self.lines {
             // SAFETY: the caller's promise.
-            unsafe { self.ask_line::<S>(line) }
+            unsafe { self.ask_line::<S>(line, PREFETCH_AGAIN) }
             line += step;
         }
     }
 
     #[inline(always)]
-    unsafe fn ask_line<S: Simd>(self, line: usize) {
+    unsafe fn ask_line<S: Simd>(self, line: usize, again: usize) {
         let at = self.next.wrapping_add(line * 64);
         // SAFETY: it need not be anybody's memory.
         unsafe {
@@ -453,7 +458,7 @@ impl Ahead {
                 Fetch::ToFirst => S::prefetch_once(at),
                 Fetch::Twice => {
                     S::prefetch_far(at);
-                    S::prefetch(at.wrapping_sub(PREFETCH_AGAIN));
+                    S::prefetch(at.wrapping_sub(again));
                 }
                 Fetch::ToSecond => S::prefetch_far(at),
                 Fetch::Unasked => {}
@@ -470,7 +475,7 @@ impl Ahead {
         }
         // SAFETY: the caller's promise.
         unsafe {
-            unrolled!(2, i => if first + i < end { self.ask_line::<S>(first + i) });
+            unrolled!(2, i => if first + i < end { self.ask_line::<S>(first + i, PREFETCH_AGAIN_BETWEEN) });
             // in their place: the compiler would put all of them together, in front of the products or behind
             S::i_pin(dot)
         }
