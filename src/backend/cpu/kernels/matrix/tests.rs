@@ -29,13 +29,13 @@ impl Case {
     /// The product of tokens `which`, computed `tiles` tiles at a time: bits [tokens][rows].
     fn product(&self, isa: Isa, layout: Layout, which: Range<usize>, tiles: usize) -> Vec<u32> {
         let matrix = self.matrix(layout);
-        let copying = self.product_of(&matrix, u64::MAX, isa, which.clone(), tiles, true);
-        let copied = self.product_of(&matrix, 0, isa, which, tiles, false);
+        let copying = self.product_of(&matrix, u64::MAX, isa, which.clone(), tiles, (true, Fetch::ToSecond));
+        let copied = self.product_of(&matrix, 0, isa, which, tiles, (false, Fetch::ToSecond));
         assert_eq!(copying, copied, "shuffled, and then not, on {isa}");
         copied
     }
 
-    /// The product of this case's matrix, which copies `bytes` of it; with shuffles or not.
+    /// The product of this case's matrix, which copies `bytes` of it; with shuffles or not, weights fetched one way.
     fn product_of(
         &self,
         matrix: &WeightMatrix,
@@ -43,7 +43,7 @@ impl Case {
         isa: Isa,
         which: Range<usize>,
         tiles: usize,
-        shuffles: bool,
+        (shuffles, fetch): (bool, Fetch),
     ) -> Vec<u32> {
         let (rows, columns) = (matrix.rows(), matrix.columns());
         let x = &self.x[which.start * columns..which.end * columns];
@@ -59,7 +59,7 @@ impl Case {
             }
         };
         let mut scratch = Scratch::new(which.len());
-        scratch.shuffles = shuffles;
+        (scratch.shuffles, scratch.fetch) = (shuffles, fetch);
         let mut out = vec![f32::NAN; which.len() * rows];
         // SAFETY: each tile is multiplied once, before `finish`.
         unsafe { matrix.begin(bytes) };
@@ -222,13 +222,54 @@ fn every_isa_and_layout_gives_the_same_bits() {
 }
 
 #[test]
+fn tokens_get_the_same_bits_however_their_weights_are_fetched() {
+    for_every_format(4, 8, |case| {
+        for tokens in [1, 2, 8] {
+            let expected = case.product(Isa::Scalar, Layout::AsInFile, 0..tokens, 100);
+            for isa in Isa::available() {
+                let matrix = case.matrix(Layout::Interleaved);
+                for fetch in [Fetch::ToSecond, Fetch::Twice, Fetch::ToFirst, Fetch::Unasked] {
+                    let got = case.product_of(&matrix, u64::MAX, isa, 0..tokens, 100, (true, fetch));
+                    prop_assert_eq!(&got, &expected, "{} tokens on {}, {:?}", tokens, isa, fetch);
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn pairs_of_every_power_of_two_get_the_same_bits_by_every_isa_with_the_largest_quants() {
+    // each pair's factor; the last two are less than 2^-16 of the chunk's largest
+    let factors: Vec<f32> = [0, 1, 2, 4, 8, 15, 17, 20].map(|power| 0.5f32.powi(power)).to_vec();
+    let chunk = |sign: f32| factors.iter().flat_map(move |factor| [sign * 3.0 * factor; 32]);
+    let zeros = || [0.0; 256].into_iter();
+    let x: Vec<f32> = chunk(1.0).chain(zeros()).chain(chunk(-1.0)).collect();
+    for kind in BlockType::ALL.into_iter().filter(|kind| kind.block_len() == 256) {
+        for byte in [0xff, 0xf0, 0x0f] {
+            let mut bytes = vec![byte; 16 * kind.row_bytes(x.len())];
+            tame(kind, &mut bytes);
+            let tensor = Tensor::from_bytes("powers", kind, &[16, x.len()], bytes);
+            let case = Case { tensor, x: x.clone(), bias: None };
+            let expected = case.product(Isa::Scalar, Layout::AsInFile, 0..1, 1);
+            for isa in Isa::available() {
+                for layout in LAYOUTS {
+                    let got = case.product(isa, layout, 0..1, 1);
+                    assert_eq!(got, expected, "{kind} {byte:#x} on {isa}, {layout:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_matrix_gives_the_same_bits_while_it_is_copied_tile_by_tile() {
     for_every_format(6, 5, |case| {
         for isa in Isa::available() {
             let expected = case.product(isa, Layout::AsInFile, 0..5, 100);
             let matrix = case.matrix(Layout::Interleaved);
             for product in 0..=matrix.tiles() + 1 {
-                let got = case.product_of(&matrix, 1, isa, 0..5, 3, true);
+                let got = case.product_of(&matrix, 1, isa, 0..5, 3, (true, Fetch::ToSecond));
                 prop_assert_eq!(&got, &expected, "product {} on {}", product, isa);
             }
         }
