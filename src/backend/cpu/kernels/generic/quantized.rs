@@ -106,7 +106,7 @@ impl QuantizedChunk {
         unsafe { S::f_mul(minimum, S::f_sub(S::f_from_bits(sum), S::f_splat(self.sum_zero))) }
     }
 
-    /// What an integer sum over `group` begins with, as bits, whose quants are times 2^`times`: 1.5 * 2^(23 + e - times).
+    /// The float whose bits an integer sum over `group` begins with, where quants are times 2^`times`: 1.5 * 2^(23 + e - times).
     #[inline(always)]
     pub(super) unsafe fn zero<S: Simd>(&self, group: usize, times: u32) -> S::F {
         // SAFETY: the caller's promise.

@@ -253,7 +253,7 @@ unsafe fn fma_by(a: __m512, b: *const f32, mut c: __m512) -> __m512 {
     c
 }
 
-/// See [`Simd::dot_pairs`]. Of the intrinsic the compiler makes two instructions, which is two thirds of a super-block's minima.
+/// See [`Simd::dot_pairs`]. Of the intrinsic the compiler makes a product and a sum.
 #[inline]
 #[target_feature(enable = "avx512vnni")]
 fn dot_pairs(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
