@@ -141,7 +141,7 @@ unsafe fn multiply_tokens<S: Simd, F: Format>(
     scales: &mut Scales<S>,
 ) {
     let fetch = fetch::<S, F>(p);
-    if const { is_single::<S, 1>() } && p.tokens == 1 {
+    if is_single::<S, 1>() && p.tokens == 1 {
         // Each way for itself: to choose between products would cost more than to ask.
         macro_rules! multiply {
             ($($way:ident),*) => {
@@ -297,8 +297,7 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: boo
         let into = if powers::<F>() { &mut of_chunk } else { &mut *sums };
         for block in 0..chunk.columns / block_len {
             let b = Block::new::<F>(chunk.blocks.add(block * block_bytes * TILE), part);
-            // (known before code is made: the other instances would have it in eight copies until they are optimized)
-            if const { is_single::<S, T>() } {
+            if is_single::<S, T>() {
                 // its own, which stays in registers
                 let scales = &mut Scales::zero();
                 begin_block::<S, F, T>(b, scales, chunk.x, into);
@@ -357,7 +356,7 @@ unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
                 multiply_pair::<S, F, T, SHUFFLES>($quants, scales, pair, chunk.x, starts, sums, ahead);
             }};
         }
-        if const { is_single::<S, T>() && F::UNIT == 2 * PAIR } {
+        if is_single::<S, T>() && F::UNIT == 2 * PAIR {
             // all before memory is asked: the compiler would load words again that it has in registers
             let two = [pair_of_quants::<S, F, T>(b, unit, 0), pair_of_quants::<S, F, T>(b, unit, 1)];
             multiply!(0, two[0]);
@@ -377,7 +376,7 @@ unsafe fn pair_of_quants<S: Simd, F: Format, const T: usize>(
 ) -> [[S::I; 4]; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        if const { is_single::<S, T>() } {
+        if is_single::<S, T>() {
             [F::multiples::<S>(b, unit, 2 * pair), F::multiples::<S>(b, unit, 2 * pair + 1)]
         } else {
             [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)]
@@ -512,7 +511,7 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
                         _ => S::f_bits(x.zero::<S>(group, times)),
                     };
                 }
-                dot = if const { is_single::<S, T>() } {
+                dot = if is_single::<S, T>() {
                     dot_group_and_ask::<S, F>(dot, quants[i], x, group, ahead)
                 } else {
                     dot_group::<S, F>(dot, quants[i], x.group::<S>(group, SHUFFLES))
