@@ -132,6 +132,13 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_pin(v: Self::I) -> Self::I {
         v
     }
+    /// p, of which the compiler knows no more: so places behind it are a register and a number, not two registers and a number.
+    /// Intel's cores take an instruction apart into two whose operand in memory is named by two registers: dot products that do so
+    /// take a third longer in a loop by themselves (Granite Rapids).
+    #[inline(always)]
+    fn p_pin<T>(p: *const T) -> *const T {
+        p
+    }
     /// Asks for the cache line at p; p need not be valid.
     unsafe fn prefetch(p: *const u8);
     /// The same for the second cache level: for what is read only after the first level's worth of other data.

@@ -7,8 +7,8 @@
 use super::super::Simd;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE};
 use super::quantized::{
-    Bytes, Fetch, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile,
-    unrolled,
+    Bytes, Fetch, Groups, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts,
+    store_tile, unrolled,
 };
 use crate::quant::BlockType;
 
@@ -52,7 +52,7 @@ pub const FEW_TOKENS: usize = 24;
 /// Whether so many tokens are better multiplied here. For each pass quants are made anew: worth it for some passes where they
 /// are a mask and a shift away, not where they are put together or looked up, nor where rows must be interleaved first. `shuffles`:
 /// [`Product::shuffles`]. Where these take a dot product's place, so do a mask and a shift: on Granite Rapids, two cores, `many_tokens`
-/// is faster by 12 to 38% with 9 to 12 tokens of Q4_K and Q6_K, by 3 to 13% of Q4_0, Q4_1, Q5_0 and Q8_0, and by more with more tokens.
+/// is as fast with 9 tokens of Q4_K and 4 to 13% faster with 12 to 24, of Q6_K 11 to 26% faster with 16 to 24.
 #[inline(always)]
 pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, shuffles: bool) -> bool {
     use BlockType::*;
@@ -75,8 +75,8 @@ pub const WAITING: usize = 512;
 
 /// Tiles whose results wait. A single token's are fewer than there is room for, 4 KB, and so leave the first cache level to weights: of
 /// 1536 columns 4% faster.
-const fn waiting<S: Simd>(tokens: usize) -> usize {
-    if is_single::<S, 1>() && tokens == 1 { 64 } else { WAITING / tokens }
+const fn waiting<S: Simd, F: Format>(tokens: usize) -> usize {
+    if is_single::<S, F, 1>() && tokens == 1 { 64 } else { WAITING / tokens }
 }
 
 /// Most tokens of a pass: as many as the registers hold.
@@ -106,7 +106,7 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     let mut scales = unsafe { Scales::zero() };
     let (mut first, last) = p.tiles;
     while first < last {
-        let end = (first + waiting::<S>(p.tokens.max(1))).min(last);
+        let end = (first + waiting::<S, F>(p.tokens.max(1))).min(last);
         for tile in first..end {
             // SAFETY: the caller's promise; of these tiles no more results wait than there is room for.
             unsafe {
@@ -128,10 +128,17 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
 /// hundred instructions behind loads that are not there yet: the fewer from one request to the next, the more requests are among them,
 /// and the more evenly they come. On Granite Rapids two cores read one token's Q4_K 5 to 10% and Q6_K 5 to 14% faster so than in a loop
 /// that asks at each pair's beginning.
-///
-/// Not where inputs are fuzzed: sanitizers make so much of it that to compile it takes longer than to fuzz.
-const fn is_single<S: Simd, const T: usize>() -> bool {
-    T == 1 && longest_pass::<S>() == 8 && !cfg!(fuzzing)
+const fn is_single<S: Simd, F: Format, const T: usize>() -> bool {
+    T == 1 && has_own_forms::<S, F>()
+}
+
+/// Whether registers suffice for the forms that are AVX-512's own, and they are worth being compiled: not for quants that are looked up
+/// word by word, which takes longer than memory. Nor where inputs are fuzzed: sanitizers make so much of them that to compile them
+/// takes longer than to fuzz.
+const fn has_own_forms<S: Simd, F: Format>() -> bool {
+    use BlockType::*;
+    let is_looked_up = matches!(F::KIND, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | TQ1_0);
+    longest_pass::<S>() == 8 && !is_looked_up && !cfg!(fuzzing)
 }
 
 /// One tile times all tokens; the results go to `to`: [tokens, 16].
@@ -144,14 +151,14 @@ unsafe fn multiply_tokens<S: Simd, F: Format>(
 ) {
     let fetch = fetch::<S, F>(p);
     #[cfg(not(fuzzing))]
-    if is_single::<S, 1>() && p.tokens == 1 {
+    if is_single::<S, F, 1>() && p.tokens == 1 {
         // Each way for itself: to choose between products would cost more than to ask.
         macro_rules! multiply {
             ($($way:ident),*) => {
                 match fetch {
                     // SAFETY: the caller's promise.
                     $(Fetch::$way => unsafe {
-                        multiply_tile::<S, F, 1, false>(p, (tile, 0), Fetch::$way, to, scales)
+                        multiply_tile::<S, F, 1, false, false>(p, (tile, 0), Fetch::$way, to, scales)
                     },)*
                 }
             };
@@ -164,19 +171,28 @@ unsafe fn multiply_tokens<S: Simd, F: Format>(
         let left = p.tokens - token;
         let tokens = left.div_ceil(passes::<S>(left));
         let fetch = if token == 0 { fetch } else { Fetch::Unasked };
+        let steady = has_own_forms::<S, F>() && !p.shuffles;
         macro_rules! multiply {
-            ($($tokens:literal: $shuffles:literal $(if $when:expr)?),*) => {
+            ($($tokens:literal: $shuffles:literal, $steady:literal if $when:expr;)*) => {
                 match tokens {
                     // SAFETY: the caller's promise.
-                    $($tokens if $tokens <= longest_pass::<S>() $(&& $when)? => unsafe {
+                    $($tokens if $tokens <= longest_pass::<S>() && $when => unsafe {
                         let to = to.add(token * TILE);
-                        multiply_tile::<S, F, $tokens, $shuffles>(p, (tile, token), fetch, to, scales)
+                        multiply_tile::<S, F, $tokens, $shuffles, $steady>(p, (tile, token), fetch, to, scales)
                     },)*
                     _ => unreachable!("a pass of {tokens} tokens"),
                 }
             };
         }
-        multiply!(1: false if !is_single::<S, 1>(), 2: false, 3: true, 4: true, 5: true, 6: true, 8: true if p.shuffles, 8: false);
+        multiply! {
+            1: false, false if !is_single::<S, F, 1>();
+            2: false, true if steady; 2: false, false if true;
+            3: false, true if steady; 3: true, false if true;
+            4: false, true if steady; 4: true, false if true;
+            5: false, true if steady; 5: true, false if true;
+            6: false, true if steady; 6: true, false if true;
+            8: false, true if steady; 8: true, false if true;
+        }
         token += tokens;
     }
 }
@@ -191,9 +207,10 @@ fn fetch<S: Simd, F: Format>(p: &Product) -> Fetch {
     }
 }
 
-/// A tile times T tokens from `token` on; the results go to `sums`: [T, 16]. `SHUFFLES`: see [`QuantizedChunk::group`].
+/// A tile times T tokens from `token` on; the results go to `sums`: [T, 16]. `SHUFFLES`: see [`Groups::group`]. `STEADY`: see
+/// [`Ahead`].
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
+unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
     p: &Product,
     (tile, token): (usize, usize),
     fetch: Fetch,
@@ -204,8 +221,8 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
         if S::LANES == TILE {
             let mut in_registers = [S::f_splat(0.0); T];
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<S, F>(p, tile, token, chunk, fetch);
-                multiply_chunk::<S, F, T, SHUFFLES>(&chunk, 0, scales, &mut in_registers);
+                let chunk = Chunk::new::<S, F, STEADY>(p, tile, token, chunk, fetch);
+                multiply_chunk::<S, F, T, SHUFFLES, STEADY>(&chunk, 0, scales, &mut in_registers);
             }
             for t in 0..T {
                 S::f_store(sums.add(t * TILE), in_registers[t]);
@@ -213,13 +230,13 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
         } else {
             std::ptr::write_bytes(sums, 0, T * TILE);
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<S, F>(p, tile, token, chunk, fetch);
+                let chunk = Chunk::new::<S, F, STEADY>(p, tile, token, chunk, fetch);
                 for part in (0..TILE).step_by(S::LANES) {
                     let mut of_part = [S::f_splat(0.0); T];
                     for t in 0..T {
                         of_part[t] = S::f_load(sums.add(t * TILE + part));
                     }
-                    multiply_chunk::<S, F, T, SHUFFLES>(&chunk, part, scales, &mut of_part);
+                    multiply_chunk::<S, F, T, SHUFFLES, STEADY>(&chunk, part, scales, &mut of_part);
                     for t in 0..T {
                         S::f_store(sums.add(t * TILE + part), of_part[t]);
                     }
@@ -237,23 +254,28 @@ struct Chunk {
     /// The first token's activations; those of the next token follow.
     x: *const QuantizedChunk,
     /// What to ask memory for meanwhile.
-    next: *const u8,
-    /// How.
-    fetch: Fetch,
+    ahead: Ahead,
 }
 
-/// Lines to ask memory for during a pair.
+/// Lines to ask memory for.
+///
+/// Several tokens with AVX-512 where shuffles are left out, which is on Intel, are `STEADY`: they ask for all lines in both ways, without
+/// a branch, as many before each token. What a product is not to ask for stands where its blocks do, which are read anyway. On Granite
+/// Rapids it is one of three things that together make two cores read Q4_K for two tokens 16% faster, for three 17, for four 35, for six 25,
+/// for eight 13%, and Q6_K 9, 18, 17, 23 and 8%; the others are no shuffles, and [`Simd::p_pin`].
 #[derive(Clone, Copy)]
 struct Ahead {
-    /// The first.
+    /// The first of those that are asked for.
     next: *const u8,
+    /// The first of those that are asked for again, if steadily.
+    again: *const u8,
     lines: usize,
     fetch: Fetch,
 }
 
 impl Chunk {
     #[inline(always)]
-    unsafe fn new<S: Simd, F: Format>(
+    unsafe fn new<S: Simd, F: Format, const STEADY: bool>(
         p: &Product,
         tile: usize,
         token: usize,
@@ -262,32 +284,28 @@ impl Chunk {
     ) -> Self {
         let columns = (p.columns - chunk * CHUNK).min(CHUNK);
         unsafe {
+            let blocks = interleaved_chunk::<S, F>(p, tile, chunk, columns);
             let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
             let offset = tile * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK);
-            let next = match p.weights {
+            let mut next = match p.weights {
                 Bytes::Interleaved(bytes) => bytes.wrapping_add(offset + PREFETCH),
                 Bytes::AsInFile(bytes) => bytes.wrapping_add(offset + tile_bytes),
             };
+            let is_twice = matches!(fetch, Fetch::Twice | Fetch::ToFirst);
+            let again = if is_twice { next.wrapping_sub(PREFETCH_AGAIN) } else { blocks };
+            if STEADY && fetch == Fetch::Unasked {
+                next = blocks;
+            }
+            let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64);
             let x = p.x.add(chunk * p.tokens + token);
-            Chunk { blocks: interleaved_chunk::<S, F>(p, tile, chunk, columns), columns, x, next, fetch }
+            Chunk { blocks, columns, x, ahead: Ahead { next, again, lines, fetch } }
         }
-    }
-
-    /// What to ask for during pair `at`. `exact`: each line once; where `at` is only known at run time, that costs more than it saves.
-    #[inline(always)]
-    fn ahead<F: Format>(&self, part: usize, at: usize, exact: bool) -> Ahead {
-        let of_chunk = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64);
-        let pairs = CHUNK / PAIR;
-        let first = at * of_chunk / pairs;
-        let lines = if exact { (at + 1) * of_chunk / pairs - first } else { of_chunk.div_ceil(pairs) };
-        let fetch = if part > 0 { Fetch::Unasked } else { self.fetch };
-        Ahead { next: self.next.wrapping_add(first * 64), lines, fetch }
     }
 }
 
 /// Adds the products of a chunk to the sums of LANES rows from `part` on.
 #[inline(always)]
-unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
+unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
     chunk: &Chunk,
     part: usize,
     scales: &mut Scales<S>,
@@ -301,18 +319,26 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: boo
         for block in 0..chunk.columns / block_len {
             let b = Block::new::<F>(chunk.blocks.add(block * block_bytes * TILE), part);
             #[cfg(not(fuzzing))]
-            if is_single::<S, T>() {
+            if is_single::<S, F, T>() {
                 // its own, which stays in registers
                 let scales = &mut Scales::zero();
                 begin_block::<S, F, T>(b, scales, chunk.x, into);
                 unrolled!(block_len / F::UNIT, unit => {
-                    multiply_unit::<S, F, T, SHUFFLES>(chunk, b, part, (block, unit), scales, &starts, into);
+                    multiply_unit::<S, F, T, SHUFFLES, STEADY>(chunk, b, part, (block, unit), scales, &starts, into);
                 });
                 continue;
             }
             begin_block::<S, F, T>(b, scales, chunk.x, into);
             for unit in 0..block_len / F::UNIT {
-                multiply_unit::<S, F, T, SHUFFLES>(chunk, b, part, (block, unit), scales, &starts, into);
+                multiply_unit::<S, F, T, SHUFFLES, STEADY>(
+                    chunk,
+                    b,
+                    part,
+                    (block, unit),
+                    scales,
+                    &starts,
+                    into,
+                );
             }
         }
         if powers::<F>() {
@@ -341,7 +367,7 @@ unsafe fn begin_block<S: Simd, F: Format, const T: usize>(
 
 /// Adds the products of a block's unit to the sums.
 #[inline(always)]
-unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
+unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
     chunk: &Chunk,
     b: Block,
     part: usize,
@@ -351,16 +377,26 @@ unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
     sums: &mut [S::F; T],
 ) {
     unsafe {
+        let pairs = F::UNIT / PAIR;
+        let unit_of_chunk = block * (F::KIND.block_len() / F::UNIT) + unit;
+        let of_unit = chunk.ahead.share(unit_of_chunk, CHUNK / F::UNIT, false);
         macro_rules! multiply {
             ($pair:expr, $quants:expr) => {{
-                let pair_of_block = unit * (F::UNIT / PAIR) + $pair;
-                let at = block * (F::KIND.block_len() / PAIR) + pair_of_block;
-                let ahead = chunk.ahead::<F>(part, at, is_single::<S, T>() && powers::<F>());
+                let pair_of_block = unit * pairs + $pair;
+                let at = unit_of_chunk * pairs + $pair;
+                let mut ahead = if STEADY {
+                    of_unit.share($pair, pairs, true)
+                } else {
+                    chunk.ahead.share(at, CHUNK / PAIR, is_single::<S, F, T>() && powers::<F>())
+                };
+                ahead.fetch = if part > 0 { Fetch::Unasked } else { ahead.fetch };
                 let pair = (pair_of_block, at);
-                multiply_pair::<S, F, T, SHUFFLES>($quants, scales, pair, chunk.x, starts, sums, ahead);
+                multiply_pair::<S, F, T, SHUFFLES, STEADY>(
+                    $quants, scales, pair, chunk.x, starts, sums, ahead,
+                );
             }};
         }
-        if is_single::<S, T>() && F::UNIT == 2 * PAIR {
+        if is_single::<S, F, T>() && F::UNIT == 2 * PAIR {
             // all before memory is asked: the compiler would load words again that it has in registers
             let two = [pair_of_quants::<S, F, T>(b, unit, 0), pair_of_quants::<S, F, T>(b, unit, 1)];
             multiply!(0, two[0]);
@@ -380,7 +416,7 @@ unsafe fn pair_of_quants<S: Simd, F: Format, const T: usize>(
 ) -> [[S::I; 4]; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        if is_single::<S, T>() {
+        if is_single::<S, F, T>() {
             [F::multiples::<S>(b, unit, 2 * pair), F::multiples::<S>(b, unit, 2 * pair + 1)]
         } else {
             [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)]
@@ -411,7 +447,7 @@ unsafe fn multiply_minima<S: Simd, F: Format, const T: usize>(
 /// Adds the products of two groups of columns to the sums: pair `pair` of the block, pair `at` of the chunk. Meanwhile what is
 /// `ahead` is asked for.
 #[inline(always)]
-unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
+unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
     quants: [[S::I; 4]; 2],
     scales: &Scales<S>,
     pair: (usize, usize),
@@ -421,26 +457,50 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
     ahead: Ahead,
 ) {
     unsafe {
-        if T < 8 {
-            if !is_single::<S, T>() {
+        let mut groups = Groups::new(x, 2 * pair.1);
+        if !is_single::<S, F, T>() {
+            groups = groups.pin::<S>();
+        }
+        macro_rules! add {
+            ($t:expr) => {
+                add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, groups, starts, sums, $t, ahead)
+            };
+        }
+        if STEADY {
+            unrolled!(T, t => {
+                ahead.ask_steadily::<S>(t, T);
+                add!(t);
+            });
+        } else if T < 8 {
+            if !is_single::<S, F, T>() {
                 ahead.ask::<S>(0, 1);
             }
             for t in 0..T {
-                add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, starts, sums, t, ahead);
+                add!(t);
             }
-            return;
+        } else {
+            // Between the tokens: all at once would hold up the loads, a fifth of the speed, measured with Q6_K. The compiler would
+            // not unroll so long a loop; shorter ones it does, and in less time.
+            unrolled!(8, t => {
+                ahead.ask::<S>(t, 8);
+                add!(t);
+            });
         }
-        // Between the tokens: all at once would hold up the loads, a fifth of the speed, measured with Q6_K. The compiler would not
-        // unroll so long a loop; shorter ones it does, and in less time.
-        unrolled!(8, t => {
-            ahead.ask::<S>(t, 8);
-            add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, starts, sums, t, ahead);
-        });
     }
 }
 
 impl Ahead {
-    /// Asks memory for every `step`th line from the `first` on.
+    /// The `part`th of so many parts. `exact`: each line is in one of them; where `part` is only known at run time, that costs more
+    /// than it saves.
+    #[inline(always)]
+    fn share(self, part: usize, parts: usize, exact: bool) -> Self {
+        let first = part * self.lines / parts;
+        let lines = if exact { (part + 1) * self.lines / parts - first } else { self.lines.div_ceil(parts) };
+        let [next, again] = [self.next, self.again].map(|line| line.wrapping_add(first * 64));
+        Ahead { next, again, lines, fetch: self.fetch }
+    }
+
+    /// Asks for every `step`th line from the `first` on.
     #[inline(always)]
     unsafe fn ask<S: Simd>(self, first: usize, step: usize) {
         if self.fetch == Fetch::Unasked {
@@ -454,8 +514,9 @@ impl Ahead {
         }
     }
 
+    /// Asks for a line; for the second time so many bytes nearer.
     #[inline(always)]
-    unsafe fn ask_line<S: Simd>(self, line: usize, again: usize) {
+    unsafe fn ask_line<S: Simd>(self, line: usize, nearer: usize) {
         let at = self.next.wrapping_add(line * 64);
         // SAFETY: it need not be anybody's memory.
         unsafe {
@@ -463,11 +524,24 @@ impl Ahead {
                 Fetch::ToFirst => S::prefetch_once(at),
                 Fetch::Twice => {
                     S::prefetch_far(at);
-                    S::prefetch(at.wrapping_sub(again));
+                    S::prefetch(at.wrapping_sub(nearer));
                 }
                 Fetch::ToSecond => S::prefetch_far(at),
                 Fetch::Unasked => {}
             }
+        }
+    }
+
+    /// Asks for the `part`th of so many parts of the lines, in both ways.
+    #[inline(always)]
+    unsafe fn ask_steadily<S: Simd>(self, part: usize, parts: usize) {
+        let Ahead { next, again, lines, .. } = self.share(part, parts, true);
+        // SAFETY: it need not be anybody's memory.
+        unsafe {
+            unrolled!(8, line => if line < lines {
+                S::prefetch_far(next.wrapping_add(line * 64));
+                S::prefetch(again.wrapping_add(line * 64));
+            });
         }
     }
 
@@ -495,6 +569,7 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
     scales: &Scales<S>,
     (pair, at): (usize, usize),
     x: *const QuantizedChunk,
+    groups: Groups,
     starts: &[[u32; CHUNK / GROUP]; T],
     sums: &mut [S::F; T],
     t: usize,
@@ -502,36 +577,36 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
 ) {
     let parts = PAIR / F::SCALE_LEN;
     unsafe {
-        let x = &*x.add(t);
-        let times = if is_single::<S, T>() { F::times(pair % (F::UNIT / PAIR)) } else { 0 };
+        let groups = groups.of_token(t);
+        let times = if is_single::<S, F, T>() { F::times(pair % (F::UNIT / PAIR)) } else { 0 };
         for part in 0..parts {
             let scale = scales.scales[parts * pair + part];
             let (mut dot, mut scaled) = (S::i_splat(0), S::f_splat(0.0));
             for i in 2 / parts * part..2 / parts * (part + 1) {
-                let (group, first) = (2 * at + i, i == 0 || parts == 2);
+                let first = i == 0 || parts == 2;
                 if first || !powers::<F>() {
                     dot = match times {
-                        0 => S::i_splat(start::<S, F>(x, &starts[t], group)),
-                        _ => S::f_bits(x.zero::<S>(group, times)),
+                        0 => S::i_splat(start::<S, F>(groups.of_group(i), &starts[t], 2 * at + i)),
+                        _ => S::f_bits(groups.zero::<S>(i, times)),
                     };
                 }
-                dot = if is_single::<S, T>() {
-                    dot_group_and_ask::<S, F>(dot, quants[i], x, group, ahead)
+                dot = if is_single::<S, F, T>() {
+                    dot_group_and_ask::<S, F>(dot, quants[i], groups, i, ahead)
                 } else {
-                    dot_group::<S, F>(dot, quants[i], x.group::<S>(group, SHUFFLES))
+                    dot_group::<S, F>(dot, quants[i], groups.group::<S>(i, SHUFFLES))
                 };
                 if !powers::<F>() {
-                    let (x_scale, dot) = (S::f_splat(x.of_groups[group]), S::f_from_i(dot));
+                    let (x_scale, dot) = (S::f_splat(groups.of_group(i)), S::f_from_i(dot));
                     scaled = if first { S::f_mul(x_scale, dot) } else { S::f_fma(x_scale, dot, scaled) };
                 }
             }
             if powers::<F>() {
-                scaled = x.times_power::<S>(dot, 2 * at, times);
+                scaled = groups.times_power::<S>(dot, 0, times);
             }
             sums[t] = S::f_fma(scale, scaled, sums[t]);
         }
         if F::MINIMA && !powers::<F>() {
-            sums[t] = S::f_fma(scales.minimum, S::f_splat(x.pair_sums[at]), sums[t]);
+            sums[t] = S::f_fma(scales.minimum, S::f_splat((*x.add(t)).pair_sums[at]), sums[t]);
         }
         // tokens interleaved need more registers than there are: two thirds of the speed, measured with four of Q6_K
         if T > 1 {
@@ -545,7 +620,7 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
 unsafe fn dot_group_and_ask<S: Simd, F: Format>(
     mut dot: S::I,
     w: [S::I; 4],
-    x: &QuantizedChunk,
+    x: Groups,
     group: usize,
     ahead: Ahead,
 ) -> S::I {
@@ -554,7 +629,7 @@ unsafe fn dot_group_and_ask<S: Simd, F: Format>(
             // here and not before, so that it is the product's own operand
             let x = x.four::<S>(4 * group + i);
             dot = if F::BITS < 8 { S::dot(dot, w[i], x) } else { S::dot_signed(dot, w[i], x) };
-            dot = ahead.ask_between::<S>(4 * (group % 2) + i, dot);
+            dot = ahead.ask_between::<S>(4 * group + i, dot);
         });
         dot
     }

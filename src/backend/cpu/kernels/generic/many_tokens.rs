@@ -7,7 +7,8 @@ use super::super::Simd;
 use super::formats::four;
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE, Unpacked};
 use super::quantized::{
-    Bytes, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile, unrolled,
+    Bytes, Groups, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts, store_tile,
+    unrolled,
 };
 
 /// Tiles that are unpacked together when there are many tokens, so that each token's activations are read
@@ -328,7 +329,8 @@ unsafe fn multiply_scale<S: Simd, F: Format, const V: usize, const T: usize>(
             let (group, is_first) = (groups * scale + i, i == 0);
             if is_first || !powers::<F>() {
                 for t in 0..T {
-                    dots[t] = [S::i_splat(start::<S, F>(&*x.add(t), &starts[t], group)); V];
+                    let of_group = (*x.add(t)).of_groups[group];
+                    dots[t] = [S::i_splat(start::<S, F>(of_group, &starts[t], group)); V];
                 }
             }
             add_group::<S, F, V, T>(weights, parts, group, x, &mut dots);
@@ -351,7 +353,7 @@ unsafe fn multiply_scale<S: Simd, F: Format, const V: usize, const T: usize>(
             let weight_scale = S::f_load((*weights[v]).scales.as_ptr().add(at));
             for t in 0..T {
                 if powers::<F>() {
-                    scaled[t][v] = (*x.add(t)).times_power::<S>(dots[t][v], groups * scale, 0);
+                    scaled[t][v] = Groups::new(x.add(t), groups * scale).times_power::<S>(dots[t][v], 0, 0);
                 }
                 sums[t][v] = S::f_fma(weight_scale, scaled[t][v], sums[t][v]);
             }
@@ -386,7 +388,7 @@ unsafe fn add_group<S: Simd, F: Format, const V: usize, const T: usize>(
         }
         if S::LANES < TILE {
             for t in 0..T {
-                let four = (*x.add(t)).group::<S>(group, false);
+                let four = Groups::new(x.add(t), group).group::<S>(0, false);
                 for v in 0..V {
                     let w = four!(i => S::i_load(quants[v].add(i * TILE)));
                     dots[t][v] = dot_group::<S, F>(dots[t][v], w, four);

@@ -23,7 +23,7 @@
 //! subtraction, on a port that multiplications do not need, in place of a conversion and a multiplication. Minima likewise.
 
 use super::super::Simd;
-use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked};
+use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked, four};
 use super::interleave::{RowPointers, interleave};
 
 /// Runs `$body` with `$i` = 0, 1, … below `$n` (at most 8), each a constant to the compiler.
@@ -105,13 +105,52 @@ impl QuantizedChunk {
         // SAFETY: the caller's promise.
         unsafe { S::f_mul(minimum, S::f_sub(S::f_from_bits(sum), S::f_splat(self.sum_zero))) }
     }
+}
+
+/// A token's groups from one on, counted from there.
+#[derive(Clone, Copy)]
+pub(super) struct Groups {
+    /// Four values to a word.
+    values: *const u32,
+    /// See [`QuantizedChunk::of_groups`].
+    of_groups: *const f32,
+}
+
+// SAFETY of every block below: the caller promises the ISA, and that there are such groups.
+impl Groups {
+    /// The groups of a token's chunk from `first` on.
+    #[inline(always)]
+    pub(super) unsafe fn new(x: *const QuantizedChunk, first: usize) -> Self {
+        unsafe {
+            let values = (&raw const (*x).values).cast::<i8>().add(first * GROUP).cast();
+            Self { values, of_groups: (&raw const (*x).of_groups).cast::<f32>().add(first) }
+        }
+    }
+
+    /// The same, and the compiler knows no more of them: [`Simd::p_pin`].
+    #[inline(always)]
+    pub(super) fn pin<S: Simd>(self) -> Self {
+        Self { values: S::p_pin(self.values), of_groups: S::p_pin(self.of_groups) }
+    }
+
+    /// The same groups of the `t`th token behind this one.
+    #[inline(always)]
+    pub(super) unsafe fn of_token(self, t: usize) -> Self {
+        let bytes = t * size_of::<QuantizedChunk>();
+        unsafe { Self { values: self.values.byte_add(bytes), of_groups: self.of_groups.byte_add(bytes) } }
+    }
+
+    /// What [`QuantizedChunk::of_groups`] has of a group.
+    #[inline(always)]
+    pub(super) unsafe fn of_group(self, group: usize) -> f32 {
+        unsafe { *self.of_groups.add(group) }
+    }
 
     /// The float whose bits an integer sum over `group` begins with, where quants are times 2^`times`: 1.5 * 2^(23 + e - times).
     #[inline(always)]
-    pub(super) unsafe fn zero<S: Simd>(&self, group: usize, times: u32) -> S::F {
-        // SAFETY: the caller's promise.
+    pub(super) unsafe fn zero<S: Simd>(self, group: usize, times: u32) -> S::F {
         unsafe {
-            let zero = S::f_splat(self.of_groups[group]);
+            let zero = S::f_splat(self.of_group(group));
             if times == 0 {
                 return zero;
             }
@@ -121,33 +160,26 @@ impl QuantizedChunk {
 
     /// 2^e times a dot product of `group`, of an integer sum that started from its zero.
     #[inline(always)]
-    pub(super) unsafe fn times_power<S: Simd>(&self, sum: S::I, group: usize, times: u32) -> S::F {
-        // SAFETY: the caller's promise.
+    pub(super) unsafe fn times_power<S: Simd>(self, sum: S::I, group: usize, times: u32) -> S::F {
         unsafe { S::f_sub(S::f_from_bits(sum), self.zero::<S>(group, times)) }
     }
 
     /// The values of a group, four to a lane, all lanes alike. `shuffles`: every other group comes by shuffles. For several
     /// tokens with the same quants, whose dot products wait for loads otherwise.
     #[inline(always)]
-    pub(super) unsafe fn group<S: Simd>(&self, group: usize, shuffles: bool) -> [S::I; 4] {
+    pub(super) unsafe fn group<S: Simd>(self, group: usize, shuffles: bool) -> [S::I; 4] {
         unsafe {
-            let values = self.values.as_ptr().cast::<u32>().add(4 * group);
             if shuffles && group % 2 == 1 {
-                return S::i_splat_four(values);
+                return S::i_splat_four(self.values.add(4 * group));
             }
-            let mut four = [S::i_splat(0); 4];
-            for i in 0..4 {
-                four[i] = self.four::<S>(4 * group + i);
-            }
-            four
+            four!(i => self.four::<S>(4 * group + i))
         }
     }
 
-    /// Values `4 * i .. 4 * i + 4` of the chunk, all lanes alike.
+    /// Values `4 * i .. 4 * i + 4`, all lanes alike.
     #[inline(always)]
-    pub(super) unsafe fn four<S: Simd>(&self, i: usize) -> S::I {
-        // SAFETY: the caller's promise, and that there are so many.
-        unsafe { S::i_splat(*self.values.as_ptr().cast::<u32>().add(i)) }
+    pub(super) unsafe fn four<S: Simd>(self, i: usize) -> S::I {
+        unsafe { S::i_splat(*self.values.add(i)) }
     }
 }
 
@@ -372,7 +404,7 @@ pub enum Fetch {
     /// The same, and shortly before their use again, into the first level.
     Twice,
     /// They are asked for ahead of their use, into the first cache level alone, as they are used once: the others keep what is
-    /// used again.
+    /// used again. Several tokens on Intel take it for [`Twice`](Self::Twice): two cores of Granite Rapids read at half that speed so.
     ToFirst,
     /// The processor is left to see that they are read in ascending order, by kernels that keep up with memory.
     Unasked,
@@ -470,16 +502,13 @@ pub(super) unsafe fn starts<S: Simd, F: Format, const T: usize>(
     starts
 }
 
-/// Where a token's integer sum of a group starts, `starts` as above: at its zero if nothing is to be taken off.
+/// Where a token's integer sum of a group starts, `starts` as above: at its zero if nothing is to be taken off. `of_group`:
+/// [`QuantizedChunk::of_groups`].
 #[inline(always)]
-pub(super) fn start<S: Simd, F: Format>(
-    x: &QuantizedChunk,
-    starts: &[u32; CHUNK / GROUP],
-    group: usize,
-) -> u32 {
+pub(super) fn start<S: Simd, F: Format>(of_group: f32, starts: &[u32; CHUNK / GROUP], group: usize) -> u32 {
     match shift::<S, F>() {
         Some(_) => starts[group],
-        None if powers::<F>() => x.of_groups[group].to_bits(),
+        None if powers::<F>() => of_group.to_bits(),
         None => 0,
     }
 }

@@ -227,6 +227,13 @@ impl Simd for Avx512 {
         unsafe { i_pin(v) }
     }
     #[inline(always)]
+    #[allow(clippy::pointers_in_nomem_asm_block)] // it is not followed
+    fn p_pin<T>(mut p: *const T) -> *const T {
+        // SAFETY: no instruction at all.
+        unsafe { asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+        p
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
