@@ -544,7 +544,7 @@ impl Activations {
 pub struct Scratch {
     /// How the thread fetches weights; asked for until set otherwise.
     pub fetch: Fetch,
-    /// Whether eight tokens' activations come by shuffles too, and more than eight tokens by several passes; the same bits.
+    /// See [`Product::shuffles`].
     shuffles: bool,
     rows: usize,
     unpacked: Box<[Unpacked]>,

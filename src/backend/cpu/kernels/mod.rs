@@ -132,9 +132,9 @@ pub trait Simd: Copy + 'static {
     unsafe fn i_pin(v: Self::I) -> Self::I {
         v
     }
-    /// p, of which the compiler knows no more: so places behind it are a register and a number, not two registers and a number.
-    /// Intel's cores take an instruction apart into two whose operand in memory is named by two registers: dot products that do so
-    /// take a third longer in a loop by themselves (Granite Rapids).
+    /// p. Where it matters, the compiler knows no more of it: so places behind it are a register and a number, not two registers and
+    /// a number. If two registers name its operand in memory, an instruction is two operations for Intel's cores: a loop of nothing but
+    /// dot products and what adds them up takes a third longer so (Granite Rapids).
     #[inline(always)]
     fn p_pin<T>(p: *const T) -> *const T {
         p

@@ -65,7 +65,7 @@ pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, shuffles: boo
         Q4_K | Q2_K => 3,
         _ => 1,
     };
-    tokens <= FEW_TOKENS && passes::<S>(tokens) <= most
+    tokens <= FEW_TOKENS && passes::<S, F>(tokens, shuffles) <= most
 }
 
 /// Results of a tile and a token that wait for those of the tiles beside it, so that a row of the output is written in long
@@ -88,11 +88,14 @@ const fn longest_pass<S: Simd>() -> usize {
     }
 }
 
-/// Passes over each tile for so many tokens. Of 32 registers six tokens' sums leave enough for one pair's quants; seven do not,
-/// and eight are only better than passes of four.
-const fn passes<S: Simd>(tokens: usize) -> usize {
+/// Passes over each tile for so many tokens. Of 32 registers six tokens' sums leave enough for one pair's quants; seven do not
+/// (steadily they do), and eight are only better than passes of four.
+const fn passes<S: Simd, F: Format>(tokens: usize, shuffles: bool) -> usize {
     let longest = longest_pass::<S>();
-    if tokens == longest { 1 } else { tokens.div_ceil(if longest == 8 { 6 } else { longest }) }
+    if tokens == longest || tokens == 7 && is_steady::<S, F>(shuffles) {
+        return 1;
+    }
+    tokens.div_ceil(if longest == 8 { 6 } else { longest })
 }
 
 /// Computes the tiles of a product.
@@ -132,13 +135,19 @@ const fn is_single<S: Simd, F: Format, const T: usize>() -> bool {
     T == 1 && has_own_forms::<S, F>()
 }
 
-/// Whether registers suffice for the forms that are AVX-512's own, and they are worth being compiled: not for quants that are looked up
-/// word by word, which takes longer than memory. Nor where inputs are fuzzed: sanitizers make so much of them that to compile them
-/// takes longer than to fuzz.
+/// Whether passes of several tokens have their own form, where shuffles take a dot product's place, which is with AVX-512 on Intel: no
+/// shuffles, addresses by [`Simd::p_pin`], and memory asked without branches, see [`Ahead`].
+const fn is_steady<S: Simd, F: Format>(shuffles: bool) -> bool {
+    has_own_forms::<S, F>() && !shuffles
+}
+
+/// Whether registers suffice for the forms that are AVX-512's own, and they are worth being compiled: not for quants that take long to
+/// make, from grids or by powers of three. Nor where inputs are fuzzed: sanitizers make so much of them that to compile them takes
+/// longer than to fuzz.
 const fn has_own_forms<S: Simd, F: Format>() -> bool {
     use BlockType::*;
-    let is_looked_up = matches!(F::KIND, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | TQ1_0);
-    longest_pass::<S>() == 8 && !is_looked_up && !cfg!(fuzzing)
+    let is_slow = matches!(F::KIND, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | TQ1_0);
+    longest_pass::<S>() == 8 && !is_slow && !cfg!(fuzzing)
 }
 
 /// One tile times all tokens; the results go to `to`: [tokens, 16].
@@ -169,14 +178,13 @@ unsafe fn multiply_tokens<S: Simd, F: Format>(
     while token < p.tokens {
         // Of about one length: a pass of one token at the end would cost as much as one of three.
         let left = p.tokens - token;
-        let tokens = left.div_ceil(passes::<S>(left));
+        let tokens = left.div_ceil(passes::<S, F>(left, p.shuffles));
         let fetch = if token == 0 { fetch } else { Fetch::Unasked };
-        let steady = has_own_forms::<S, F>() && !p.shuffles;
         macro_rules! multiply {
-            ($($tokens:literal: $shuffles:literal, $steady:literal if $when:expr;)*) => {
+            ($steady:literal; $($tokens:literal: $shuffles:literal $(if $when:expr)?),*) => {
                 match tokens {
                     // SAFETY: the caller's promise.
-                    $($tokens if $tokens <= longest_pass::<S>() && $when => unsafe {
+                    $($tokens if $tokens <= longest_pass::<S>() $(&& $when)? => unsafe {
                         let to = to.add(token * TILE);
                         multiply_tile::<S, F, $tokens, $shuffles, $steady>(p, (tile, token), fetch, to, scales)
                     },)*
@@ -184,15 +192,15 @@ unsafe fn multiply_tokens<S: Simd, F: Format>(
                 }
             };
         }
-        multiply! {
-            1: false, false if !is_single::<S, F, 1>();
-            2: false, true if steady; 2: false, false if true;
-            3: false, true if steady; 3: true, false if true;
-            4: false, true if steady; 4: true, false if true;
-            5: false, true if steady; 5: true, false if true;
-            6: false, true if steady; 6: true, false if true;
-            8: false, true if steady; 8: true, false if true;
+        #[cfg(not(fuzzing))]
+        if is_steady::<S, F>(p.shuffles) {
+            multiply!(true; 2: false, 3: false, 4: false, 5: false, 6: false, 7: false, 8: false);
+            token += tokens;
+            continue;
         }
+        multiply!(
+            false; 1: false if !is_single::<S, F, 1>(), 2: false, 3: true, 4: true, 5: true, 6: true, 8: true if p.shuffles, 8: false
+        );
         token += tokens;
     }
 }
@@ -259,10 +267,8 @@ struct Chunk {
 
 /// Lines to ask memory for.
 ///
-/// Several tokens with AVX-512 where shuffles are left out, which is on Intel, are `STEADY`: they ask for all lines in both ways, without
-/// a branch, as many before each token. What a product is not to ask for stands where its blocks do, which are read anyway. On Granite
-/// Rapids it is one of three things that together make two cores read Q4_K for two tokens 16% faster, for three 17, for four 35, for six 25,
-/// for eight 13%, and Q6_K 9, 18, 17, 23 and 8%; the others are no shuffles, and [`Simd::p_pin`].
+/// `STEADY`: all are asked for both ways, without a branch, spread evenly over the tokens. What a product is not to ask for stands where its
+/// blocks do, which are read anyway.
 #[derive(Clone, Copy)]
 struct Ahead {
     /// The first of those that are asked for.
@@ -291,9 +297,9 @@ impl Chunk {
                 Bytes::Interleaved(bytes) => bytes.wrapping_add(offset + PREFETCH),
                 Bytes::AsInFile(bytes) => bytes.wrapping_add(offset + tile_bytes),
             };
-            let is_twice = matches!(fetch, Fetch::Twice | Fetch::ToFirst);
-            let again = if is_twice { next.wrapping_sub(PREFETCH_AGAIN) } else { blocks };
-            if STEADY && fetch == Fetch::Unasked {
+            let to_first = matches!(fetch, Fetch::Twice | Fetch::ToFirst);
+            let again = if to_first { next.wrapping_sub(PREFETCH_AGAIN) } else { blocks };
+            if STEADY && !matches!(fetch, Fetch::Twice | Fetch::ToSecond) {
                 next = blocks;
             }
             let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64);
@@ -458,7 +464,7 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
 ) {
     unsafe {
         let mut groups = Groups::new(x, 2 * pair.1);
-        if !is_single::<S, F, T>() {
+        if STEADY {
             groups = groups.pin::<S>();
         }
         macro_rules! add {
@@ -538,10 +544,10 @@ impl Ahead {
         let Ahead { next, again, lines, .. } = self.share(part, parts, true);
         // SAFETY: it need not be anybody's memory.
         unsafe {
-            unrolled!(8, line => if line < lines {
+            for line in 0..lines {
                 S::prefetch_far(next.wrapping_add(line * 64));
                 S::prefetch(again.wrapping_add(line * 64));
-            });
+            }
         }
     }
 
@@ -632,5 +638,37 @@ unsafe fn dot_group_and_ask<S: Simd, F: Format>(
             dot = ahead.ask_between::<S>(4 * group + i, dot);
         });
         dot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::kernels::generic::with_format;
+
+    /// Those lines that the shares of units, of their pairs, and of their tokens have.
+    fn asked_for<F: Format>(tokens: usize) -> Vec<usize> {
+        let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64);
+        let chunk = Ahead { next: std::ptr::null(), again: std::ptr::null(), lines, fetch: Fetch::Twice };
+        let (units, pairs) = (CHUNK / F::UNIT, F::UNIT / PAIR);
+        let units = (0..units).map(|unit| chunk.share(unit, units, false));
+        let pairs = units.flat_map(|unit| (0..pairs).map(move |pair| unit.share(pair, pairs, true)));
+        let tokens = pairs.flat_map(|pair| (0..tokens).map(move |token| pair.share(token, tokens, true)));
+        tokens.flat_map(|share| share.next.addr() / 64..share.next.addr() / 64 + share.lines).collect()
+    }
+
+    #[test]
+    fn each_line_of_a_chunk_is_asked_for_and_few_are_twice() {
+        for kind in BlockType::ALL {
+            for tokens in 2..=8 {
+                let mut lines = with_format!(kind, F => asked_for::<F>(tokens), continue);
+                let n = lines.len();
+                lines.sort_unstable();
+                lines.dedup();
+                let of_chunk = (TILE * kind.row_bytes(CHUNK)).div_ceil(64);
+                assert!((0..of_chunk).all(|line| lines.contains(&line)), "{kind}, {tokens} tokens");
+                assert!(n < of_chunk + 8, "{kind}, {tokens} tokens: {n} requests for {of_chunk} lines");
+            }
+        }
     }
 }

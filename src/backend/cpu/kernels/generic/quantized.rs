@@ -404,7 +404,7 @@ pub enum Fetch {
     /// The same, and shortly before their use again, into the first level.
     Twice,
     /// They are asked for ahead of their use, into the first cache level alone, as they are used once: the others keep what is
-    /// used again. Several tokens on Intel take it for [`Twice`](Self::Twice): two cores of Granite Rapids read at half that speed so.
+    /// used again.
     ToFirst,
     /// The processor is left to see that they are read in ascending order, by kernels that keep up with memory.
     Unasked,
@@ -427,7 +427,8 @@ pub struct Product {
     pub tokens: usize,
     /// How few tokens' weights come from memory.
     pub fetch: Fetch,
-    /// Whether dot products leave room for shuffles, masks and shifts: `Isa::shuffles_beside_products`.
+    /// Whether dot products leave room for shuffles, masks and shifts: `Isa::shuffles_beside_products`. If not, AVX-512 has a form of
+    /// its own for several tokens, and more than eight are unpacked once for all; the same bits.
     pub shuffles: bool,
     /// `[rows]`, or null.
     pub bias: *const f32,
