@@ -142,8 +142,8 @@ const fn is_steady<S: Simd, F: Format>(shuffles: bool) -> bool {
 }
 
 /// Whether registers suffice for the forms that are AVX-512's own, and they are worth being compiled: not for quants that take long to
-/// make, from grids. (TQ1_0, by powers of three, decodes a tenth faster with them.) Nor where inputs are fuzzed: sanitizers make so much of them that to compile them takes
-/// longer than to fuzz.
+/// make, from grids. (TQ1_0, by powers of three, decodes a tenth faster with them.) Nor where inputs are fuzzed: sanitizers make so much
+/// of them that to compile them takes longer than to fuzz.
 const fn has_own_forms<S: Simd, F: Format>() -> bool {
     use BlockType::*;
     let is_slow = matches!(F::KIND, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S);
