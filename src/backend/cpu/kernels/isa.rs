@@ -20,6 +20,50 @@ pub enum Isa {
     Neon,
 }
 
+/// What AVX-512's kernels want to know of the processor beyond its instruction set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processor {
+    /// One unit does 512-bit dot products, shuffles, masks and shifts.
+    Intel,
+    /// Two halves make a 512-bit operation; dot products have other units than masks, but not than all shuffles.
+    Zen4,
+    /// Zen 5 and what else there may be: units for both, and loads are what dot products wait for.
+    Other,
+}
+
+impl Processor {
+    /// All kinds.
+    pub const ALL: [Processor; 3] = [Processor::Intel, Processor::Zen4, Processor::Other];
+
+    /// The one that this is.
+    pub fn of_this_machine() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let vendor = __cpuid(0);
+            let vendor = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+            let version = __cpuid(1).eax;
+            let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+            match vendor.as_flattened() {
+                b"GenuineIntel" => return Processor::Intel,
+                b"AuthenticAMD" if family == 0x19 => return Processor::Zen4,
+                _ => {}
+            }
+        }
+        Processor::Other
+    }
+
+    /// Whether half of several tokens' activations better come by shuffles than from memory. On Granite Rapids eight tokens' Q4_K
+    /// is 5 to 8% slower so, Q6_K 6 to 14%: the loads that they save fit in.
+    pub fn spreads_by_shuffles(self) -> bool {
+        self == Processor::Other
+    }
+
+    /// Whether dot products leave room for the masks and shifts that make quants.
+    pub fn unpacks_beside_products(self) -> bool {
+        self != Processor::Intel
+    }
+}
+
 impl Isa {
     /// Every instruction set, slowest first.
     pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon];
@@ -63,18 +107,6 @@ impl Isa {
             }
             _ => false,
         }
-    }
-
-    /// Whether this processor's 512-bit shuffles run beside dot products: AMD's have units for both, Intel's one that does
-    /// either. On Granite Rapids eight tokens' Q4_K is 5 to 8% slower with shuffles, Q6_K 6 to 14%: the loads that they save fit in.
-    pub fn shuffles_beside_products() -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let vendor = __cpuid(0);
-            [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() != b"GenuineIntel"
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        true
     }
 
     /// Those that this processor has, slowest first.

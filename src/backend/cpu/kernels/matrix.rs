@@ -15,7 +15,7 @@ use super::generic::interleave::{self, RowPointers};
 use super::generic::many_tokens::{self, PASS};
 use super::generic::quantized::{self, Bytes, Fetch, Product, QuantizedChunk};
 use super::generic::with_format;
-use super::isa::Isa;
+use super::isa::{Isa, Processor};
 use crate::checkpoint::Tensor;
 use crate::quant::BlockType;
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ entry_points! {
     /// [`few_tokens::multiply`] on an ISA.
     fn multiply_few<F: Format>(p: &Product) = few_tokens::multiply;
     /// [`few_tokens::suits`] on an ISA.
-    fn suits_few<F: Format>(tokens: usize, interleaved: bool, shuffles: bool) -> bool = few_tokens::suits;
+    fn suits_few<F: Format>(tokens: usize, interleaved: bool, processor: Processor) -> bool = few_tokens::suits;
     /// [`many_tokens::multiply`] on an ISA.
     fn multiply_many<F: Format>(p: &Product) = many_tokens::multiply;
     /// [`interleave::interleave`] on an ISA.
@@ -318,7 +318,7 @@ impl WeightMatrix {
             x: x.chunks.as_ptr().cast(),
             tokens: x.rows,
             fetch: scratch.fetch,
-            shuffles: scratch.shuffles,
+            processor: scratch.processor,
             bias,
             out: out.to,
             out_stride: out.stride,
@@ -331,7 +331,7 @@ impl WeightMatrix {
             let interleaved = matches!(weights, Bytes::Interleaved(_));
             // SAFETY: the caller's promise; shapes were checked.
             unsafe {
-                with_format!(self.kind, F => if suits_few::<F>(isa, x.rows, interleaved, product.shuffles) {
+                with_format!(self.kind, F => if suits_few::<F>(isa, x.rows, interleaved, product.processor) {
                     multiply_few::<F>(isa, &product)
                 } else {
                     multiply_many::<F>(isa, &product)
@@ -544,8 +544,8 @@ impl Activations {
 pub struct Scratch {
     /// How the thread fetches weights; asked for until set otherwise.
     pub fetch: Fetch,
-    /// See [`Product::shuffles`].
-    shuffles: bool,
+    /// The one that it is for.
+    processor: Processor,
     rows: usize,
     unpacked: Box<[Unpacked]>,
     /// [[`PASS`], rows], but at least [`few_tokens::WAITING`]
@@ -568,7 +568,7 @@ impl Scratch {
         let lanes = |n| vec![Lane([0.0; TILE]); n];
         Self {
             fetch: Fetch::ToSecond,
-            shuffles: Isa::shuffles_beside_products(),
+            processor: Processor::of_this_machine(),
             rows,
             unpacked: (0..PASS).map(|_| Unpacked::ZERO).collect(),
             sums: lanes((PASS * rows).max(few_tokens::WAITING)),

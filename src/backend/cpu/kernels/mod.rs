@@ -16,7 +16,7 @@ pub use generic::formats::{CHUNK, TILE};
 pub use generic::many_tokens::PASS;
 pub use generic::quantized::Fetch;
 pub use generic::{attention, elementwise, math};
-pub use isa::Isa;
+pub use isa::{Isa, Processor};
 pub use matrix::{ActivationKind, Activations, Input, Layout, Output, Scratch, WeightMatrix};
 
 /// A vector unit as the algorithms see it: vectors of [`LANES`](Simd::LANES) lanes of 32 bits. Algorithms work on 16

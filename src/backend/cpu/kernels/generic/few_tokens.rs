@@ -4,7 +4,7 @@
 //! that pays off for many tokens: memory is what limits a single token, and its work must hide behind the loads. The
 //! sums of a tile stay in registers. The order of a sum is the one that `quantized` states.
 
-use super::super::Simd;
+use super::super::{Processor, Simd};
 use super::formats::{Block, CHUNK, Format, GROUP, PAIR, Scales, TILE};
 use super::quantized::{
     Bytes, Fetch, Groups, Product, QuantizedChunk, dot_group, interleaved_chunk, powers, start, starts,
@@ -27,7 +27,7 @@ const PREFETCH: usize = 8192;
 /// distances that are 1 to 3 KB apart do as well. Zen 5, where the like was tried before, gained nothing.
 const PREFETCH_AGAIN: usize = 2048;
 
-/// The same where memory is asked between products ([`is_single`]): on Granite Rapids Q4_K is read a
+/// The same where memory is asked between products ([`Single`]): on Granite Rapids Q4_K is read a
 /// few percent faster so than with 1, 2 or 4 KB.
 const PREFETCH_AGAIN_BETWEEN: usize = 3072;
 
@@ -50,14 +50,14 @@ const fn keeps_up<S: Simd, F: Format>(tokens: usize) -> bool {
 pub const FEW_TOKENS: usize = 24;
 
 /// Whether so many tokens are better multiplied here. For each pass quants are made anew: worth it for some passes where they
-/// are a mask and a shift away, not where they are put together or looked up, nor where rows must be interleaved first. `shuffles`:
-/// [`Product::shuffles`]. Where these take a dot product's place, so do a mask and a shift: on Granite Rapids, two cores, `many_tokens`
-/// is as fast with 9 tokens of Q4_K and 4 to 13% faster with 12 to 24, of Q6_K 11 to 26% faster with 16 to 24.
+/// are a mask and a shift away, not where they are put together or looked up, nor where rows must be interleaved first. Where a
+/// mask and a shift take a dot product's place: on Granite Rapids, two cores, `many_tokens` is as fast with 9 tokens of Q4_K and
+/// 4 to 13% faster with 12 to 24, of Q6_K 11 to 26% faster with 16 to 24.
 #[inline(always)]
-pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, shuffles: bool) -> bool {
+pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, processor: Processor) -> bool {
     use BlockType::*;
     let most = match F::KIND {
-        _ if !interleaved || (S::LANES == TILE && !shuffles) => 1,
+        _ if !interleaved || (S::LANES == TILE && !processor.unpacks_beside_products()) => 1,
         // on Zen 5, whose dot products wait for loads here; with more passes `many_tokens` is faster by a tenth to a third
         Q4_K | Q2_K | Q6_K if S::LANES == TILE => 2,
         Q4_0 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4 if S::LANES == TILE => 3,
@@ -65,7 +65,7 @@ pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, shuffles: boo
         Q4_K | Q2_K => 3,
         _ => 1,
     };
-    tokens <= FEW_TOKENS && passes::<S, F>(tokens, shuffles) <= most
+    tokens <= FEW_TOKENS && passes::<S, F>(tokens, processor) <= most
 }
 
 /// Results of a tile and a token that wait for those of the tiles beside it, so that a row of the output is written in long
@@ -76,7 +76,7 @@ pub const WAITING: usize = 512;
 /// Tiles whose results wait. A single token's are fewer than there is room for, 4 KB, and so leave the first cache level to weights: of
 /// 1536 columns 4% faster.
 const fn waiting<S: Simd, F: Format>(tokens: usize) -> usize {
-    if is_single::<S, F, 1>() && tokens == 1 { 64 } else { WAITING / tokens }
+    if has_own_forms::<S, F>() && tokens == 1 { 64 } else { WAITING / tokens }
 }
 
 /// Most tokens of a pass: as many as the registers hold.
@@ -90,9 +90,9 @@ const fn longest_pass<S: Simd>() -> usize {
 
 /// Passes over each tile for so many tokens. Of 32 registers six tokens' sums leave enough for one pair's quants; seven do not
 /// (steadily they do), and eight are only better than passes of four.
-const fn passes<S: Simd, F: Format>(tokens: usize, shuffles: bool) -> usize {
+fn passes<S: Simd, F: Format>(tokens: usize, processor: Processor) -> usize {
     let longest = longest_pass::<S>();
-    if tokens == longest || tokens == 7 && is_steady::<S, F>(shuffles) {
+    if tokens == longest || tokens == 7 && is_steady::<S, F>(processor) {
         return 1;
     }
     tokens.div_ceil(if longest == 8 { 6 } else { longest })
@@ -126,19 +126,51 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
     }
 }
 
-/// Whether a pass is of one token and has its own form, where registers suffice, which is AVX-512: all of a block's products one after
+/// How a pass over a tile goes. Which way it is does not show in the bits.
+trait Form {
+    /// See [`Single`].
+    const SINGLE: bool = false;
+    /// See [`Groups::group`].
+    const SHUFFLES: bool = false;
+    /// See [`Steady`].
+    const STEADY: bool = false;
+}
+
+/// In loops, each dot product with its activations from memory. One token goes so where weights are not asked for: a processor's
+/// look-ahead follows an instruction that comes again and again, and of a block without a loop on Zen 4 it brings half as much.
+struct Looped;
+
+/// Of one token, where registers suffice, which is AVX-512: all of a block's products one after
 /// the other, without a loop, memory asked between them, and quants times 16 where that spares a shift. A core has room for some
 /// hundred instructions behind loads that are not there yet: the fewer from one request to the next, the more requests are among them,
 /// and the more evenly they come. On Granite Rapids two cores read one token's Q4_K 5 to 10% and Q6_K 5 to 14% faster so than in a loop
 /// that asks at each pair's beginning.
-const fn is_single<S: Simd, F: Format, const T: usize>() -> bool {
-    T == 1 && has_own_forms::<S, F>()
+struct Single;
+
+/// In loops, half of the activations by shuffles.
+struct Shuffled;
+
+/// Of several tokens with AVX-512, where shuffles do not pay ([`Processor::spreads_by_shuffles`]): addresses by [`Simd::p_pin`], and memory asked
+/// without branches, see [`Ahead`].
+struct Steady;
+
+impl Form for Looped {}
+
+impl Form for Single {
+    const SINGLE: bool = true;
 }
 
-/// Whether passes of several tokens have their own form, where shuffles take a dot product's place, which is with AVX-512 on Intel: no
-/// shuffles, addresses by [`Simd::p_pin`], and memory asked without branches, see [`Ahead`].
-const fn is_steady<S: Simd, F: Format>(shuffles: bool) -> bool {
-    has_own_forms::<S, F>() && !shuffles
+impl Form for Shuffled {
+    const SHUFFLES: bool = true;
+}
+
+impl Form for Steady {
+    const STEADY: bool = true;
+}
+
+/// Whether passes of several tokens are [`Steady`].
+fn is_steady<S: Simd, F: Format>(processor: Processor) -> bool {
+    has_own_forms::<S, F>() && !processor.spreads_by_shuffles()
 }
 
 /// Whether registers suffice for the forms that are AVX-512's own, and they are worth being compiled: not for quants that take long to
@@ -160,46 +192,49 @@ unsafe fn multiply_tokens<S: Simd, F: Format>(
 ) {
     let fetch = fetch::<S, F>(p);
     #[cfg(not(fuzzing))]
-    if is_single::<S, F, 1>() && p.tokens == 1 {
+    if has_own_forms::<S, F>() && p.tokens == 1 && fetch != Fetch::Unasked {
         // Each way for itself: to choose between products would cost more than to ask.
         macro_rules! multiply {
             ($($way:ident),*) => {
                 match fetch {
                     // SAFETY: the caller's promise.
                     $(Fetch::$way => unsafe {
-                        multiply_tile::<S, F, 1, false, false>(p, (tile, 0), Fetch::$way, to, scales)
+                        return multiply_tile::<S, F, 1, Single>(p, (tile, 0), Fetch::$way, to, scales)
                     },)*
+                    Fetch::Unasked => {}
                 }
             };
         }
-        return multiply!(ToSecond, Twice, ToFirst, Unasked);
+        multiply!(ToSecond, Twice, ToFirst);
     }
     let mut token = 0;
     while token < p.tokens {
         // Of about one length: a pass of one token at the end would cost as much as one of three.
         let left = p.tokens - token;
-        let tokens = left.div_ceil(passes::<S, F>(left, p.shuffles));
+        let tokens = left.div_ceil(passes::<S, F>(left, p.processor));
         let fetch = if token == 0 { fetch } else { Fetch::Unasked };
         macro_rules! multiply {
-            ($steady:literal; $($tokens:literal: $shuffles:literal $(if $when:expr)?),*) => {
+            ($($tokens:literal: $form:ident $(if $when:expr)?),*) => {
                 match tokens {
                     // SAFETY: the caller's promise.
                     $($tokens if $tokens <= longest_pass::<S>() $(&& $when)? => unsafe {
                         let to = to.add(token * TILE);
-                        multiply_tile::<S, F, $tokens, $shuffles, $steady>(p, (tile, token), fetch, to, scales)
+                        multiply_tile::<S, F, $tokens, $form>(p, (tile, token), fetch, to, scales)
                     },)*
                     _ => unreachable!("a pass of {tokens} tokens"),
                 }
             };
         }
+        let loops_one = !has_own_forms::<S, F>() || keeps_up::<S, F>(1);
         #[cfg(not(fuzzing))]
-        if is_steady::<S, F>(p.shuffles) {
-            multiply!(true; 2: false, 3: false, 4: false, 5: false, 6: false, 7: false, 8: false);
+        if is_steady::<S, F>(p.processor) {
+            multiply!(1: Looped if loops_one, 2: Steady, 3: Steady, 4: Steady, 5: Steady, 6: Steady, 7: Steady, 8: Steady);
             token += tokens;
             continue;
         }
+        let shuffles = p.processor.spreads_by_shuffles();
         multiply!(
-            false; 1: false if !is_single::<S, F, 1>(), 2: false, 3: true, 4: true, 5: true, 6: true, 8: true if p.shuffles, 8: false
+            1: Looped if loops_one, 2: Looped, 3: Shuffled, 4: Shuffled, 5: Shuffled, 6: Shuffled, 8: Shuffled if shuffles, 8: Looped
         );
         token += tokens;
     }
@@ -215,10 +250,9 @@ fn fetch<S: Simd, F: Format>(p: &Product) -> Fetch {
     }
 }
 
-/// A tile times T tokens from `token` on; the results go to `sums`: [T, 16]. `SHUFFLES`: see [`Groups::group`]. `STEADY`: see
-/// [`Ahead`].
+/// A tile times T tokens from `token` on; the results go to `sums`: [T, 16].
 #[inline(always)]
-unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
+unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, A: Form>(
     p: &Product,
     (tile, token): (usize, usize),
     fetch: Fetch,
@@ -229,8 +263,8 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
         if S::LANES == TILE {
             let mut in_registers = [S::f_splat(0.0); T];
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<S, F, STEADY>(p, tile, token, chunk, fetch);
-                multiply_chunk::<S, F, T, SHUFFLES, STEADY>(&chunk, 0, scales, &mut in_registers);
+                let chunk = Chunk::new::<S, F, A>(p, tile, token, chunk, fetch);
+                multiply_chunk::<S, F, T, A>(&chunk, 0, scales, &mut in_registers);
             }
             for t in 0..T {
                 S::f_store(sums.add(t * TILE), in_registers[t]);
@@ -238,13 +272,13 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
         } else {
             std::ptr::write_bytes(sums, 0, T * TILE);
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<S, F, STEADY>(p, tile, token, chunk, fetch);
+                let chunk = Chunk::new::<S, F, A>(p, tile, token, chunk, fetch);
                 for part in (0..TILE).step_by(S::LANES) {
                     let mut of_part = [S::f_splat(0.0); T];
                     for t in 0..T {
                         of_part[t] = S::f_load(sums.add(t * TILE + part));
                     }
-                    multiply_chunk::<S, F, T, SHUFFLES, STEADY>(&chunk, part, scales, &mut of_part);
+                    multiply_chunk::<S, F, T, A>(&chunk, part, scales, &mut of_part);
                     for t in 0..T {
                         S::f_store(sums.add(t * TILE + part), of_part[t]);
                     }
@@ -267,7 +301,7 @@ struct Chunk {
 
 /// Lines to ask memory for.
 ///
-/// `STEADY`: all are asked for both ways, without a branch, spread evenly over the tokens. What a product is not to ask for stands where its
+/// [`Steady`]: all are asked for both ways, without a branch, spread evenly over the tokens. What a product is not to ask for stands where its
 /// blocks do, which are read anyway.
 #[derive(Clone, Copy)]
 struct Ahead {
@@ -281,7 +315,7 @@ struct Ahead {
 
 impl Chunk {
     #[inline(always)]
-    unsafe fn new<S: Simd, F: Format, const STEADY: bool>(
+    unsafe fn new<S: Simd, F: Format, A: Form>(
         p: &Product,
         tile: usize,
         token: usize,
@@ -299,7 +333,7 @@ impl Chunk {
             };
             let to_first = matches!(fetch, Fetch::Twice | Fetch::ToFirst);
             let again = if to_first { next.wrapping_sub(PREFETCH_AGAIN) } else { blocks };
-            if STEADY && !matches!(fetch, Fetch::Twice | Fetch::ToSecond) {
+            if A::STEADY && !matches!(fetch, Fetch::Twice | Fetch::ToSecond) {
                 next = blocks;
             }
             let lines = (TILE * F::KIND.row_bytes(CHUNK)).div_ceil(64);
@@ -311,7 +345,7 @@ impl Chunk {
 
 /// Adds the products of a chunk to the sums of LANES rows from `part` on.
 #[inline(always)]
-unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
+unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, A: Form>(
     chunk: &Chunk,
     part: usize,
     scales: &mut Scales<S>,
@@ -325,26 +359,18 @@ unsafe fn multiply_chunk<S: Simd, F: Format, const T: usize, const SHUFFLES: boo
         for block in 0..chunk.columns / block_len {
             let b = Block::new::<F>(chunk.blocks.add(block * block_bytes * TILE), part);
             #[cfg(not(fuzzing))]
-            if is_single::<S, F, T>() {
+            if A::SINGLE {
                 // its own, which stays in registers
                 let scales = &mut Scales::zero();
                 begin_block::<S, F, T>(b, scales, chunk.x, into);
                 unrolled!(block_len / F::UNIT, unit => {
-                    multiply_unit::<S, F, T, SHUFFLES, STEADY>(chunk, b, part, (block, unit), scales, &starts, into);
+                    multiply_unit::<S, F, T, A>(chunk, b, part, (block, unit), scales, &starts, into);
                 });
                 continue;
             }
             begin_block::<S, F, T>(b, scales, chunk.x, into);
             for unit in 0..block_len / F::UNIT {
-                multiply_unit::<S, F, T, SHUFFLES, STEADY>(
-                    chunk,
-                    b,
-                    part,
-                    (block, unit),
-                    scales,
-                    &starts,
-                    into,
-                );
+                multiply_unit::<S, F, T, A>(chunk, b, part, (block, unit), scales, &starts, into);
             }
         }
         if powers::<F>() {
@@ -373,7 +399,7 @@ unsafe fn begin_block<S: Simd, F: Format, const T: usize>(
 
 /// Adds the products of a block's unit to the sums.
 #[inline(always)]
-unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
+unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, A: Form>(
     chunk: &Chunk,
     b: Block,
     part: usize,
@@ -390,39 +416,33 @@ unsafe fn multiply_unit<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
             ($pair:expr, $quants:expr) => {{
                 let pair_of_block = unit * pairs + $pair;
                 let at = unit_of_chunk * pairs + $pair;
-                let mut ahead = if STEADY {
+                let mut ahead = if A::STEADY {
                     of_unit.share($pair, pairs, true)
                 } else {
-                    chunk.ahead.share(at, CHUNK / PAIR, is_single::<S, F, T>() && powers::<F>())
+                    chunk.ahead.share(at, CHUNK / PAIR, A::SINGLE && powers::<F>())
                 };
                 ahead.fetch = if part > 0 { Fetch::Unasked } else { ahead.fetch };
                 let pair = (pair_of_block, at);
-                multiply_pair::<S, F, T, SHUFFLES, STEADY>(
-                    $quants, scales, pair, chunk.x, starts, sums, ahead,
-                );
+                multiply_pair::<S, F, T, A>($quants, scales, pair, chunk.x, starts, sums, ahead);
             }};
         }
-        if is_single::<S, F, T>() && F::UNIT == 2 * PAIR {
+        if A::SINGLE && F::UNIT == 2 * PAIR {
             // all before memory is asked: the compiler would load words again that it has in registers
-            let two = [pair_of_quants::<S, F, T>(b, unit, 0), pair_of_quants::<S, F, T>(b, unit, 1)];
+            let two = [pair_of_quants::<S, F, A>(b, unit, 0), pair_of_quants::<S, F, A>(b, unit, 1)];
             multiply!(0, two[0]);
             multiply!(1, two[1]);
         } else {
-            unrolled!(F::UNIT / PAIR, pair => multiply!(pair, pair_of_quants::<S, F, T>(b, unit, pair)));
+            unrolled!(F::UNIT / PAIR, pair => multiply!(pair, pair_of_quants::<S, F, A>(b, unit, pair)));
         }
     }
 }
 
 /// The quants of two groups: for a single token as [`Format::multiples`].
 #[inline(always)]
-unsafe fn pair_of_quants<S: Simd, F: Format, const T: usize>(
-    b: Block,
-    unit: usize,
-    pair: usize,
-) -> [[S::I; 4]; 2] {
+unsafe fn pair_of_quants<S: Simd, F: Format, A: Form>(b: Block, unit: usize, pair: usize) -> [[S::I; 4]; 2] {
     // SAFETY: the caller's promise.
     unsafe {
-        if is_single::<S, F, T>() {
+        if A::SINGLE {
             [F::multiples::<S>(b, unit, 2 * pair), F::multiples::<S>(b, unit, 2 * pair + 1)]
         } else {
             [F::quants::<S>(b, unit, 2 * pair), F::quants::<S>(b, unit, 2 * pair + 1)]
@@ -453,7 +473,7 @@ unsafe fn multiply_minima<S: Simd, F: Format, const T: usize>(
 /// Adds the products of two groups of columns to the sums: pair `pair` of the block, pair `at` of the chunk. Meanwhile what is
 /// `ahead` is asked for.
 #[inline(always)]
-unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool, const STEADY: bool>(
+unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, A: Form>(
     quants: [[S::I; 4]; 2],
     scales: &Scales<S>,
     pair: (usize, usize),
@@ -464,21 +484,21 @@ unsafe fn multiply_pair<S: Simd, F: Format, const T: usize, const SHUFFLES: bool
 ) {
     unsafe {
         let mut groups = Groups::new(x, 2 * pair.1);
-        if STEADY {
+        if A::STEADY {
             groups = groups.pin::<S>();
         }
         macro_rules! add {
             ($t:expr) => {
-                add_token::<S, F, T, SHUFFLES>(quants, scales, pair, x, groups, starts, sums, $t, ahead)
+                add_token::<S, F, T, A>(quants, scales, pair, x, groups, starts, sums, $t, ahead)
             };
         }
-        if STEADY {
+        if A::STEADY {
             unrolled!(T, t => {
                 ahead.ask_steadily::<S>(t, T);
                 add!(t);
             });
         } else if T < 8 {
-            if !is_single::<S, F, T>() {
+            if !A::SINGLE {
                 ahead.ask::<S>(0, 1);
             }
             for t in 0..T {
@@ -570,7 +590,7 @@ impl Ahead {
 /// Adds those products to the sums of token t; a single one's also ask for what is `ahead`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
+unsafe fn add_token<S: Simd, F: Format, const T: usize, A: Form>(
     quants: [[S::I; 4]; 2],
     scales: &Scales<S>,
     (pair, at): (usize, usize),
@@ -584,7 +604,7 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
     let parts = PAIR / F::SCALE_LEN;
     unsafe {
         let groups = groups.of_token(t);
-        let times = if is_single::<S, F, T>() { F::times(pair % (F::UNIT / PAIR)) } else { 0 };
+        let times = if A::SINGLE { F::times(pair % (F::UNIT / PAIR)) } else { 0 };
         for part in 0..parts {
             let scale = scales.scales[parts * pair + part];
             let (mut dot, mut scaled) = (S::i_splat(0), S::f_splat(0.0));
@@ -596,10 +616,10 @@ unsafe fn add_token<S: Simd, F: Format, const T: usize, const SHUFFLES: bool>(
                         _ => S::f_bits(groups.zero::<S>(i, times)),
                     };
                 }
-                dot = if is_single::<S, F, T>() {
+                dot = if A::SINGLE {
                     dot_group_and_ask::<S, F>(dot, quants[i], groups, i, ahead)
                 } else {
-                    dot_group::<S, F>(dot, quants[i], groups.group::<S>(i, SHUFFLES))
+                    dot_group::<S, F>(dot, quants[i], groups.group::<S>(i, A::SHUFFLES))
                 };
                 if !powers::<F>() {
                     let (x_scale, dot) = (S::f_splat(groups.of_group(i)), S::f_from_i(dot));

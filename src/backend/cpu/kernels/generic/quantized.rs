@@ -22,7 +22,7 @@
 //! is worth `2^e`: so its bits are again a float, and to take the beginning off leaves `2^e * dot`, exactly. That is a
 //! subtraction, on a port that multiplications do not need, in place of a conversion and a multiplication. Minima likewise.
 
-use super::super::Simd;
+use super::super::{Processor, Simd};
 use super::formats::{CHUNK, Format, GROUP, MINIMA_ORDER, PAIR, TILE, Unpacked, four};
 use super::interleave::{RowPointers, interleave};
 
@@ -427,9 +427,8 @@ pub struct Product {
     pub tokens: usize,
     /// How few tokens' weights come from memory.
     pub fetch: Fetch,
-    /// Whether dot products leave room for shuffles, masks and shifts: `Isa::shuffles_beside_products`. If not, AVX-512 has a form of
-    /// its own for several tokens, and more than eight are unpacked once for all; the same bits.
-    pub shuffles: bool,
+    /// Which way of several is faster here.
+    pub processor: Processor,
     /// `[rows]`, or null.
     pub bias: *const f32,
     /// `[tokens][rows]`, rows `out_stride` apart; the rows of other tiles need not be there.

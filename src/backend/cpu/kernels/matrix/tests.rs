@@ -29,13 +29,17 @@ impl Case {
     /// The product of tokens `which`, computed `tiles` tiles at a time: bits [tokens][rows].
     fn product(&self, isa: Isa, layout: Layout, which: Range<usize>, tiles: usize) -> Vec<u32> {
         let matrix = self.matrix(layout);
-        let copying = self.product_of(&matrix, u64::MAX, isa, which.clone(), tiles, (true, Fetch::ToSecond));
-        let copied = self.product_of(&matrix, 0, isa, which, tiles, (false, Fetch::ToSecond));
-        assert_eq!(copying, copied, "shuffled, and then not, on {isa}");
-        copied
+        let [copying, copied @ ..] = Processor::ALL.map(|processor| {
+            let bytes = if processor == Processor::ALL[0] { u64::MAX } else { 0 };
+            self.product_of(&matrix, bytes, isa, which.clone(), tiles, (processor, Fetch::ToSecond))
+        });
+        for (copied, processor) in copied.iter().zip(&Processor::ALL[1..]) {
+            assert_eq!(&copying, copied, "copying, and then as for {processor:?}, on {isa}");
+        }
+        copying
     }
 
-    /// The product of this case's matrix, which copies `bytes` of it; with shuffles or not, weights fetched one way.
+    /// The product of this case's matrix, which copies `bytes` of it; as for one processor, weights fetched one way.
     fn product_of(
         &self,
         matrix: &WeightMatrix,
@@ -43,7 +47,7 @@ impl Case {
         isa: Isa,
         which: Range<usize>,
         tiles: usize,
-        (shuffles, fetch): (bool, Fetch),
+        (processor, fetch): (Processor, Fetch),
     ) -> Vec<u32> {
         let (rows, columns) = (matrix.rows(), matrix.columns());
         let x = &self.x[which.start * columns..which.end * columns];
@@ -59,7 +63,7 @@ impl Case {
             }
         };
         let mut scratch = Scratch::new(which.len());
-        (scratch.shuffles, scratch.fetch) = (shuffles, fetch);
+        (scratch.processor, scratch.fetch) = (processor, fetch);
         let mut out = vec![f32::NAN; which.len() * rows];
         // SAFETY: each tile is multiplied once, before `finish`.
         unsafe { matrix.begin(bytes) };
@@ -229,7 +233,9 @@ fn tokens_get_the_same_bits_however_their_weights_are_fetched() {
             let expected = case.product(Isa::Scalar, Layout::AsInFile, 0..tokens, 100);
             for isa in Isa::available() {
                 let matrix = case.matrix(Layout::Interleaved);
-                for way in ways.into_iter().flat_map(|fetch| [(true, fetch), (false, fetch)]) {
+                for way in
+                    ways.into_iter().flat_map(|fetch| Processor::ALL.map(|processor| (processor, fetch)))
+                {
                     let got = case.product_of(&matrix, u64::MAX, isa, 0..tokens, 100, way);
                     prop_assert_eq!(&got, &expected, "{} tokens on {}, {:?}", tokens, isa, way);
                 }
@@ -270,7 +276,7 @@ fn a_matrix_gives_the_same_bits_while_it_is_copied_tile_by_tile() {
             let expected = case.product(isa, Layout::AsInFile, 0..5, 100);
             let matrix = case.matrix(Layout::Interleaved);
             for product in 0..=matrix.tiles() + 1 {
-                let got = case.product_of(&matrix, 1, isa, 0..5, 3, (true, Fetch::ToSecond));
+                let got = case.product_of(&matrix, 1, isa, 0..5, 3, (Processor::Other, Fetch::ToSecond));
                 prop_assert_eq!(&got, &expected, "product {} on {}", product, isa);
             }
         }
