@@ -25,9 +25,10 @@ pub enum Isa {
 pub enum Processor {
     /// One unit does 512-bit dot products, shuffles, masks and shifts.
     Intel,
-    /// Two halves make a 512-bit operation; dot products have other units than masks, but not than all shuffles.
+    /// Shuffles cost more than the loads that they save; masks and shifts cost less than to keep quants in memory. (AMD's family 25,
+    /// of which Zen 4 has AVX-512.)
     Zen4,
-    /// Zen 5 and what else there may be: units for both, and loads are what dot products wait for.
+    /// Zen 5, whose dot products wait for loads, and what else there may be.
     Other,
 }
 
@@ -53,12 +54,13 @@ impl Processor {
     }
 
     /// Whether half of several tokens' activations better come by shuffles than from memory. On Granite Rapids eight tokens' Q4_K
-    /// is 5 to 8% slower so, Q6_K 6 to 14%: the loads that they save fit in.
+    /// is 5 to 8% slower so, Q6_K 6 to 14%: the loads that they save fit in. One thread of Zen 4 makes 64 tokens a second of four
+    /// sequences of a 1.5B so and 72 steadily, of six 66 and 76, of eight 81 and 85.
     pub fn spreads_by_shuffles(self) -> bool {
         self == Processor::Other
     }
 
-    /// Whether dot products leave room for the masks and shifts that make quants.
+    /// Whether dot products leave room for the masks and shifts that make quants, so that several passes may make them anew.
     pub fn unpacks_beside_products(self) -> bool {
         self != Processor::Intel
     }

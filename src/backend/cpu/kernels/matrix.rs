@@ -544,7 +544,7 @@ impl Activations {
 pub struct Scratch {
     /// How the thread fetches weights; asked for until set otherwise.
     pub fetch: Fetch,
-    /// The one that it is for.
+    /// See [`Product::processor`].
     processor: Processor,
     rows: usize,
     unpacked: Box<[Unpacked]>,

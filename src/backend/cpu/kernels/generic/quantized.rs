@@ -427,7 +427,7 @@ pub struct Product {
     pub tokens: usize,
     /// How few tokens' weights come from memory.
     pub fetch: Fetch,
-    /// Which way of several is faster here.
+    /// Decides how passes of few tokens go, and how many there may be; the same bits.
     pub processor: Processor,
     /// `[rows]`, or null.
     pub bias: *const f32,
