@@ -49,7 +49,8 @@ unsafe fn interleave_block<S: Simd, F: Format>(rows: &RowPointers, offset: usize
                 halves.add(i * TILE + row).write_unaligned(half);
             }
         }
-        let mut words = out.add(words).cast::<u32>();
+        let all_words = out.add(words).cast::<u32>();
+        let mut words = all_words;
         for &(first, count) in F::WORDS {
             for i in (0..count).step_by(4) {
                 let i = i.min(count - 4); // the last four may overlap the four before
@@ -61,6 +62,9 @@ unsafe fn interleave_block<S: Simd, F: Format>(rows: &RowPointers, offset: usize
                 }
             }
             words = words.add(count * TILE);
+        }
+        for part in (0..TILE).step_by(S::LANES) {
+            F::rearrange::<S>(all_words.add(part));
         }
         let bytes = out.add(TILE * (F::KIND.block_bytes() - F::BYTES.len()));
         for (i, &byte) in F::BYTES.iter().enumerate() {
