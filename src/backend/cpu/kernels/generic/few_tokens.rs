@@ -138,7 +138,7 @@ trait Form {
 
 /// In loops, each dot product with its activations from memory. One token goes so where weights are not asked for: a processor's
 /// look-ahead seems to follow an instruction that comes again and again, and without a loop Zen 4 decodes about half as fast. (Told that
-/// nothing is asked for, the compiler unrolls the loop over a block: three quarters of the speed.)
+/// nothing is asked for, the compiler seems to unroll it: three quarters of the speed.)
 struct Looped;
 
 /// Of one token, where registers suffice, which is AVX-512: all of a block's products one after

@@ -559,16 +559,17 @@ unsafe impl Format for Q6K {
     /// the fourth. So four take 9 instructions where they took 13, and words are read in their order.
     #[inline(always)]
     unsafe fn rearrange<S: Simd>(words: *mut u32) {
-        for first in [4, 28].into_iter().flat_map(|half| half..half + 8) {
+        for word in (4..12).chain(28..36) {
             unsafe {
-                let at = |i: usize| words.add(TILE * (first + 8 * i));
-                let [a, b, high] = [S::i_load(at(0)), S::i_load(at(1)), S::i_load(at(2))];
-                let masked = |v, mask: u32| S::i_and(v, S::i_splat(mask * 0x0101_0101));
-                let of_first = S::i_or(masked(a, 0x0f), masked(high, 0xc0));
-                let of_third = S::i_or(masked(S::i_shr::<4>(a), 0x0f), masked(high, 0x30));
-                S::i_store(at(0), S::i_or(of_first, S::i_shl::<4>(masked(high, 0x03))));
-                S::i_store(at(1), S::i_or(masked(b, 0xcf), S::i_shl::<2>(masked(high, 0x0c))));
-                S::i_store(at(2), S::i_or(of_third, S::i_shl::<2>(masked(b, 0x30))));
+                let first = words.add(TILE * word);
+                let (second, third) = (first.add(TILE * 8), first.add(TILE * 16));
+                let (a, b, high) = (S::i_load(first), S::i_load(second), S::i_load(third));
+                let of_first = S::i_or(bits::<S>(a, 0, 0x0f0f_0f0f), bits::<S>(high, 0, 0xc0c0_c0c0));
+                let of_second = bits::<S>(b, 0, 0xcfcf_cfcf);
+                let of_third = S::i_or(bits::<S>(a, 4, 0x0f0f_0f0f), bits::<S>(high, 0, 0x3030_3030));
+                S::i_store(first, S::i_or(of_first, S::i_shl::<4>(bits::<S>(high, 0, 0x0303_0303))));
+                S::i_store(second, S::i_or(of_second, S::i_shl::<2>(bits::<S>(high, 0, 0x0c0c_0c0c))));
+                S::i_store(third, S::i_or(of_third, S::i_shl::<2>(bits::<S>(b, 0, 0x3030_3030))));
             }
         }
     }
@@ -576,14 +577,14 @@ unsafe impl Format for Q6K {
     unsafe fn quants<S: Simd>(b: Block, unit: usize, group: usize) -> [S::I; 4] {
         let (quant, first) = (group / 2, 4 + 24 * unit + 4 * (group % 2));
         unsafe {
+            if quant < 3 {
+                return four!(i => bits::<S>(word::<S>(b, first + 8 * quant + i), 0, 0x3f3f_3f3f));
+            }
             four!(i => {
-                let at = |quant: usize| word::<S>(b, first + 8 * quant + i);
-                if quant < 3 {
-                    bits::<S>(at(quant), 0, 0x3f3f_3f3f)
-                } else {
-                    let high = S::i_or(bits::<S>(at(0), 2, 0x3030_3030), bits::<S>(at(1), 4, 0x0c0c_0c0c));
-                    S::i_or(high, bits::<S>(at(2), 6, 0x0303_0303))
-                }
+                let top = bits::<S>(word::<S>(b, first + i), 2, 0x3030_3030);
+                let middle = bits::<S>(word::<S>(b, first + 8 + i), 4, 0x0c0c_0c0c);
+                let low = bits::<S>(word::<S>(b, first + 16 + i), 6, 0x0303_0303);
+                S::i_or(S::i_or(top, middle), low)
             })
         }
     }
