@@ -40,7 +40,7 @@ const fn keeps_up<S: Simd, F: Format>(tokens: usize) -> bool {
     use BlockType::*;
     let fast = match F::KIND {
         Q8_0 => tokens <= 3,
-        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q4_K | Q6_K | IQ4_NL | IQ4_XS | MXFP4 => tokens == 1,
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS | MXFP4 => tokens == 1,
         _ => false,
     };
     S::LANES == TILE && fast
