@@ -325,6 +325,8 @@ impl WeightMatrix {
             unpacked: scratch.unpacked.as_mut_ptr(),
             sums: scratch.sums.as_mut_ptr().cast(),
             interleaved: scratch.interleaved.as_mut_ptr().cast(),
+            interleave: with_format!(self.kind, F => interleave::<F>, panic!("{} matrices take f32 activations", self.kind)),
+            isa,
         };
         let mut multiply = |weights: Bytes, tiles: Range<usize>| {
             (product.weights, product.tiles) = (weights, (tiles.start, tiles.end));
@@ -335,7 +337,7 @@ impl WeightMatrix {
                     multiply_few::<F>(isa, &product)
                 } else {
                     multiply_many::<F>(isa, &product)
-                }, panic!("{} matrices take f32 activations", self.kind));
+                }, unreachable!("seen above"));
             }
         };
         let copied = match &self.storage {
