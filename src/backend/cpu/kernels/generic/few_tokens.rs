@@ -269,7 +269,7 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, A: Form>(
         if S::LANES == TILE {
             let mut in_registers = [S::f_splat(0.0); T];
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<S, F, A>(p, tile, token, chunk, fetch);
+                let chunk = Chunk::new::<F, A>(p, tile, token, chunk, fetch);
                 multiply_chunk::<S, F, T, A>(&chunk, 0, scales, &mut in_registers);
             }
             for t in 0..T {
@@ -278,7 +278,7 @@ unsafe fn multiply_tile<S: Simd, F: Format, const T: usize, A: Form>(
         } else {
             std::ptr::write_bytes(sums, 0, T * TILE);
             for chunk in 0..p.columns.div_ceil(CHUNK) {
-                let chunk = Chunk::new::<S, F, A>(p, tile, token, chunk, fetch);
+                let chunk = Chunk::new::<F, A>(p, tile, token, chunk, fetch);
                 for part in (0..TILE).step_by(S::LANES) {
                     let mut of_part = [S::f_splat(0.0); T];
                     for t in 0..T {
@@ -321,7 +321,7 @@ struct Ahead {
 
 impl Chunk {
     #[inline(always)]
-    unsafe fn new<S: Simd, F: Format, A: Form>(
+    unsafe fn new<F: Format, A: Form>(
         p: &Product,
         tile: usize,
         token: usize,
@@ -330,7 +330,7 @@ impl Chunk {
     ) -> Self {
         let columns = (p.columns - chunk * CHUNK).min(CHUNK);
         unsafe {
-            let blocks = interleaved_chunk::<S, F>(p, tile, chunk, columns);
+            let blocks = interleaved_chunk::<F>(p, tile, chunk, columns);
             let tile_bytes = TILE * F::KIND.row_bytes(p.columns);
             let offset = tile * tile_bytes + chunk * TILE * F::KIND.row_bytes(CHUNK);
             let mut next = match p.weights {

@@ -67,7 +67,7 @@ unsafe fn unpack_chunk<S: Simd, F: Format>(
 ) {
     unsafe {
         let (block_len, block_bytes) = (F::KIND.block_len(), F::KIND.block_bytes());
-        let source = interleaved_chunk::<S, F>(p, tile, chunk, columns);
+        let source = interleaved_chunk::<F>(p, tile, chunk, columns);
         for block in 0..columns / block_len {
             let start = source.add(block * block_bytes * TILE);
             for part in (0..TILE).step_by(S::LANES) {

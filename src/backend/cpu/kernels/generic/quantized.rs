@@ -450,7 +450,7 @@ pub struct Product {
 
 /// A chunk of a tile, interleaved: where it is, or in `p.interleaved`.
 #[inline(always)]
-pub(super) unsafe fn interleaved_chunk<S: Simd, F: Format>(
+pub(super) unsafe fn interleaved_chunk<F: Format>(
     p: &Product,
     tile: usize,
     chunk: usize,
