@@ -591,8 +591,8 @@ unsafe impl Format for Q5K {
         unsafe { scales_and_minima::<S>(b, to) }
     }
     /// A unit then has ten words: eight with the quants of 32 columns as they are, and above these the top three bits of the quants 32
-    /// columns further on; two with the low two bits of those. Words are read in their order, by which one core of Zen 4 reads at 90%
-    /// of what memory gives, for 73%; with the last two of all units in front, where the fifth bits were, at 70%.
+    /// columns further on; two with the low two bits of those. Words are read in their order: one core of Zen 4 so reads at 90% of what
+    /// memory gives, for 77% before; with the last two of all units in front, where the fifth bits were, at 64 to 73%.
     #[inline(always)]
     unsafe fn rearrange<S: Simd>(words: *mut u32) {
         unsafe {
