@@ -140,3 +140,24 @@ fn qwen_05b_gives_the_same_bits_whatever_the_way() {
 fn qwen_05b_with_a_q8_0_cache_gives_the_same_bits_whatever_the_way() {
     gives_the_same_bits(QWEN_05B.1, KvType::Q8_0, 1531, 150);
 }
+
+/// Compares with what another processor left, of the whole text: `scripts/check-arm` runs these on two.
+fn gives_what_another_processor_gave(file: &str) {
+    let Some(path) = real_model(file) else { return };
+    for kv_type in KvType::ALL {
+        common::same_on_other_processors(&format!("{file}-{kv_type}"), || {
+            let mut engine = engine(&path, 2, best(), kv_type);
+            feed(&mut engine, &mut Sequence::new(), &text(1, 1531), ROWS)
+        });
+    }
+}
+
+#[test]
+fn smollm2_gives_what_another_processor_gave() {
+    gives_what_another_processor_gave(SMOLLM2.1);
+}
+
+#[test]
+fn qwen_05b_gives_what_another_processor_gave() {
+    gives_what_another_processor_gave(QWEN_05B.1);
+}

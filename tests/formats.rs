@@ -1,18 +1,18 @@
 //! A tiny random model in each block format: the same logits to the bit on every instruction set, in both layouts, by any
-//! number of threads, in any chunks, with each kind of KV cache.
+//! number of threads, in any chunks, with each kind of KV cache, alone or beside another sequence.
 //!
 //! Rows that are no multiple of the 16 that a tile has: of the key, value and output matrices.
 
 mod common;
 
-use common::tiny::{Architecture, engine, engine_on, feed, model_of};
+use common::tiny::{Architecture, VOCABULARY, engine, engine_of_pages, engine_on, feed, model_of};
 use pensive::Error;
 use pensive::backend::KvType;
 use pensive::backend::cpu::kernels::Isa;
 use pensive::backend::cpu::{CpuBackend, CpuOptions};
 use pensive::backend::recorder::Recorder;
 use pensive::checkpoint::Checkpoint;
-use pensive::engine::{Feed, Sequence, Wants};
+use pensive::engine::{Engine, Feed, Sequence, Wants};
 use pensive::quant::BlockType;
 
 const TOKENS: [u32; 11] = [3, 74, 0, 31, 31, 8, 55, 2, 1, 70, 12];
@@ -124,30 +124,66 @@ fn what_calibration_sees_of_experts_are_the_rows_that_go_to_each_and_it_changes_
     assert_eq!(record[&("blk.1.attn_output.weight".to_owned(), 0)].rows, TOKENS.len() as u64);
 }
 
+/// More than a page of the KV cache, and a part of one.
+const LEN: usize = 75;
+/// Where another sequence forks off: inside a page.
+const SHARED: usize = 41;
+
 fn all_ways_agree(architecture: Architecture, kind: BlockType, seed: u64) {
     let model = model_of(architecture, kind, seed);
+    let tokens = text(architecture, kind);
     for kv_type in [KvType::F16, KvType::Q8_0] {
         let scalar = CpuOptions { threads: Some(1), isa: Some(Isa::Scalar), ..Default::default() };
         let mut reference = engine(&model, scalar, kv_type);
-        let expected = feed(&mut reference, &mut Sequence::new(), &TOKENS, TOKENS.len());
+        let expected = feed(&mut reference, &mut Sequence::new(), &tokens, LEN);
         let values: Vec<f32> = expected.iter().map(|&b| f32::from_bits(b)).collect();
         assert!(values.iter().all(|v| v.is_finite() && v.abs() < 100.0), "{kind}");
         assert!(values.iter().any(|v| v.abs() > 0.1), "{kind}");
+        common::same_on_other_processors(&format!("{architecture:?}-{kind}-{kv_type}"), || expected.clone());
 
         // no matrix interleaved, the first of them, all
-        for interleaved_bytes in [0, 60_000, u64::MAX] {
-            for (isa, threads) in Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, threads))) {
+        for (layout, interleaved_bytes) in [0, 60_000, u64::MAX].into_iter().enumerate() {
+            let ways = [(1, 1), (2, 7), (3, 64), (8, LEN)]; // threads and chunks
+            let of_isa = |isa| match isa {
+                Isa::Avx512 => &ways[..],
+                Isa::Scalar if layout != 1 => &[], // slow
+                _ => &ways[layout..=layout],
+            };
+            let all = Isa::available().flat_map(|isa| of_isa(isa).iter().map(move |&way| (isa, way)));
+            for (isa, (threads, chunk)) in all {
                 let options = CpuOptions { threads: Some(threads), isa: Some(isa), interleaved_bytes };
-                let mut engine = engine(&model, options, kv_type);
-                for chunk in [1, 7, TOKENS.len()] {
-                    let got = feed(&mut engine, &mut Sequence::new(), &TOKENS, chunk);
-                    assert!(
-                        got == expected,
-                        "{architecture:?}, {kind}, {kv_type} cache, {isa}, {threads} threads, chunks of {chunk}, \
-                         {interleaved_bytes} bytes interleaved"
-                    );
-                }
+                let backend = CpuBackend::new(options).unwrap();
+                let mut engine = engine_of_pages(&model, Box::new(backend), kv_type, 5);
+                let way = format!(
+                    "{architecture:?}, {kind}, {kv_type} cache, {isa}, {threads} threads, chunks of {chunk}, \
+                     {interleaved_bytes} bytes interleaved"
+                );
+                let mut sequence = Sequence::new();
+                let got = feed(&mut engine, &mut sequence, &tokens, chunk);
+                assert!(got == expected, "{way}");
+                let got = in_company(&mut engine, &sequence, &tokens, chunk);
+                assert!(got == expected[SHARED * VOCABULARY..], "{way}, with a shared prefix, in a batch");
             }
         }
     }
+}
+
+/// Tokens of the vocabulary, other ones for each model.
+fn text(architecture: Architecture, kind: BlockType) -> Vec<u32> {
+    let seed = 13 * kind as usize + 7 * architecture as usize;
+    (0..LEN).map(|i| ((i * i * 31 + i * 7 + seed) % VOCABULARY) as u32).collect()
+}
+
+/// Feeds what follows the shared tokens in chunks to a sequence that took these over from `whole`, in steps that another sequence
+/// takes part in; the bits of its logits.
+fn in_company(engine: &mut Engine, whole: &Sequence, tokens: &[u32], chunk: usize) -> Vec<u32> {
+    let (mut sequence, mut other) = (whole.fork(SHARED), Sequence::new());
+    let mut bits = Vec::new();
+    for tokens in tokens[SHARED..].chunks(chunk) {
+        let first = Feed { sequence: &mut other, tokens: &tokens[..1], wants: Wants::Nothing };
+        let feed = Feed { sequence: &mut sequence, tokens, wants: Wants::All };
+        let logits = engine.step(&mut [first, feed]).unwrap();
+        bits.extend(logits.iter().map(|l| l.to_bits()));
+    }
+    bits
 }

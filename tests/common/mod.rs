@@ -27,6 +27,18 @@ pub fn real_model(file: &str) -> Option<PathBuf> {
     present(home.join(".cache/pensive-test-models").join(file))
 }
 
+/// Checks that bits are those that another processor left under this name in the folder that PENSIVE_TEST_BITS names; leaves
+/// them there where none did. Without that folder nothing is computed.
+pub fn same_on_other_processors(name: &str, bits: impl FnOnce() -> Vec<u32>) {
+    let Some(folder) = std::env::var_os("PENSIVE_TEST_BITS") else { return };
+    let path = Path::new(&folder).join(name);
+    let bytes: Vec<u8> = bits().iter().flat_map(|bits| bits.to_le_bytes()).collect();
+    match std::fs::read(&path) {
+        Ok(theirs) => assert!(bytes == theirs, "{}: another processor gave other bits", path.display()),
+        Err(_) => std::fs::write(&path, bytes).expect("the folder for bits can be written to"),
+    }
+}
+
 fn present(path: PathBuf) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
