@@ -157,6 +157,23 @@ fn perplexity_of_a_text_is_lower_where_it_repeats_itself() {
     assert_eq!((&words["kl"], &words["top1"]), (&serde_json::Value::Null, &serde_json::Value::Null));
 }
 
+/// What llama.cpp computes for tests/fixtures/tides.txt, as llama-perplexity does it: `peers perplexity` on this file.
+const OF_LLAMA_CPP: [(&str, f64); 3] =
+    [(common::SMOLLM2.1, 29.2588), (common::QWEN_05B.1, 35.4322), (common::QWEN_15B.1, 18.4896)];
+
+#[test]
+fn perplexity_is_within_half_a_percent_of_what_llama_cpp_computes() {
+    let home = Home::new();
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tides.txt");
+    for (file, theirs) in OF_LLAMA_CPP {
+        let Some(model) = common::real_model(file) else { continue };
+        let object =
+            home.run(&["perplexity", model.to_str().expect("UTF-8"), "--text", text, "--json"]).json();
+        let ours = object["perplexity"].as_f64().expect("a number");
+        assert!((ours / theirs - 1.0).abs() < 0.005, "{file}: {ours}, llama.cpp {theirs}");
+    }
+}
+
 #[test]
 fn a_text_without_one_window_is_refused() {
     let Some(model) = common::real_model(common::SMOLLM2.1) else { return };

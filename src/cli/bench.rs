@@ -369,23 +369,27 @@ const LEFT: [&str; 2] = ["model", "backend"];
 
 fn markdown(rows: &[Row]) -> String {
     let cells: Vec<[String; 10]> = rows.iter().map(Row::cells).collect();
+    // the cache's type shows where it is not the default, as in llama-bench
+    let is_shown =
+        |column: &usize| HEADS[*column] != "type_kv" || rows.iter().any(|row| row.kv_type != "f16");
+    let shown: Vec<usize> = (0..HEADS.len()).filter(is_shown).collect();
     let width = |column: usize| {
         let texts = cells.iter().map(|row| row[column].as_str()).chain([HEADS[column]]);
         texts.map(|text| text.chars().count()).max().unwrap_or(0)
     };
     let widths: [usize; 10] = std::array::from_fn(width);
     let line = |row: [&str; 10]| {
-        let cell = |(i, text): (usize, &str)| match LEFT.contains(&HEADS[i]) {
-            true => format!("| {text:0$} ", widths[i]),
-            false => format!("| {text:>0$} ", widths[i]),
+        let cell = |&i: &usize| match LEFT.contains(&HEADS[i]) {
+            true => format!("| {:1$} ", row[i], widths[i]),
+            false => format!("| {:>1$} ", row[i], widths[i]),
         };
-        row.into_iter().enumerate().map(cell).collect::<String>() + "|\n"
+        shown.iter().map(cell).collect::<String>() + "|\n"
     };
-    let rule = |i: usize| match LEFT.contains(&HEADS[i]) {
+    let rule = |&i: &usize| match LEFT.contains(&HEADS[i]) {
         true => format!("| {} ", "-".repeat(widths[i])),
         false => format!("| {}: ", "-".repeat(widths[i] - 1)),
     };
-    let rule = (0..HEADS.len()).map(rule).collect::<String>() + "|\n";
+    let rule = shown.iter().map(rule).collect::<String>() + "|\n";
     let body = cells.iter().map(|row| line(row.each_ref().map(String::as_str)));
     [line(HEADS), rule].into_iter().chain(body).collect()
 }

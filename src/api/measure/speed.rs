@@ -367,6 +367,22 @@ mod tests {
         assert_eq!(eight.steps(512).collect::<Vec<_>>(), [(8, 8, 6), (8, 8, 7)]);
     }
 
+    #[cfg(feature = "pocket")]
+    #[test]
+    fn what_stands_before_a_test_is_read_once_for_all_tests_at_its_depth() {
+        let model = Model::load("pocket").unwrap();
+        let mut stopwatch = Stopwatch::new(&model);
+        let mut tokens_of = |test| {
+            let mut tokens = 0;
+            stopwatch.measure(test, 2, |_, total| tokens = total).unwrap();
+            tokens
+        };
+        // a warm-up and two repetitions besides
+        assert_eq!(tokens_of(test(3, 0, 70)), 70 + 3 * 3);
+        assert_eq!(tokens_of(test(0, 2, 70)), 3 * 2);
+        assert_eq!(tokens_of(test(0, 2, 75)), 5 + 3 * 2);
+    }
+
     #[test]
     fn each_sample_is_held_against_the_limits_around_it() {
         // 30 of 30, 45 of (30 + 60) / 2, 54 of 60

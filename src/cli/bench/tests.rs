@@ -84,18 +84,26 @@ fn the_table_has_the_columns_of_llama_bench_then_median_and_share() {
     assert_eq!(
         lines,
         [
-            "| model      |     size |   params | backend  | threads | type_kv |          test |          t/s | median | of the limit |",
-            "| ---------- | -------: | -------: | -------- | ------: | ------: | ------------: | -----------: | -----: | -----------: |",
-            "| a, \"model\" | 1.00 GiB |   1.78 B | cpu avx2 |       2 |     f16 | tg128 @ d4096 | 10.00 ± 1.00 |  10.00 |          50% |",
-            "| a, \"model\" | 1.00 GiB | 134.52 M | cpu avx2 |       2 |     f16 |           pp8 | 10.00 ± 1.00 |  10.00 |      unknown |",
+            "| model      |     size |   params | backend  | threads |          test |          t/s | median | of the limit |",
+            "| ---------- | -------: | -------: | -------- | ------: | ------------: | -----------: | -----: | -----------: |",
+            "| a, \"model\" | 1.00 GiB |   1.78 B | cpu avx2 |       2 | tg128 @ d4096 | 10.00 ± 1.00 |  10.00 |          50% |",
+            "| a, \"model\" | 1.00 GiB | 134.52 M | cpu avx2 |       2 |           pp8 | 10.00 ± 1.00 |  10.00 |      unknown |",
         ]
     );
+}
+
+#[test]
+fn the_table_tells_the_type_of_the_cache_where_it_is_not_the_default() {
+    let table = markdown(&[row(), Row { kv_type: "q8_0".into(), ..row() }]);
+    let cells = table.lines().map(|line| line.split('|').nth(6).unwrap().trim());
+    assert_eq!(cells.collect::<Vec<_>>(), ["type_kv", "------:", "f16", "q8_0"]);
 }
 
 #[test]
 fn an_object_has_the_test_its_conditions_and_all_samples() {
     let object: Value = serde_json::from_str(&json_line(&row()).unwrap()).unwrap();
     assert_eq!((&object["test"], &object["n_depth"]), (&"tg128@d4096".into(), &4096.into()));
+    assert_eq!((&object["n_prompt"], &object["n_gen"]), (&0.into(), &128.into()));
     let speed = &object["tokens_per_second"];
     for (key, value) in [("median", 10.0), ("min", 9.0), ("max", 11.0), ("mean", 10.0), ("stddev", 1.0)] {
         assert_eq!(speed[key], value, "{key}");
