@@ -4,6 +4,10 @@
 //! `peers quantize` compares what they quantize (quantized.rs), `peers perplexity` how well they predict (perplexity.rs).
 //!
 //! usage: peers MODEL.gguf [-t THREADS] [-r REPETITIONS] [-d DEPTH,…] [-p PROMPT] [-n GENERATE] [--no-candle]
+//!
+//! llama.cpp is built for this processor. In another target folder (`--target-dir`) and with other flags for the C compilers it is
+//! built for less, which CFLAGS and CXXFLAGS say, both: `-mno-avx512f` for AVX2 alone (pensive is then run with
+//! `PENSIVE_ISA=avx2`), `-mno-amx-tile -mno-amx-int8` to leave out AMX.
 
 mod candle;
 mod llama;
@@ -20,7 +24,7 @@ use pensive::backend::cpu::pool::Pool;
 
 /// An engine that can be timed.
 trait Peer {
-    /// Seconds from nothing to the first logits of a one-token prompt.
+    /// Seconds that it took from nothing to the first logits of a one-token prompt.
     fn load_seconds(&self) -> f64;
     /// Tokens a second of a prompt of `prompt` tokens (or of generating `generate`), after `depth` in the cache.
     fn run(&mut self, depth: usize, prompt: usize, generate: usize) -> f64;
@@ -83,7 +87,7 @@ fn args() -> Option<Args> {
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
 }
 
 fn main() {
@@ -101,12 +105,15 @@ fn main() {
         std::process::exit(2);
     };
     if let Some(engine) = args.load_only {
-        return println!("{}", ENGINES[engine].1(&args).load_seconds());
+        let mut peer = ENGINES[engine].1(&args);
+        let step = 1.0 / peer.run(0, 0, 16);
+        return println!("{}", peer.load_seconds() - step);
     }
     let engines = if args.candle { &ENGINES[..] } else { &ENGINES[..2] };
     let names: Vec<_> = engines.iter().map(|(name, _)| *name).collect();
-    println!("| test | {} | pensive / llama.cpp | memory, GB/s |", names.join(" | "));
-    println!("|---|{}---|---|", "---|".repeat(names.len()));
+    let ratios: Vec<_> = names[1..].iter().map(|name| format!("times {name}")).collect();
+    println!("| test | {} | {} | memory, GB/s |", names.join(" | "), ratios.join(" | "));
+    println!("|---|{}---|", "---|".repeat(names.len() + ratios.len()));
     let memory = Memory::new(args.threads);
     time_loads(&args, engines.len(), &memory);
     let mut peers: Vec<_> = engines.iter().map(|(_, load)| load(&args)).collect();
@@ -122,11 +129,13 @@ fn main() {
         }
         let name =
             if prompt > 0 { format!("pp{prompt} @ d{depth}") } else { format!("tg{generate} @ d{depth}") };
-        row(&name, samples.into_iter().map(median).collect(), speeds);
+        let values: Vec<_> = samples.into_iter().map(median).collect();
+        let ratios: Vec<_> = values[1..].iter().map(|other| values[0] / other).collect();
+        row(&name, &values, &ratios, speeds);
     }
 }
 
-/// Each load in a process of its own, as a user meets it; once more before, so that the file is in the page cache.
+/// From nothing to the first logits of a one-token prompt, less one step of decoding. Each load in a process of its own, as a user meets it; once more before, so that the file is in the page cache.
 fn time_loads(args: &Args, engines: usize, memory: &Memory) {
     let program = std::env::current_exe().expect("the path of this program");
     let load = |engine: usize| -> f64 {
@@ -143,16 +152,19 @@ fn time_loads(args: &Args, engines: usize, memory: &Memory) {
             speeds.push(memory.speed());
         }
     }
-    row("load, s", samples.into_iter().map(median).collect(), speeds);
+    let values: Vec<_> = samples.into_iter().map(median).collect();
+    let ratios: Vec<_> = values[1..].iter().map(|other| other / values[0]).collect();
+    row("load, s", &values, &ratios, speeds);
 }
 
-/// A line of the table; of memory's speeds the least, the median and the greatest.
-fn row(name: &str, values: Vec<f64>, mut speeds: Vec<f64>) {
-    let cells: Vec<_> = values.iter().map(|v| format!("{v:.2}")).collect();
+/// A line of the table, with how many times as fast as the others pensive is; of memory's speeds the least, the median and the
+/// greatest.
+fn row(name: &str, values: &[f64], ratios: &[f64], mut speeds: Vec<f64>) {
+    let cells: Vec<_> = values.iter().chain(ratios).map(|v| format!("{v:.2}")).collect();
     speeds.sort_by(f64::total_cmp);
     let [low, high] = [speeds[0], speeds[speeds.len() - 1]];
     let memory = format!("{low:.0}, {:.0}, {high:.0}", median(speeds));
-    println!("| {name} | {} | {:.2} | {memory} |", cells.join(" | "), values[0] / values[1]);
+    println!("| {name} | {} | {memory} |", cells.join(" | "));
 }
 
 /// What the machine gives meanwhile: on a virtual one it changes within seconds.
