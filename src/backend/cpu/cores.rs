@@ -15,7 +15,7 @@ pub fn available() -> usize {
 /// Threads to start where nobody says how many: the fast physical cores among the processors that this process may
 /// use, where the system tells, and no more than may run at the same time.
 pub fn count() -> usize {
-    let cores = if cfg!(target_os = "macos") { macos() } else { linux(Path::new("/")) };
+    let cores = linux(Path::new("/")).or_else(elsewhere);
     cores.map_or(available(), |cores| cores.min(available()))
 }
 
@@ -63,7 +63,7 @@ fn parse_list(list: &str) -> Option<BTreeSet<usize>> {
 
 /// The performance cores; on machines with one kind of core, all.
 #[cfg(target_os = "macos")]
-fn macos() -> Option<usize> {
+fn elsewhere() -> Option<usize> {
     [c"hw.perflevel0.physicalcpu", c"hw.physicalcpu"].into_iter().find_map(|name| {
         let (mut cores, mut size) = (0i32, size_of::<i32>());
         // SAFETY: the name ends with a zero, and `size` says how much room `cores` has.
@@ -74,8 +74,14 @@ fn macos() -> Option<usize> {
     })
 }
 
-#[cfg(not(target_os = "macos"))]
-fn macos() -> Option<usize> {
+/// All cores.
+#[cfg(windows)]
+fn elsewhere() -> Option<usize> {
+    Some(num_cpus::get_physical())
+}
+
+#[cfg(not(any(target_os = "macos", windows)))]
+fn elsewhere() -> Option<usize> {
     None
 }
 
