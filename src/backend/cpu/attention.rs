@@ -17,7 +17,7 @@ use super::kernels::attention::{
 use super::kv::KvCache;
 use super::memory::{Memory, Shared};
 use super::pool::{Claims, Pool, Tasks, Worker};
-use super::step::StepRows;
+use super::step::{SMALL, StepRows};
 use crate::Result;
 use crate::backend::{Attention, KvShape, KvType, PAGE_LEN};
 
@@ -26,9 +26,6 @@ const QUERIES: usize = 64;
 
 /// Records for chunks that are merged afterwards, per KV page.
 const RECORDS_PER_PAGE: usize = 128;
-
-/// Multiply-adds below which a call is not worth waking other threads for.
-const SMALL: usize = 100_000;
 
 /// Memory of the attention, allocated once.
 pub struct Scratch {

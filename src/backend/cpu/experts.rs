@@ -9,7 +9,7 @@ use super::linear::{self, Input, Made, Product};
 use super::memory::Shared;
 use super::pool::Pool;
 use super::routing::Router;
-use super::step::SERIAL;
+use super::step::least_rows;
 use crate::backend::{Activation, Routing, Stacked};
 use crate::checkpoint::Tensor;
 
@@ -176,8 +176,7 @@ impl Workspace {
     fn begin_to_read(&self, call: &Call) {
         let chosen = || self.assignments.chunk_by(|a, b| a.expert == b.expert).take(AHEAD);
         for parts in [&[call.gate, call.up][..], &[call.down]] {
-            let experts = chosen().flat_map(|group| parts.iter().map(|part| &part[group[0].expert]));
-            experts.filter_map(WeightMatrix::mapped).for_each(Tensor::read_ahead);
+            chosen().for_each(|group| read_ahead(parts, group[0].expert));
         }
     }
 
@@ -199,6 +198,10 @@ impl Workspace {
     fn one_row(&mut self, isa: Isa, pool: &Pool, linear: &mut linear::Workspace, call: &Call) {
         let (width, feed_forward) = (call.gate[0].columns(), call.gate[0].rows());
         let Workspace { assignments, gate, up, output, .. } = self;
+        assert!(
+            assignments.len() * feed_forward <= gate.len().min(up.len()),
+            "a row goes to no more experts than was planned"
+        );
         let (gate, up, output) = (Shared::of(gate), Shared::of(up), Shared::of(output));
         let part = |memory: Shared<f32>, index: usize| {
             // SAFETY: the memory has a place for each assignment.
@@ -233,17 +236,15 @@ impl Workspace {
         let Workspace { assignments, input, gate, up, output, .. } = self;
         let room = input.len(); // all four have the same
         let [input, gate, up, output] = [input, gate, up, output].map(|memory| Shared::of(memory));
-        let least = (SERIAL / width).max(1);
         let groups = || assignments.chunk_by(|a, b| a.expert == b.expert);
         let mut ahead = groups().skip(AHEAD);
         for group in groups() {
             let (expert, rows) = (group[0].expert, group.len());
             assert!(rows * width.max(feed_forward) <= room, "a row goes to an expert once");
             if let Some(later) = ahead.next() {
-                let parts = [call.gate, call.up, call.down].map(|part| &part[later[0].expert]);
-                parts.into_iter().filter_map(WeightMatrix::mapped).for_each(Tensor::read_ahead);
+                read_ahead(&[call.gate, call.up, call.down], later[0].expert);
             }
-            pool.for_each(rows, least, |i| {
+            pool.for_each(rows, least_rows(width), |i| {
                 // SAFETY: row i of the memory belongs to one task; `from` has the row.
                 unsafe {
                     let from = call.from.at(group[i].row * width);
@@ -259,7 +260,7 @@ impl Workspace {
             let made = [(input, width), (gate, feed_forward)]
                 .map(|(memory, width)| unsafe { std::slice::from_raw_parts(memory.at(0), rows * width) });
             seen(expert, made);
-            pool.for_each(rows, least, |i| call.add(i, &group[i], output));
+            pool.for_each(rows, least_rows(width), |i| call.add(i, &group[i], output));
         }
     }
 }
@@ -282,6 +283,11 @@ impl Call<'_> {
         };
         sum.iter_mut().zip(output).for_each(|(sum, value)| *sum += assignment.weight * value);
     }
+}
+
+/// Asks the system for the pages of an expert's matrices that are mapped.
+fn read_ahead(parts: &[&[WeightMatrix]], expert: usize) {
+    parts.iter().filter_map(|part| part[expert].mapped()).for_each(Tensor::read_ahead);
 }
 
 #[cfg(test)]

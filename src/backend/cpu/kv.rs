@@ -62,7 +62,8 @@ impl KvCache {
     /// The system refuses the memory.
     pub fn new(shapes: &[KvShape], pages: usize, kind: KvType) -> Result<Self> {
         let (layers, page_bytes) = layout(shapes, kind);
-        let memory = Memory::new(pages.saturating_mul(page_bytes), "the KV cache")?;
+        let memory =
+            Memory::new(pages.saturating_mul(page_bytes), "the KV cache (a smaller --context needs less)")?;
         memory.prefer_huge_pages();
         Ok(KvCache { memory, kind, layers, page_bytes, pages })
     }

@@ -6,14 +6,12 @@ use std::time::Instant;
 use super::fetch::Trials;
 use super::kernels::elementwise::{activate, norm_factor, scale};
 use super::kernels::{
-    self, ActivationKind, Activations, CHUNK, FEW_TOKENS, Isa, Output, PASS, Scratch, TILE, WeightMatrix,
+    self, ActivationKind, Activations, CHUNK, Isa, Output, PASS, Scratch, TILE, WeightMatrix,
 };
 use super::memory::Shared;
 use super::pool::{Pool, Tasks, Worker};
+use super::step::{FEW_ROWS, SMALL};
 use crate::backend::Activation;
-
-/// Multiply-adds below which a call is not worth waking other threads for.
-const SMALL: usize = 100_000;
 
 /// Multiply-adds that a thread claims at least: two or three µs of decoding. A claim itself may take half a µs.
 const CLAIM: usize = 65_536;
@@ -198,7 +196,7 @@ impl Workspace {
 /// whole input: by counting, runs of any length make 17 of 48 tiles, and on Granite Rapids a prompt took 5% longer. But not
 /// where a thread has only some of them, and one more or less than the others would take longer.
 fn least_tiles(input: Input<'_>, tiles: usize, threads: usize) -> usize {
-    if input.rows > FEW_TOKENS && tiles / threads >= 8 * PASS {
+    if input.rows > FEW_ROWS && tiles / threads >= 8 * PASS {
         return PASS;
     }
     (CLAIM / (TILE * input.rows * input.width).max(1)).max(1)
@@ -216,7 +214,7 @@ impl Parts {
     /// row to make any of it; but a part for each thread at least.
     fn new(input: Input<'_>, threads: usize) -> Self {
         let Input { rows, width, made, .. } = input;
-        let is_by_row = rows > FEW_TOKENS || matches!(made, Made::RmsNorm { .. });
+        let is_by_row = rows > FEW_ROWS || matches!(made, Made::RmsNorm { .. });
         let count = if is_by_row { threads.div_ceil(rows.max(1)) } else { threads };
         let part = width.div_ceil(count).next_multiple_of(CHUNK);
         Parts { count: width.div_ceil(part), part, width }

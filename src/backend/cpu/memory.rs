@@ -30,9 +30,9 @@ impl Memory {
         options.len(bytes.max(1));
         #[cfg(unix)]
         options.no_reserve_swap();
-        let mut map = options.map_anon().map_err(|e| {
-            Error::Memory(format!("cannot reserve {bytes} bytes for {purpose}: {e}; lower --context"))
-        })?;
+        let mut map = options
+            .map_anon()
+            .map_err(|e| Error::Memory(format!("cannot reserve {bytes} bytes for {purpose}: {e}")))?;
         let (start, len) = (Shared(map.as_mut_ptr()), map.len());
         Ok(Memory { map: Arc::new(map), start, len })
     }

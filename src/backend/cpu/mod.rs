@@ -33,12 +33,12 @@ pub use attention::page_bytes as attention_scratch_bytes;
 use half::f16;
 use kernels::attention::{Q8_0, append};
 use kernels::elementwise::{head_norms, norm_factor, scale};
-use kernels::{FEW_TOKENS, Isa, Layout, WeightMatrix};
+use kernels::{Isa, Layout, TILE, WeightMatrix};
 use kv::KvCache;
 use linear::{Gated, Input, Made, Product};
 use memory::{Arena, Memory, Shared};
 use pool::Pool;
-use step::{FETCHED, RopeTable, SERIAL, StepRows};
+use step::{FETCHED, FEW_ROWS, RopeTable, StepRows, least_rows};
 
 /// How the backend works; the default suits the machine.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +115,7 @@ struct Ready {
     /// Bytes of matrices that a step may interleave, and the next one: the first none.
     copies_per_step: u64,
     next_copies: u64,
-    /// Whether all is interleaved but for experts, of which some may never be asked for.
+    /// Whether all is interleaved but for stacks: of experts some may never be asked for.
     all_copied: bool,
 }
 
@@ -172,7 +172,8 @@ impl CpuBackend {
     /// A tensor as a matrix for products, interleaved if memory has room.
     fn matrix(&mut self, tensor: &Tensor) -> Result<WeightMatrix> {
         check_matrix(tensor)?;
-        let left = self.interleaved_bytes.checked_sub(tensor.bytes().len() as u64);
+        let bytes = tensor.rows().next_multiple_of(TILE) * tensor.kind.row_bytes(tensor.columns());
+        let left = self.interleaved_bytes.checked_sub(bytes as u64);
         let layout = if left.is_some() { Layout::Interleaved } else { Layout::AsInFile };
         let mut matrix = WeightMatrix::new_in(&mut self.matrix_arena, tensor, layout)?;
         if let (Some(left), true) = (left, matrix.interleaved_bytes() > 0) {
@@ -199,11 +200,6 @@ impl CpuBackend {
         self.buffer(buffer)
     }
 
-    /// Rows of this width that one thread takes at least.
-    fn least_rows(width: usize) -> usize {
-        (SERIAL / width.max(1)).max(1)
-    }
-
     /// Does something with the matrices, scores and memory of experts.
     fn with_experts(
         &mut self,
@@ -223,6 +219,7 @@ impl CpuBackend {
             gate[0].columns() == from_width && up[0].columns() == from_width && down[0].rows() == sum_width,
             "widths of experts"
         );
+        assert!(gate[0].rows() == up[0].rows() && gate[0].rows() == down[0].columns(), "heights of experts");
         let call = experts::Call {
             rows,
             scores,
@@ -268,7 +265,11 @@ impl CpuBackend {
         linear.multiply(self.isa, &self.pool, input, projections.len(), |i| {
             let Projection { matrix, bias: of, to, sum } = projections[i];
             let matrix = weights[matrix.0].matrix();
-            assert!(to != from && sum != Some(from) && sum != Some(to), "input and outputs are distinct");
+            let before = projections[..i].iter().flat_map(|p| [Some(p.to), p.sum]).chain([Some(from)]);
+            assert!(
+                sum != Some(to) && before.flatten().all(|other| other != to && Some(other) != sum),
+                "input and outputs are distinct"
+            );
             for buffer in [Some(to), sum].into_iter().flatten() {
                 assert_eq!(buffers[buffer.0].width, matrix.rows(), "width of a product's output");
             }
@@ -478,7 +479,7 @@ impl Backend for CpuBackend {
         assert_eq!(table.columns(), width, "width of an embedding's buffer");
         let row_bytes = table.kind.row_bytes(width);
         let rows = &self.step.rows;
-        self.pool.for_each(rows.len(), Self::least_rows(width), |row| {
+        self.pool.for_each(rows.len(), least_rows(width), |row| {
             let from = &table.bytes()[rows[row].token as usize * row_bytes..][..row_bytes];
             // SAFETY: the row lies in the buffer and belongs to one task.
             let to = unsafe { std::slice::from_raw_parts_mut(target.at(row * width), width) };
@@ -496,7 +497,7 @@ impl Backend for CpuBackend {
     /// Many rows are gated as they are made, so that only the results go through memory. Few have room in the caches, and
     /// take one matrix after the other in one stretch each.
     fn feed_forward(&mut self, source: Source, [gate, up, down]: [Projection; 3], activation: Activation) {
-        if self.rows > FEW_TOKENS {
+        if self.rows > FEW_ROWS {
             self.products(source, &[gate], Some((up, activation)));
             self.products(Source::Buffer(gate.to), &[down], None);
         } else {
@@ -521,6 +522,7 @@ impl Backend for CpuBackend {
 
     fn linear_by_head(&mut self, matrices: Stack, from: Buffer, to: Buffer) {
         let rows = self.rows;
+        assert!(from != to, "input and output are distinct");
         let (heads, target) = (self.stacks[matrices.0].len(), self.target(to));
         let of_head = |values: Shared<f32>, width: usize| {
             assert!(width.is_multiple_of(heads), "{heads} heads in a row of {width}");
@@ -562,7 +564,7 @@ impl Backend for CpuBackend {
         let weight = self.vectors[weight.0].values();
         assert!(weight.len() == width && self.width(sum) == width && from != sum, "widths of a norm");
         let (from, sum, isa) = (self.buffer(from), self.buffer(sum), self.isa);
-        self.pool.for_each(self.rows, Self::least_rows(width), |row| {
+        self.pool.for_each(self.rows, least_rows(width), |row| {
             // SAFETY: the rows lie in their buffers and belong to one task; the backend's ISA.
             unsafe {
                 let from = from.at(row * width);

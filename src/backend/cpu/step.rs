@@ -105,7 +105,18 @@ impl RopeTable {
 }
 
 /// Values that are quicker done by one thread than shared out.
-pub const SERIAL: usize = 16_384;
+const SERIAL: usize = 16_384;
+
+/// Rows of this width that one thread takes at least.
+pub fn least_rows(width: usize) -> usize {
+    (SERIAL / width.max(1)).max(1)
+}
+
+/// Most rows whose values have room in the caches beside a product's weights.
+pub const FEW_ROWS: usize = 24;
+
+/// Multiply-adds below which a job is not worth waking other threads for.
+pub const SMALL: usize = 100_000;
 
 /// Values that are quicker fetched by one core than left to those that made them.
 pub const FETCHED: usize = 512;

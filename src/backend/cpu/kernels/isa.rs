@@ -16,7 +16,7 @@ pub enum Isa {
     AvxVnni,
     /// AVX-512 (F, BW, DQ, VL) with the int8 dot product of VNNI.
     Avx512,
-    /// 64-bit Arm with the int8 dot product (`dotprod`).
+    /// 64-bit Arm with the int8 dot product (`dotprod`) and half floats (`fp16`).
     Neon,
 }
 

@@ -131,8 +131,8 @@ impl WeightMatrix {
         reserve: impl FnOnce(usize, &str) -> Result<Memory>,
     ) -> Result<Self> {
         let (rows, columns, kind) = (tensor.rows(), tensor.columns(), tensor.kind);
-        if !columns.is_multiple_of(kind.block_len()) || tensor.bytes().len() != rows * kind.row_bytes(columns)
-        {
+        let is_whole = columns > 0 && columns.is_multiple_of(kind.block_len());
+        if !is_whole || tensor.bytes().len() != rows * kind.row_bytes(columns) {
             return Err(Error::Unsupported(format!(
                 "tensor {} has {} bytes, which are not {rows} rows of {columns} {kind} values",
                 tensor.name,
@@ -241,11 +241,6 @@ impl WeightMatrix {
         self.columns
     }
 
-    /// How the values are stored.
-    pub fn kind(&self) -> BlockType {
-        self.kind
-    }
-
     /// What it multiplies with.
     pub fn activation(&self) -> ActivationKind {
         ActivationKind::of(self.kind)
@@ -267,8 +262,8 @@ impl WeightMatrix {
     /// The same bits for every ISA, layout, division into tiles and number of input rows, however much is copied.
     ///
     /// # Safety
-    /// `out` holds, of input.rows() rows as wide as this matrix has rows, at least the places of these tiles; no other thread
-    /// uses them meanwhile.
+    /// Of the input's rows of results, `out.stride` values apart, the places of these tiles are there (others need not be); no other
+    /// thread uses them meanwhile.
     ///
     /// # Panics
     /// If the input is of the wrong kind or width, `bias` has the wrong length, the tiles do not exist, or `scratch`
@@ -493,11 +488,6 @@ impl Activations {
     /// What they are quantized for.
     pub fn kind(&self) -> ActivationKind {
         self.kind
-    }
-
-    /// Number of rows of the step.
-    pub fn rows(&self) -> usize {
-        self.rows
     }
 
     /// Quantizes a row.

@@ -11,7 +11,6 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
-pub use generic::few_tokens::FEW_TOKENS;
 pub use generic::formats::{CHUNK, TILE};
 pub use generic::many_tokens::PASS;
 pub use generic::quantized::Fetch;

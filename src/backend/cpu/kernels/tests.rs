@@ -14,7 +14,7 @@ pub struct Lanes {
 /// What every operation makes of them, as bits, 16 lanes each.
 type Results = Vec<[u32; 16]>;
 
-/// All operations of S on the lanes, as 16 / LANES vectors.
+/// Operations of S on the lanes, as 16 / LANES vectors. (Those that gather, look up and transpose are tested with the formats that need them.)
 ///
 /// # Safety
 /// The CPU has the ISA of S.

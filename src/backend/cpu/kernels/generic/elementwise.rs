@@ -1,4 +1,8 @@
 //! Norms, rotations and activations: what works value by value on f32 rows.
+//!
+//! Only a norm has a sum: 16 partial sums over i mod 16, `fma(x, x, partial)` with i ascending (filled up with zeros to a multiple
+//! of 16), added up by halving; then `(x * factor) * weight`. A rotation is two products and their difference or sum, each rounded.
+//! SwiGLU is `silu(gate) * up`. Each of these is computed for itself, so that no order is to be kept.
 
 use super::super::{Simd, entry_points};
 use super::math::Lanes;

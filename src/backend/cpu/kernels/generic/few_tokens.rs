@@ -46,9 +46,6 @@ const fn keeps_up<S: Simd, F: Format>(tokens: usize) -> bool {
     S::LANES == TILE && fast
 }
 
-/// Most tokens that are ever multiplied here.
-pub const FEW_TOKENS: usize = 24;
-
 /// Whether so many tokens are better multiplied here. For each pass quants are made anew: worth it for some passes where they
 /// are a mask and a shift away, not where they are put together or looked up, nor where rows must be interleaved first. Where a
 /// mask and a shift take a dot product's place: on Granite Rapids, two cores, `many_tokens` is as fast with 9 tokens of Q4_K and
@@ -65,7 +62,7 @@ pub fn suits<S: Simd, F: Format>(tokens: usize, interleaved: bool, processor: Pr
         Q4_K | Q2_K => 3,
         _ => 1,
     };
-    tokens <= FEW_TOKENS && passes::<S, F>(tokens, processor) <= most
+    passes::<S, F>(tokens, processor) <= most
 }
 
 /// Results of a tile and a token that wait for those of the tiles beside it, so that a row of the output is written in long

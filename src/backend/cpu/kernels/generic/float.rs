@@ -6,6 +6,7 @@
 
 use super::super::Simd;
 use super::formats::TILE;
+use super::math::sum_tree;
 
 /// A float format of weights.
 pub trait Float: 'static {
@@ -71,18 +72,6 @@ pub struct FloatProduct {
     pub out: *mut f32,
     /// See `out`.
     pub out_stride: usize,
-}
-
-/// The sum of 16 partial sums, by halves.
-#[inline(always)]
-pub fn sum_tree(mut v: [f32; 16]) -> f32 {
-    for i in 0..8 {
-        v[i] += v[i + 8];
-    }
-    for i in 0..4 {
-        v[i] += v[i + 4];
-    }
-    (v[0] + v[2]) + (v[1] + v[3])
 }
 
 /// Columns that are worked on at a time: the rows of a tile stay in the second-level cache, the tokens of a block in

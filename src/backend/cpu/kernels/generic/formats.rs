@@ -76,7 +76,8 @@ impl Block {
             Block {
                 halves: start.add(halves).cast::<u16>().add(part),
                 words: start.add(words).cast::<u32>().add(part),
-                bytes: start.add(bytes + part),
+                // the block's end, where a format has none
+                bytes: start.wrapping_add(bytes + part),
             }
         }
     }

@@ -37,9 +37,6 @@ pub unsafe fn multiply<S: Simd, F: Format>(p: &Product) {
 unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: usize, scales: &mut Scales<S>) {
     unsafe {
         let chunks = p.columns.div_ceil(CHUNK);
-        if chunks == 0 {
-            std::ptr::write_bytes(p.sums, 0, tiles * p.tokens * TILE);
-        }
         for chunk in 0..chunks {
             let columns = (p.columns - chunk * CHUNK).min(CHUNK);
             for tile in 0..tiles {
@@ -48,7 +45,7 @@ unsafe fn multiply_pass<S: Simd, F: Format>(p: &Product, first: usize, tiles: us
             multiply_chunk::<S, F>(p, first, tiles, chunk, columns / PAIR);
         }
         // all others have gone where they belong with the last chunk
-        let whole = if chunks == 0 { 0 } else { (p.rows / TILE - first).min(tiles) };
+        let whole = (p.rows / TILE - first).min(tiles);
         for tile in whole..tiles {
             for token in 0..p.tokens {
                 store_tile(p, first + tile, token, p.sums.add((tile * p.tokens + token) * TILE));
@@ -160,8 +157,8 @@ unsafe fn multiply_chunk<S: Simd, F: Format>(
     }
 }
 
-/// Whether a block of `tokens` is next where so many are left: not if that would leave two or three to blocks of one, whose few
-/// sums wait for themselves.
+/// Whether a block of `tokens` is next where so many are left: not six if that would leave two or three to blocks of one, whose
+/// few sums wait for themselves.
 #[inline(always)]
 fn takes(tokens: usize, left: usize) -> bool {
     left >= tokens && (tokens != 6 || !matches!(left, 8 | 9))

@@ -103,12 +103,7 @@ impl<S: Simd> Lanes<S> {
         let mut a = [0.0f32; 16];
         // SAFETY: 16 values of room.
         unsafe { self.store(a.as_mut_ptr()) };
-        for half in [8, 4, 2, 1] {
-            for i in 0..half {
-                a[i] += a[i + half];
-            }
-        }
-        a[0]
+        sum_tree(a)
     }
 
     /// The largest lane, of none that is NaN.
@@ -123,6 +118,18 @@ impl<S: Simd> Lanes<S> {
             S::f_max_lane(most)
         }
     }
+}
+
+/// The sum of 16 partial sums by halving: i and i + 8, i and i + 4, i and i + 2, i and i + 1.
+#[inline(always)]
+pub fn sum_tree(mut v: [f32; 16]) -> f32 {
+    for i in 0..8 {
+        v[i] += v[i + 8];
+    }
+    for i in 0..4 {
+        v[i] += v[i + 4];
+    }
+    (v[0] + v[2]) + (v[1] + v[3])
 }
 
 // ln 2 in two parts: the first is rounded to f32, the second is what is missing.

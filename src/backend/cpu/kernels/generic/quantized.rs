@@ -403,8 +403,8 @@ pub enum Fetch {
     ToSecond,
     /// The same, and shortly before their use again, into the first level.
     Twice,
-    /// They are asked for ahead of their use, into the first cache level alone, as they are used once: the others keep what is
-    /// used again.
+    /// They are asked for ahead of their use, straight into the first cache level; with one token into it alone, as they are used
+    /// once, so that the others keep what is used again.
     ToFirst,
     /// The processor is left to see that they are read in ascending order, by kernels that keep up with memory.
     Unasked,

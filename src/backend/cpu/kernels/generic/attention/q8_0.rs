@@ -238,7 +238,9 @@ unsafe fn split<S: Simd>(values: &[f32; BLOCK], to: &mut QueryBlock) {
         let mut lanes = [0i32; 16];
         S::i_store(lanes.as_mut_ptr().cast(), sums);
         to.scale = scale;
-        to.start = if S::SIGNED_BIAS { -lanes.iter().sum::<i32>() } else { 0 };
+        // of what is no number the scale says so; its sum is any
+        let sum = lanes.iter().fold(0, |sum: i32, &v| sum.wrapping_add(v));
+        to.start = if S::SIGNED_BIAS { sum.wrapping_neg() } else { 0 };
     }
 }
 
