@@ -3,7 +3,7 @@
 mod common;
 
 use common::{QWEN_05B, QWEN_15B, model};
-use pensive::{Model, Options, Stats};
+use pensive::{Error, Model, Options, Prompt, Stats};
 
 const POEM: &str = "Repeat the following program exactly, and nothing else:\n\n```python\n\
 def is_prime(number):\n    if number < 2:\n        return False\n    for divisor in range(2, int(number ** 0.5) + 1):\n\
@@ -43,4 +43,26 @@ fn drafts_cost_little_where_they_do_not_help() {
     let ratio = speedup(model, ESSAY, &Options::new().temperature(0.7).seed(3).max_tokens(60));
     println!("an essay: {ratio:.2}x");
     assert!(ratio > 0.9, "only {ratio:.2}x"); // the goal is 0.97; the rest is noise
+}
+
+#[cfg(feature = "pocket")]
+#[test]
+fn where_pages_run_out_a_draft_is_given_up_and_the_text_goes_on() {
+    let model = Model::builder("pocket").context(128).load().unwrap();
+    // of the two pages one belongs to a conversation
+    let mut chat = model.chat();
+    chat.ask("hi", &Options::new().max_tokens(24)).unwrap().finish().unwrap();
+    // ten tokens again and again are drafted
+    let options = Options::new()
+        .max_tokens(100)
+        .logits_hook(|written, logits| logits[100 + written.len() % 10] += 1000.0);
+    let tokens_until_it_is_full = |options: &Options| {
+        let mut generation = model.generate(Prompt::raw("1 + 2"), options).unwrap();
+        let error = generation.by_ref().find_map(Result::err).expect("there is no third page");
+        assert!(matches!(error, Error::Memory(_)), "{error}");
+        generation.stats().tokens
+    };
+    let plain = tokens_until_it_is_full(&options.clone().speculate(false));
+    assert!(plain.len() > 40, "{} tokens", plain.len());
+    assert_eq!(tokens_until_it_is_full(&options), plain);
 }

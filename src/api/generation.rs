@@ -6,7 +6,7 @@ use super::events::{Event, Finish, Stats};
 use super::start::{Slot, Start, lock};
 use super::trace::Trace;
 use super::{CancelHandle, Model, Options, Prompt};
-use crate::Result;
+use crate::{Error, Result};
 
 impl Model {
     /// Generates from a conversation, a user's text, or a raw prompt.
@@ -121,7 +121,11 @@ impl Generation {
             engine.step(&mut [trace.prompt_feed(most)])?;
         } else if trace.prepare(engine.max_logit_rows()) {
             let fed = Instant::now();
-            let logits = engine.step(&mut [trace.feed()])?;
+            let logits = match engine.step(&mut [trace.feed()]) {
+                // where pages run out one token may still have a place
+                Err(Error::Memory(_)) if trace.gives_up_draft() => engine.step(&mut [trace.feed()])?,
+                stepped => stepped?,
+            };
             // where logits depend on the batch, drafts must not depend on the time
             if left == 0 && self.model.inner.is_exact() {
                 trace.took(fed.elapsed());

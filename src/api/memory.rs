@@ -107,12 +107,13 @@ impl Needs {
             (_, Some(entry)) => format!("the largest model of the catalog that fits is {}", entry.name),
             _ => "no model of the catalog fits".to_owned(),
         };
+        let all = self.total(context) - self.experts; // which may stay in the file
         format!(
             "needs {:.1} GiB (weights {:.1}, context of {context} tokens {:.1}), and {:.1} GiB of memory are available: \
              {advice}; --force loads it all the same",
-            gib(self.total(context)),
-            gib(self.weights),
-            gib(self.total(context) - self.weights),
+            gib(all),
+            gib(self.weights - self.experts),
+            gib(all - (self.weights - self.experts)),
             gib(available),
         )
     }

@@ -133,8 +133,8 @@ pub struct Options {
     pub loop_guard: bool,
     /// Whether what a [`Receipt`](super::Receipt) needs is kept in the [`Stats`](super::Stats) (off).
     pub record: bool,
-    /// Whether tokens are drafted from the text so far and verified several at a time (on). Changes speed, never a
-    /// token.
+    /// Whether tokens are drafted from the text so far and verified several at a time (on). Changes speed; on a CPU
+    /// never a token.
     pub speculate: bool,
 }
 

@@ -328,6 +328,15 @@ impl Trace {
         Feed { sequence: &mut self.sequence, tokens: &self.draft, wants }
     }
 
+    /// Leaves out the draft; false if there is none.
+    pub fn gives_up_draft(&mut self) -> bool {
+        let drafted = !self.stats.tokens.is_empty() && self.draft.len() > 1;
+        if drafted {
+            self.draft.truncate(self.history.len() - self.sequence.len());
+        }
+        drafted
+    }
+
     /// How many rows of logits it wants.
     pub fn logit_rows(&self) -> usize {
         if self.stats.tokens.is_empty() { 1 } else { self.draft.len() }

@@ -275,7 +275,8 @@ impl Engine {
 
     /// Whether a sequence's pages are of this cache.
     fn has(&self, sequence: &Sequence) -> bool {
-        sequence.pages.iter().all(|page| self.pool.has(page))
+        // all are of the pool that the first is of
+        sequence.pages.first().is_none_or(|page| self.pool.has(page))
     }
 
     /// Pages for `more` tokens, the first of them not shared with another sequence.
@@ -286,6 +287,7 @@ impl Engine {
             if sequence.pages[last].is_shared() {
                 let copy = self.pool.take()?;
                 self.backend.copy_page(sequence.pages[last].id(), copy.id(), filled);
+                self.backend.end()?; // else the sequence would have a page that nothing was copied to
                 sequence.pages[last] = copy;
             }
         }

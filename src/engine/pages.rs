@@ -1,5 +1,7 @@
 //! Which KV pages are free: owners are counted, and no page costs an allocation.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::PAGE_LEN;
@@ -18,7 +20,8 @@ pub(super) struct Page {
 
 #[derive(Debug)]
 struct Pages {
-    free: Vec<u32>,
+    /// The lowest id is taken first, so that memory is touched from the front and a sequence's pages lie side by side.
+    free: BinaryHeap<Reverse<u32>>,
     /// By page.
     owners: Vec<u32>,
 }
@@ -29,8 +32,7 @@ fn lock(pages: &Mutex<Pages>) -> MutexGuard<'_, Pages> {
 
 impl PagePool {
     pub fn new(pages: usize) -> Self {
-        // the lowest id is taken first, so that memory is touched from the front
-        let free = (0..pages as u32).rev().collect();
+        let free = (0..pages as u32).map(Reverse).collect();
         PagePool(Arc::new(Mutex::new(Pages { free, owners: vec![0; pages] })))
     }
 
@@ -46,7 +48,7 @@ impl PagePool {
 
     pub fn take(&self) -> Result<Page> {
         let mut pages = lock(&self.0);
-        let id = pages.free.pop().ok_or_else(|| {
+        let Reverse(id) = pages.free.pop().ok_or_else(|| {
             Error::Memory(format!(
                 "the KV cache of {} tokens is full: end another conversation with this model, or load it with a larger context",
                 pages.owners.len() * PAGE_LEN
@@ -80,7 +82,7 @@ impl Drop for Page {
         let owners = &mut pages.owners[self.id as usize];
         *owners -= 1;
         if *owners == 0 {
-            pages.free.push(self.id);
+            pages.free.push(Reverse(self.id));
         }
     }
 }
@@ -100,6 +102,19 @@ mod tests {
         assert!(!second.is_shared());
         drop(second);
         assert_eq!(pool.take().unwrap().id(), 0);
+    }
+
+    #[test]
+    fn the_lowest_free_page_is_taken_first() {
+        let pool = PagePool::new(4);
+        let mut pages: Vec<_> = (0..4).map(|_| pool.take().unwrap()).collect();
+        pages.remove(1);
+        pages.remove(2);
+        pages.remove(0);
+        assert_eq!(
+            [(); 3].map(|()| pool.take().map(|page| (page.id(), pages.push(page)).0).unwrap()),
+            [0, 1, 3]
+        );
     }
 
     #[test]

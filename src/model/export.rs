@@ -337,8 +337,8 @@ fn scaling(h: &Hyperparameters, put: &mut impl FnMut(&str, Value)) -> Result<(),
                 put("rope.scaling.yarn_log_multiplier", Value::Float(m));
                 own = 1.0;
             }
-            let Some(magnitude) = *attention_factor else { return Ok(()) };
             // the key is a factor on YaRN's own magnitude; with latent attention llama.cpp multiplies scores by it as well
+            let magnitude = attention_factor.unwrap_or_else(|| yarn_magnitude(*factor, 1.0));
             if h.architecture != "deepseek2" {
                 put("rope.scaling.attn_factor", Value::Float(magnitude / own));
             } else if (magnitude - own).abs() > 1e-6 {

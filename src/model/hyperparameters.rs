@@ -230,6 +230,20 @@ impl Hyperparameters {
             {
                 return Err(format!("rope scaling factor {factor} must be positive"));
             }
+            Scaling::Llama3 { low, high, original_context, .. }
+                if ![*low, *high, *original_context].into_iter().all(&positive) =>
+            {
+                return Err(format!(
+                    "rope scaling's original context {original_context} and factors {low} and {high} must be positive"
+                ));
+            }
+            Scaling::Yarn { beta_fast, beta_slow, original_context, .. }
+                if ![*beta_fast, *beta_slow, *original_context].into_iter().all(&positive) =>
+            {
+                return Err(format!(
+                    "YaRN's original context {original_context} and betas {beta_fast} and {beta_slow} must be positive"
+                ));
+            }
             _ => &[],
         };
         for (name, factors) in lists {
