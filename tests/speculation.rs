@@ -3,7 +3,7 @@
 mod common;
 
 use common::{QWEN_05B, QWEN_15B, model};
-use pensive::{Error, Model, Options, Prompt, Stats};
+use pensive::{Model, Options, Stats};
 
 const POEM: &str = "Repeat the following program exactly, and nothing else:\n\n```python\n\
 def is_prime(number):\n    if number < 2:\n        return False\n    for divisor in range(2, int(number ** 0.5) + 1):\n\
@@ -48,6 +48,8 @@ fn drafts_cost_little_where_they_do_not_help() {
 #[cfg(feature = "pocket")]
 #[test]
 fn where_pages_run_out_a_draft_is_given_up_and_the_text_goes_on() {
+    use pensive::{Error, Prompt};
+
     let model = Model::builder("pocket").context(128).load().unwrap();
     // of the two pages one belongs to a conversation
     let mut chat = model.chat();
