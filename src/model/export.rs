@@ -413,6 +413,18 @@ mod tests {
     }
 
     #[test]
+    fn yarn_without_an_original_context_is_refused_when_it_is_read() {
+        let h = Hyperparameters { rope_scaling: yarn(None, true), ..hyperparameters("qwen3:0.6b") };
+        let mut pairs = metadata(&h, 0).unwrap();
+        let key = "qwen3.rope.scaling.original_context_length".to_owned();
+        assert!(pairs.insert(key, Value::Unsigned(0)).is_some());
+        let read =
+            Checkpoint { files: vec![], metadata: Metadata::Gguf(pairs.into()), tensors: BTreeMap::new() };
+        let message = Hyperparameters::read(&read).unwrap_err().to_string();
+        assert!(message.contains("original context 0"), "{message}");
+    }
+
+    #[test]
     fn what_gguf_cannot_say_of_yarn_is_refused() {
         let refused = |name: &str, rope_scaling| {
             let h = Hyperparameters { rope_scaling, ..hyperparameters(name) };
@@ -421,6 +433,12 @@ mod tests {
         assert!(refused("qwen3:0.6b", yarn(None, false)).contains("truncate"));
         assert!(refused("gpt-oss:20b", yarn(None, true)).contains("truncate"));
         assert!(refused("deepseek-r1:671b", yarn(Some(1.2), true)).contains("magnitude"));
+        // its own magnitude, where scores are multiplied by its square as well
+        let mut h = hyperparameters("deepseek-r1:671b");
+        h.rope_scaling = yarn(None, true);
+        metadata(&h, 0).unwrap();
+        h.attention_scale *= (0.1 * 4f32.ln() + 1.0).powi(2);
+        assert!(metadata(&h, 0).unwrap_err().contains("magnitude"));
     }
 
     #[test]

@@ -30,7 +30,9 @@ pub fn real_model(file: &str) -> Option<PathBuf> {
 /// Checks that bits are those that another processor left under this name in the folder that PENSIVE_TEST_BITS names; leaves
 /// them there where none did. Without that folder nothing is computed.
 pub fn same_on_other_processors(name: &str, bits: impl FnOnce() -> Vec<u32>) {
-    let Some(folder) = std::env::var_os("PENSIVE_TEST_BITS") else { return };
+    let Some(folder) = std::env::var_os("PENSIVE_TEST_BITS") else {
+        return eprintln!("skipped: PENSIVE_TEST_BITS names no folder for the bits of {name}");
+    };
     let path = Path::new(&folder).join(name);
     let bytes: Vec<u8> = bits().iter().flat_map(|bits| bits.to_le_bytes()).collect();
     match std::fs::read(&path) {
